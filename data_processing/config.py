@@ -1,0 +1,76 @@
+"""Settings of the prepare_data stage."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal
+
+from pydantic import Field
+
+from data_processing.settings import Settings, operational
+
+Split = Literal["train", "validation", "test"]
+
+
+class ProceduresConfig(Settings):
+    """The built-in verifiable task (see docs/data.md): sizes, difficulty and noise of what is generated."""
+
+    difficulty: int = Field(
+        2, ge=1, le=3, description="1: up to 3 rules in order; 2: up to 5, shuffled; 3: exceptions and two-attribute rules"
+    )
+    sft_rows: int = Field(
+        112, ge=0, description="Training rows for SFT; few on purpose, so that later stages have something to gain"
+    )
+    preference_pairs: int = Field(256, ge=0, description="Training pairs (optimal procedure, one named corruption)")
+    prompt_rows: int = Field(256, ge=0, description="Training prompts for online training, labelled with the policy as JSON")
+    validation_rows: int = Field(32, ge=0, description="Rows of the validation split of each table")
+    test_rows: int = Field(64, ge=0, description="Unseen policies of the test split")
+    noisy_label_fraction: float = Field(
+        0.0, ge=0.0, lt=0.5, description="Share of training pairs with chosen and rejected swapped"
+    )
+
+
+class SourceKind(str, Enum):
+    """Where rows come from."""
+
+    huggingface = "huggingface"
+    file = "file"
+
+
+class TableSource(Settings):
+    """One source of rows for one table.
+
+    `path` is a Hugging Face dataset name, a file (.parquet, .jsonl, .json, .csv, .arrow), a folder of such files,
+    or `data_type@dir` (for example `jsonl@/data/chat`), which reads every file of that type below the folder.
+    """
+
+    path: str = Field(description="Dataset name, file, folder, or data_type@dir")
+    kind: SourceKind = Field(SourceKind.file, description="'file' for local paths, 'huggingface' for dataset names")
+    split: str = Field("train", description="Split to read from a Hugging Face dataset")
+    subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset")
+    max_rows: int | None = Field(None, ge=1, description="Read at most this many rows")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Renames source columns: {name in the source: name a recogniser knows}"
+    )
+
+
+class DataConfig(Settings):
+    """What prepare_data reads, how it splits, and how much bad data it tolerates."""
+
+    procedures: ProceduresConfig | None = Field(
+        default_factory=ProceduresConfig, description="Settings of the built-in task; null to use only the sources below"
+    )
+    sft: list[TableSource] = Field(default_factory=list, description="Sources of the sft table")
+    preference: list[TableSource] = Field(default_factory=list, description="Sources of the preference table")
+    prompts: list[TableSource] = Field(default_factory=list, description="Sources of the prompts table")
+    unpaired: list[TableSource] = Field(default_factory=list, description="Sources of the unpaired table")
+    validation_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of source rows, by id, in the validation split")
+    test_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of source rows, by id, in the test split")
+    max_bad_fraction: float = Field(
+        0.01, ge=0.0, le=1.0, description="Share of unreadable rows above which the stage stops (exit 11)"
+    )
+    allow_duplicates: bool = Field(False, description="Keep going when rows repeat; repeats are dropped and counted")
+    allow_leaks: bool = Field(
+        False, description="Keep going when an id or a prompt stands in two splits; the training copy is dropped"
+    )
+    preview_rows: int = operational(3, "Rows of each table shown in the stage's summary", ge=0, le=20)

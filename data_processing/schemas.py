@@ -1,0 +1,134 @@
+"""The Arrow tables that travel between stages, and the only way to write and read them.
+
+Every table is checked against its schema on write and on read. What a table means is in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_processing.errors import DataError
+
+TableName = Literal["sft", "preference", "unpaired", "prompts", "story", "rollouts", "predictions", "scores"]
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+MESSAGE = pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
+MESSAGES = pa.list_(pa.field("item", MESSAGE, nullable=False))
+IDS = pa.list_(pa.field("item", pa.int32(), nullable=False))
+FLOATS = pa.list_(pa.field("item", pa.float32(), nullable=False))
+
+
+def _schema(**columns: pa.DataType | tuple[pa.DataType]) -> pa.Schema:
+    """Columns are required; a one-element tuple marks an optional one."""
+    return pa.schema(
+        [
+            pa.field(name, kind[0] if isinstance(kind, tuple) else kind, nullable=isinstance(kind, tuple))
+            for name, kind in columns.items()
+        ]
+    )
+
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "sft": _schema(id=pa.string(), messages=MESSAGES),
+    "preference": _schema(
+        id=pa.string(), prompt=MESSAGES, chosen=MESSAGES, rejected=MESSAGES, margin=(pa.float64(),), detail=(pa.string(),)
+    ),
+    "unpaired": _schema(id=pa.string(), prompt=MESSAGES, response=MESSAGES, desirable=pa.bool_()),
+    "prompts": _schema(id=pa.string(), prompt=MESSAGES, label=(pa.string(),), source=pa.string()),
+    "story": _schema(id=pa.string(), prompt=MESSAGES, gold=pa.string(), source=pa.string()),
+    "rollouts": _schema(
+        prompt_id=pa.string(),
+        step=pa.int64(),
+        sample=pa.int32(),
+        weight_version=pa.int64(),
+        prompt_ids=IDS,
+        response_ids=IDS,
+        logprobs=FLOATS,
+        rewards=pa.map_(pa.string(), pa.float64()),
+        reward=pa.float64(),
+        length_tokens=pa.int32(),
+        finish_reason=pa.string(),
+    ),
+    "predictions": _schema(
+        id=pa.string(),
+        prompt_id=pa.string(),
+        model=pa.string(),
+        decoding=pa.string(),
+        prompt=MESSAGES,
+        response=pa.string(),
+        label=(pa.string(),),
+        finish_reason=pa.string(),
+        prompt_tokens=pa.int32(),
+        response_tokens=pa.int32(),
+    ),
+    "scores": _schema(prediction_id=pa.string(), metric=pa.string(), value=pa.float64(), detail=(pa.string(),)),
+}
+
+
+def content_id(value: Any) -> str:
+    """A 16-hex-digit id of any JSON value: the same content has the same id on every machine."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_table(name: TableName, rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """Rows as a table of schema `name`; raises `DataError` naming table and reason where they do not fit."""
+    try:
+        return pa.Table.from_pylist(list(rows), schema=SCHEMAS[name])
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"table '{name}': rows do not fit its schema: {error}") from error
+
+
+def write_table(name: TableName, table: pa.Table, path: Path) -> None:
+    """Validate and write one Parquet file, durable before it appears under its name."""
+    validate_table(name, table, where=str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as sink:
+        pq.write_table(table, sink)
+        sink.flush()
+        os.fsync(sink.fileno())
+    part.rename(path)
+
+
+def read_table(name: TableName, path: Path) -> pa.Table:
+    """Read and validate one Parquet file written by `write_table`."""
+    if not path.is_file():
+        raise DataError(f"table '{name}': no file at {path}; run the prepare_data stage or check the path")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"table '{name}': {path} is not a readable Parquet file: {error}") from error
+    validate_table(name, table, where=str(path))
+    return table.cast(SCHEMAS[name])
+
+
+def validate_table(name: TableName, table: pa.Table, where: str) -> None:
+    """Raise `DataError` unless `table` has exactly the columns of schema `name`, with no null in a required one."""
+    schema = SCHEMAS[name]
+    missing = [f.name for f in schema if f.name not in table.column_names]
+    unknown = [c for c in table.column_names if c not in schema.names]
+    if missing or unknown:
+        raise DataError(
+            f"{where}: table '{name}' lacks columns {missing} and has unknown columns {unknown}; expected {schema.names}"
+        )
+    for field in schema:
+        column = table.column(field.name)
+        if not field.nullable and column.null_count:
+            row = column.is_null().to_pylist().index(True)
+            raise DataError(f"{where}: table '{name}', row {row}: column '{field.name}' is null but required")
+        try:
+            column.cast(field.type)
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{where}: table '{name}', column '{field.name}': {column.type} is not {field.type}: {error}"
+            ) from error

@@ -1,0 +1,35 @@
+"""The base of every settings model: closed, frozen, and aware of which fields can change a result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """A closed set of described fields. Unknown names are refused; instances are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def result_fields(self) -> dict[str, Any]:
+        """JSON-ready values of the fields that can change what a stage produces (all but those marked operational)."""
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("operational"):
+                continue
+            value = getattr(self, name)
+            values[name] = value.result_fields() if isinstance(value, Settings) else self._json_value(name)
+        return values
+
+    def _json_value(self, name: str) -> Any:
+        value = getattr(self, name)
+        if isinstance(value, (list, tuple)):
+            return [v.result_fields() if isinstance(v, Settings) else v for v in value]
+        return self.model_dump(mode="json", include={name})[name]
+
+
+def operational(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that changes how a stage runs but never what it produces, so it stays out of the stage key."""
+    return Field(default, description=description, json_schema_extra={"operational": True}, **constraints)

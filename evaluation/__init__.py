@@ -1,0 +1,1 @@
+"""A model to numbers, judgements, plots and one report."""

@@ -1,0 +1,1 @@
+"""Training: objectives, models, engines, rollouts, rewards and recipes. Knows no Prefect and no MLflow."""

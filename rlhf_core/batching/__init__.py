@@ -1,0 +1,1 @@
+"""From messages to token rows to model batches: chat templates, tokenising, packing, balancing, collating."""

@@ -1,0 +1,1 @@
+"""Ray actors, placement and worker groups: one controller, many workers."""

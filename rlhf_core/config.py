@@ -1,0 +1,253 @@
+"""Settings of the model and training stages. Importable without torch: the command line and the UI read these models."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data_processing.settings import Settings, operational
+
+Dtype = Literal["bf16", "fp32"]
+
+
+class BaseModelConfig(Settings):
+    """The model the pipeline starts from."""
+
+    path: str = Field(
+        "smollm2-135m", description="A folder in Hugging Face layout, or the name of a packaged model: smollm2-135m"
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model folder")
+    chat_template: str | None = Field(
+        None,
+        description="Jinja chat template to use instead of the tokenizer's; null keeps its own, or the plain one if it has none",
+    )
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters; `rank: 0` trains all weights."""
+
+    rank: int = Field(16, ge=0, le=1024, description="Rank of the adapters; 0 trains all weights")
+    alpha: float = Field(32.0, gt=0, description="Adapter output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on adapter inputs")
+    target_modules: list[str] | None = Field(
+        None, description="Names of the linear layers that get adapters; null: all but the head"
+    )
+
+
+class Schedule(str, Enum):
+    """How the learning rate goes after warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class OptimizerSettings(Settings):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(5e-4, ge=0.0, description="Peak learning rate")
+    schedule: Schedule = Field(Schedule.cosine, description="Shape after warm-up")
+    warmup_fraction: float = Field(0.1, ge=0.0, le=1.0, description="Share of the steps that ramp up linearly")
+    weight_decay: float = Field(0.0, ge=0.0, description="Decoupled weight decay")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW beta1")
+    beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW beta2")
+    epsilon: float = Field(1e-8, gt=0.0, description="AdamW epsilon")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="Gradients are clipped to this global norm")
+
+
+class EngineSettings(Settings):
+    """How training is laid out on the hardware: ranks, ZeRO, precision, micro-batches."""
+
+    world_size: int = Field(1, ge=1, description="Training processes (one a GPU, or one or two on a CPU)")
+    gpus_per_rank: float = Field(0.0, ge=0.0, le=1.0, description="GPUs each rank reserves; 0 trains on CPU")
+    zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
+    offload_optimizer: bool = Field(False, description="Keep optimizer states in CPU memory (ZeRO 1-3)")
+    dtype: Dtype = Field("bf16", description="Compute precision; bf16 keeps fp32 master weights and needs zero_stage >= 1")
+    micro_batch_tokens: int = Field(2048, ge=16, description="Most tokens in one forward and backward pass")
+    packing: bool = Field(True, description="Pack sequences into one row with position ids; false pads them")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention implementation")
+    threads_per_rank: int = operational(1, "OpenMP threads a process; more than one collapses when cores are shared", ge=1)
+
+    @model_validator(mode="after")
+    def _bf16_needs_master_weights(self) -> EngineSettings:
+        if self.dtype == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "dtype 'bf16' with zero_stage 0 trains without fp32 master weights and loses updates; use zero_stage 1, 2 or 3, or dtype 'fp32'"
+            )
+        return self
+
+
+class TrainingConfig(Settings):
+    """What every training stage has in common."""
+
+    lora: LoraSettings = Field(default_factory=LoraSettings, description="Adapters")
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings, description="Optimizer and schedule")
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="Hardware layout")
+    max_length_tokens: int = Field(
+        1024, ge=8, description="Longest sequence (prompt and response); longer rows are handled by `overlong`"
+    )
+    overlong: Literal["error", "drop"] = Field("error", description="What happens to rows longer than max_length_tokens")
+    max_dropped_fraction: float = Field(
+        0.05, ge=0.0, le=1.0, description="Share of dropped rows above which the stage stops (exit 11)"
+    )
+    checkpoint_every_steps: int = operational(20, "Steps between checkpoints to resume from; 0 keeps only the final one", ge=0)
+    stall_after_s: float = operational(1800.0, "Seconds without an event after which the stage counts as hung", gt=0)
+
+
+class SftConfig(TrainingConfig):
+    """Supervised fine-tuning on the assistant turns of the sft table."""
+
+    batch_size: int = Field(8, ge=1, description="Conversations an optimizer step, over all ranks")
+    epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
+    eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
+
+
+class RewardModelConfig(TrainingConfig):
+    """A scalar reward head trained on pairs (Bradley-Terry)."""
+
+    batch_size: int = Field(8, ge=1, description="Pairs an optimizer step, over all ranks")
+    epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
+    eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
+    center_coef: float = Field(
+        0.01, ge=0.0, description="Weight of the penalty (chosen + rejected)^2 that keeps scores centred at 0"
+    )
+
+
+class PreferenceMethod(str, Enum):
+    """Preference losses of specs/objectives.md, `preference_loss`."""
+
+    dpo = "dpo"
+    cdpo = "cdpo"
+    robust = "robust"
+    hinge = "hinge"
+    ipo = "ipo"
+    ipo_sum = "ipo_sum"
+
+
+class PreferenceConfig(TrainingConfig):
+    """Direct preference optimisation and kin, against a reference whose log-probs are computed once and kept."""
+
+    method: PreferenceMethod = Field(PreferenceMethod.dpo, description="Which loss")
+    beta: float = Field(0.1, gt=0.0, description="Strength of the implicit KL constraint")
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=0.5, description="Assumed share of flipped labels; needs method cdpo or robust"
+    )
+    nll_coef: float = Field(0.0, ge=0.0, description="Weight of the chosen response's token-mean negative log-likelihood")
+    batch_size: int = Field(8, ge=1, description="Pairs an optimizer step, over all ranks")
+    epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
+    eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
+
+    @model_validator(mode="after")
+    def _smoothing_has_a_reader(self) -> PreferenceConfig:
+        smooths = self.method in (PreferenceMethod.cdpo, PreferenceMethod.robust)
+        if smooths != (self.label_smoothing > 0):
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} with method '{self.method.value}': methods cdpo and robust need label_smoothing > 0, the others need 0"
+            )
+        return self
+
+
+class OnlineMethod(str, Enum):
+    """Online methods; each is a row of settings in rlhf_core/recipes/online_methods.py."""
+
+    ppo = "ppo"
+    grpo = "grpo"
+
+
+class RolloutEngine(str, Enum):
+    """Who generates."""
+
+    auto = "auto"
+    vllm = "vllm"
+    hf = "hf"
+
+
+class RolloutSettings(Settings):
+    """How responses are sampled during online training."""
+
+    engine: RolloutEngine = Field(RolloutEngine.auto, description="auto: vLLM where it imports, else transformers")
+    temperature: float = Field(1.0, gt=0.0, description="Sampling temperature; the trainer's log-probs use the same")
+    max_new_tokens: int = Field(256, ge=1, description="Longest response, in tokens")
+    kv_cache_mib: int = operational(256, "vLLM's key-value cache on CPU, in MiB", ge=16)
+    gpu_memory_fraction: float = operational(0.4, "Share of a GPU vLLM may take", gt=0.0, lt=1.0)
+    max_logprob_gap: float = Field(
+        0.2, gt=0.0, description="Largest mean |sampler - trainer| log-prob (nats) before the run stops"
+    )
+    threads: int = operational(1, "OpenMP threads of the generation process", ge=1)
+    start_timeout_s: float = operational(300.0, "Seconds the generation engine may take to start", gt=0)
+
+
+class RewardSource(Settings):
+    """One source of reward."""
+
+    kind: Literal["reward_model", "procedures", "python"] = Field(
+        description="reward_model: the trained scorer; procedures: the checker; python: a function"
+    )
+    weight: float = Field(1.0, description="Factor in the weighted sum")
+    function: str | None = Field(
+        None,
+        description="Import path module:function for kind python; called with prompts, responses and labels, returns one float each",
+    )
+
+    @model_validator(mode="after")
+    def _function_iff_python(self) -> RewardSource:
+        if (self.kind == "python") != (self.function is not None):
+            raise ValueError(
+                f"rewards: kind '{self.kind}' with function={self.function!r}: 'function' is needed for kind python and for no other"
+            )
+        return self
+
+
+class OnlineConfig(TrainingConfig):
+    """Online training: sample, score, compute advantages, update, send the weights to the sampler."""
+
+    method: OnlineMethod = Field(OnlineMethod.ppo, description="Row of settings: advantages, loss, where the KL goes, critic")
+    steps: int = Field(8, ge=1, description="Rollout and update rounds")
+    prompts_per_step: int = Field(8, ge=1, description="Prompts sampled each round")
+    samples_per_prompt: int = Field(4, ge=1, description="Responses a prompt; group methods need at least 2")
+    updates_per_step: int = Field(1, ge=1, description="Passes over each round's rollouts")
+    mini_batches: int = Field(1, ge=1, description="Optimizer steps a pass")
+    rewards: list[RewardSource] = Field(
+        default_factory=lambda: [RewardSource(kind="reward_model")], min_length=1, description="Weighted sum of these"
+    )
+    kl_coef: float = Field(0.02, ge=0.0, description="Weight of the KL to the reference (nats)")
+    score_clip: float | None = Field(None, gt=0.0, description="Scores are clipped to +- this; null: not at all")
+    gamma: float = Field(1.0, gt=0.0, le=1.0, description="Discount a token")
+    gae_lambda: float = Field(0.95, ge=0.0, le=1.0, description="GAE lambda (ppo)")
+    clip_low: float = Field(0.2, gt=0.0, lt=1.0, description="Ratios below 1 - clip_low are clipped")
+    clip_high: float = Field(0.2, gt=0.0, description="Ratios above 1 + clip_high are clipped")
+    dual_clip: float | None = Field(None, gt=1.0, description="Bound of the loss for negative advantages; null: none")
+    entropy_coef: float = Field(0.0, ge=0.0, description="Weight of the entropy bonus")
+    value_clip: float | None = Field(0.2, gt=0.0, description="Range of the clipped value loss (ppo); null: not clipped")
+    critic_learning_rate: float = Field(1e-3, ge=0.0, description="Peak learning rate of the critic (ppo)")
+    critic_warmup_steps: int = Field(0, ge=0, description="First rounds that train only the critic (ppo)")
+    rollout: RolloutSettings = Field(default_factory=RolloutSettings, description="Sampling")
+    placement_timeout_s: float = operational(120.0, "Seconds to wait for the placement group", gt=0)
+    max_truncated_fraction: float = Field(
+        0.95, gt=0.0, le=1.0, description="Share of responses cut at max_new_tokens, three rounds in a row, that stops the run"
+    )
+
+    @model_validator(mode="after")
+    def _groups_need_samples(self) -> OnlineConfig:
+        if self.method is OnlineMethod.grpo and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"samples_per_prompt={self.samples_per_prompt} with method 'grpo': group advantages need at least 2 samples a prompt"
+            )
+        if (self.prompts_per_step * self.samples_per_prompt) % self.mini_batches:
+            raise ValueError(
+                f"mini_batches={self.mini_batches} does not divide prompts_per_step * samples_per_prompt = {self.prompts_per_step * self.samples_per_prompt}"
+            )
+        return self
+
+
+class ConvertConfig(Settings):
+    """Training checkpoint to Hugging Face folder."""
+
+    dtype: Dtype = Field("bf16", description="Precision of the saved weights")
+    max_shard_gib: float = Field(5.0, gt=0.0, description="Largest safetensors file, GiB")

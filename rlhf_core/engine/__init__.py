@@ -1,0 +1,1 @@
+"""One training engine over DeepSpeed: forward, backward, step, sharding, offload, checkpoint, resume."""

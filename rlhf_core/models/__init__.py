@@ -1,0 +1,1 @@
+"""Load, heads, LoRA, save and convert Hugging Face models."""

@@ -1,0 +1,1 @@
+"""Generation engines (vLLM; transformers as the plain fallback) and weight synchronisation."""
