@@ -12,11 +12,15 @@ from rlhf_core.config import RolloutEngine
 Metric = Literal["procedures", "reward", "kl", "length", "perplexity"]
 
 
+def _all_metrics() -> list[Metric]:
+    return ["procedures", "reward", "kl", "length", "perplexity"]
+
+
 class EvaluateConfig(Settings):
     """How one model is measured on the test split."""
 
     metrics: list[Metric] = Field(
-        default_factory=lambda: ["procedures", "reward", "kl", "length", "perplexity"], description="What is computed"
+        default_factory=_all_metrics, description="What is computed"
     )
     max_prompts: int | None = Field(64, ge=1, description="Prompts of the test split used; null: all")
     temperature: float = Field(1.0, gt=0.0, description="Temperature of the sampled answers")
