@@ -1,0 +1,30 @@
+"""What a training recipe is given: settings, folders, a seed and a place to report. Nothing here computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from rlhf_core.config import TrainingConfig
+from rlhf_core.events import EventLog
+
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class TrainingJob(Generic[ConfigT]):
+    """One training run, the same on every rank; it holds only paths and settings, so it can be sent to any process.
+
+    `model` is a Hugging Face folder and `data` a prepared data folder, both read-only; `output` becomes the checkpoint
+    artifact; `resume` outlives attempts and holds checkpoints, caches and, after a divergence, `bad_batch.json`.
+    """
+
+    config: ConfigT
+    model: Path
+    data: Path
+    output: Path
+    resume: Path
+    seed: int
+    events: EventLog
+    trust_remote_code: bool = False
