@@ -19,9 +19,7 @@ def _all_metrics() -> list[Metric]:
 class EvaluateConfig(Settings):
     """How one model is measured on the test split."""
 
-    metrics: list[Metric] = Field(
-        default_factory=_all_metrics, description="What is computed"
-    )
+    metrics: list[Metric] = Field(default_factory=_all_metrics, description="What is computed")
     max_prompts: int | None = Field(64, ge=1, description="Prompts of the test split used; null: all")
     temperature: float = Field(1.0, gt=0.0, description="Temperature of the sampled answers")
     samples_per_prompt: int = Field(1, ge=1, description="Sampled answers a prompt; their mean counts once")
