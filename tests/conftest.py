@@ -1,0 +1,58 @@
+"""What every test shares: an offline, single-threaded environment, the vectors option, and one local Ray."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Set before any test imports torch or transformers: they read these once.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    DS_ACCELERATOR="cpu",
+    DO_NOT_TRACK="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--vectors",
+        type=Path,
+        default=REPOSITORY / "tests" / "conformance" / "vectors",
+        help="folder of vector files (*.json) that tests/conformance compares with",
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of this session's own: four CPUs in name, no dashboard, this repository importable in its workers."""
+    import ray
+
+    # Short, because Ray's sockets live below it and their paths are limited to 107 bytes.
+    home = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    python_path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        _temp_dir=home,
+        object_store_memory=256 << 20,
+        log_to_driver=False,
+        runtime_env={
+            "env_vars": {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+        },
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(home, ignore_errors=True)
