@@ -1,0 +1,79 @@
+"""What every generation engine takes and gives back. Engines live in their own files; nothing here generates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from data_processing.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn: `n` a prompt, each at most `max_new_tokens` long, ended by any of `stop_ids`.
+
+    There is no top-p, top-k or minimum length on purpose: truncation would make the reported log-probs those of another
+    distribution than the trainer's. `greedy` ignores `temperature` and gives all `n` the same response.
+    """
+
+    temperature: float
+    max_new_tokens: int
+    n: int
+    greedy: bool
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Generation:
+    """One response, exactly as sampled.
+
+    `response_ids` ends with the stop token where one was drawn. `logprobs` (nats, one an id) are those of the distribution
+    that was sampled from, log-softmax(logits / temperature), and at temperature 1 for greedy decoding.
+    `weight_version` says which weights drew it.
+    """
+
+    response_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+    weight_version: int = 0
+
+
+class Generator(Protocol):
+    """A model that answers prompts and whose weights can be replaced in place."""
+
+    @property
+    def name(self) -> str:
+        """Which engine this is: "vllm" or "hf"."""
+        ...
+
+    @property
+    def weight_version(self) -> int:
+        """The version given with the latest `update_weights`; 0 for the weights of the model folder."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[Generation]]:
+        """Answer token-id prompts: `sampling.n` generations for each, in order. The same seed gives the same draws.
+
+        Raises `ConfigError` for an empty prompt or one that leaves no room for a response.
+        """
+        ...
+
+    def update_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Replace all weights by `state` (names as in the model folder); every later sample carries `version`."""
+        ...
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], max_model_len: int) -> None:
+    """Raise `ConfigError` naming the first prompt that is empty or fills the whole context of `max_model_len` tokens."""
+    for index, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < max_model_len:
+            raise ConfigError(
+                f"prompt {index} has {len(prompt)} tokens; with max_model_len={max_model_len} it must have 1 to {max_model_len - 1}:"
+                " shorten the prompt or raise max_length_tokens"
+            )

@@ -1,0 +1,79 @@
+"""Which generation engine runs, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from data_processing.errors import ConfigError
+from rlhf_core.config import Dtype, RolloutEngine
+from rlhf_core.rollout.base import Generator
+
+
+def choose_engine(engine: RolloutEngine, model: Path) -> tuple[RolloutEngine, str]:
+    """The engine that `engine` means for the model folder, and the reason in words. Imports vLLM unless `hf` is asked for.
+
+    Raises `ConfigError` where `vllm` is asked for and cannot serve the model.
+    """
+    if engine is RolloutEngine.hf:
+        return RolloutEngine.hf, "asked for"
+    obstacle = _vllm_obstacle(model)
+    if obstacle is None:
+        return RolloutEngine.vllm, "asked for" if engine is RolloutEngine.vllm else "vLLM imports and knows the architecture"
+    if engine is RolloutEngine.vllm:
+        raise ConfigError(f"rollout engine 'vllm' cannot be used: {obstacle}; use engine 'hf' or 'auto'")
+    return RolloutEngine.hf, obstacle
+
+
+def make_generator(
+    engine: RolloutEngine,
+    model: Path,
+    *,
+    dtype: Dtype,
+    max_model_len: int,
+    max_num_seqs: int,
+    kv_cache_mib: int,
+    gpu_memory_fraction: float,
+    threads: int,
+    trust_remote_code: bool,
+) -> Generator:
+    """Start an engine on the model folder. `max_model_len` bounds prompt plus response (tokens), `max_num_seqs` what runs at once."""
+    torch.set_num_threads(threads)
+    chosen, _ = choose_engine(engine, model)
+    if chosen is RolloutEngine.hf:
+        from rlhf_core.rollout.hf_engine import HfGenerator
+
+        return HfGenerator(
+            model, dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs, trust_remote_code=trust_remote_code
+        )
+    from rlhf_core.rollout.vllm_engine import VllmGenerator
+
+    return VllmGenerator(
+        model,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        kv_cache_mib=kv_cache_mib,
+        gpu_memory_fraction=gpu_memory_fraction,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _vllm_obstacle(model: Path) -> str | None:
+    """Why vLLM cannot serve the model folder, or None."""
+    from rlhf_core.rollout.vllm_engine import ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
+    try:
+        # `import vllm` passes beside a broken torchvision; this import does not.
+        from vllm import LLM, ModelRegistry
+    except (ImportError, RuntimeError, OSError) as error:
+        return f"vLLM does not import here ({type(error).__name__}: {error})"
+    del LLM
+    architectures: list[str] = json.loads((model / "config.json").read_text()).get("architectures") or []
+    if not set(architectures) & set(ModelRegistry.get_supported_archs()):
+        return f"vLLM does not know the architecture {architectures}"
+    return None
