@@ -1,0 +1,79 @@
+"""Where alignflow keeps its state: one folder, `ALIGNFLOW_HOME` or `./.alignflow`.
+
+    store/    finished artifacts                    work/     one folder a key: attempts, checkpoints to resume from
+    runs/     one folder a flow run                 mlflow/   database and artifacts of the local tracker
+    prefect/  home of the local Prefect server      pids/     processes that `alignflow up` started
+    models/   packaged models, converted once
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds everything alignflow remembers; its parts are created when they are first needed."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path | None = None) -> Home:
+        """The home at `root`, else at `ALIGNFLOW_HOME`, else `./.alignflow`; created if missing, always absolute."""
+        chosen = root or Path(os.environ.get("ALIGNFLOW_HOME") or ".alignflow")
+        chosen = chosen.expanduser().resolve()
+        chosen.mkdir(parents=True, exist_ok=True)
+        return cls(chosen)
+
+    @property
+    def store(self) -> Path:
+        """Finished artifacts, `store/<kind>/<key>/`."""
+        return self._part("store")
+
+    @property
+    def work(self) -> Path:
+        """Attempts and resume folders, `work/<stage>-<key>/`."""
+        return self._part("work")
+
+    @property
+    def runs(self) -> Path:
+        """One folder a flow run: resolved config, what each node produced, the tracker's journal."""
+        return self._part("runs")
+
+    @property
+    def mlflow(self) -> Path:
+        """Database and artifacts of the local tracker."""
+        return self._part("mlflow")
+
+    @property
+    def prefect(self) -> Path:
+        """`PREFECT_HOME` of the local Prefect server."""
+        return self._part("prefect")
+
+    @property
+    def pids(self) -> Path:
+        """Records of the processes that `alignflow up` started."""
+        return self._part("pids")
+
+    @property
+    def models(self) -> Path:
+        """Packaged models, fetched and converted once."""
+        return self._part("models")
+
+    def run(self, run: str) -> Path:
+        """The folder of flow run `run`."""
+        folder = self.runs / run
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def tracking_uri(self) -> str:
+        """`MLFLOW_TRACKING_URI` where it is set, else the local database."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow / 'mlflow.db'}"
+
+    def _part(self, name: str) -> Path:
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
