@@ -21,7 +21,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 def code_digests(module: str) -> dict[str, str]:
     """sha256 of every file of ours that `module` can import, itself included, by module name."""
-    own = (*OWN_PACKAGES, module.split(".")[0])
+    own = (*OWN_PACKAGES, module.split(".", maxsplit=1)[0])
     digests: dict[str, str] = {}
     waiting = [module]
     while waiting:

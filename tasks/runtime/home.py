@@ -1,9 +1,9 @@
 """Where alignflow keeps its state: one folder, `ALIGNFLOW_HOME` or `./.alignflow`.
 
-    store/    finished artifacts                    work/     one folder a key: attempts, checkpoints to resume from
-    runs/     one folder a flow run                 mlflow/   database and artifacts of the local tracker
-    prefect/  home of the local Prefect server      pids/     processes that `alignflow up` started
-    models/   packaged models, converted once
+store/    finished artifacts                    work/     one folder a key: attempts, checkpoints to resume from
+runs/     one folder a flow run                 mlflow/   database and artifacts of the local tracker
+prefect/  home of the local Prefect server      pids/     processes that `alignflow up` started
+models/   packaged models, converted once
 """
 
 from __future__ import annotations

@@ -60,3 +60,22 @@ class StageObserver(Protocol):
 
     def on_warning(self, message: str) -> None:
         """The runtime has something to say: an attempt failed and another follows, an executor does not answer."""
+
+
+class SilentObserver:
+    """An observer that listens to nothing; also the base of those that care about a few of the calls."""
+
+    def on_key(self, key: str, description: dict[str, Any]) -> None:
+        """Ignored."""
+
+    def on_attempt(self, attempt: int, folder: Path, attached: bool) -> None:
+        """Ignored."""
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Ignored."""
+
+    def on_log(self, text: str) -> None:
+        """Ignored."""
+
+    def on_warning(self, message: str) -> None:
+        """Ignored."""

@@ -1,0 +1,127 @@
+"""Waiting for one attempt: status, log and events until it ends; stopping it when the waiter is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+
+from tasks.runtime.config import RuntimeConfig
+from tasks.runtime.event_tail import EventTail
+from tasks.runtime.executor import Executor, ExecutorUnreachableError, Job, JobState, JobStatus
+from tasks.runtime.failures import StageFailedError
+from tasks.runtime.liveness import is_alive
+from tasks.runtime.request import StageObserver
+from tasks.runtime.spec import EVENTS_FILE
+
+UNREACHABLE_LIMIT_S = 60.0
+_STOP_MARGIN_S = 15.0
+_STOP_POLL_S = 0.2
+_LOG_EVERY_S = 1.0
+
+AnswerT = TypeVar("AnswerT")
+
+
+async def follow(job: Job, executor: Executor, settings: RuntimeConfig, observer: StageObserver) -> JobState:
+    """The state in which the job ended. Leaving early, by cancellation or error, stops the job and waits until it is gone."""
+    watch = _Watch(job, executor, settings, observer)
+    try:
+        return await watch.until_end()
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await _stop(job, executor, observer)
+            await watch.report()
+        raise
+
+
+class _Watch:
+    def __init__(self, job: Job, executor: Executor, settings: RuntimeConfig, observer: StageObserver) -> None:
+        self._job = job
+        self._executor = executor
+        self._settings = settings
+        self._observer = observer
+        self._tail = EventTail(job.folder / EVENTS_FILE)
+        self._log_offset = 0
+        self._next_log = 0.0
+
+    async def until_end(self) -> JobState:
+        since = time.monotonic()
+        answer = Patience(self._observer, f"executor '{self._executor.name}'")
+        while True:
+            state = await answer.to(lambda: self._executor.state(self._job))
+            if state and state.status is JobStatus.pending and time.monotonic() - since > self._settings.start_timeout_s:
+                raise StageFailedError(
+                    f"job {self._job.id} is still pending after start_timeout_s={self._settings.start_timeout_s:g} s; "
+                    "the cluster lacks room for it or cannot start processes"
+                )
+            ended = state is not None and (state.status.is_terminal or self._is_gone(state))
+            await self.report(log_now=ended)
+            if state and ended:
+                return state
+            await asyncio.sleep(self._settings.poll_interval_s)
+
+    async def report(self, log_now: bool = True) -> None:
+        """Pass on what is new in the events and, less often, in the log."""
+        for event in self._tail.read():
+            self._observer.on_event(event)
+        if not log_now and time.monotonic() < self._next_log:
+            return
+        self._next_log = time.monotonic() + _LOG_EVERY_S
+        try:
+            text, self._log_offset = await asyncio.to_thread(self._executor.read_log, self._job, self._log_offset)
+        except ExecutorUnreachableError:
+            return
+        if text:
+            self._observer.on_log(text)
+
+    def _is_gone(self, state: JobState) -> bool:
+        """A job that its executor does not know, with no live worker, will not come back."""
+        return state.status is JobStatus.unknown and not is_alive(self._job.folder)
+
+
+class Patience:
+    """Bears with an executor that does not answer, for a while: None instead of an answer, then `StageFailedError`."""
+
+    def __init__(self, observer: StageObserver, who: str) -> None:
+        self._observer = observer
+        self._who = who
+        self._silent_since: float | None = None
+
+    async def to(self, call: Callable[[], AnswerT]) -> AnswerT | None:
+        """The answer of `call`, made in a thread."""
+        try:
+            answer = await asyncio.to_thread(call)
+        except ExecutorUnreachableError as error:
+            self._bear(error)
+            return None
+        self._silent_since = None
+        return answer
+
+    def _bear(self, error: ExecutorUnreachableError) -> None:
+        now = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+            self._observer.on_warning(f"{self._who} does not answer: {error}")
+        elif now - self._silent_since > UNREACHABLE_LIMIT_S:
+            raise StageFailedError(f"{self._who} has not answered for {UNREACHABLE_LIMIT_S:g} s: {error}") from error
+
+
+async def _stop(job: Job, executor: Executor, observer: StageObserver) -> None:
+    """Stop the job and wait until neither its executor nor its process says that it runs."""
+    deadline = time.monotonic() + job.stop_grace_s + _STOP_MARGIN_S
+    asked = False
+    while time.monotonic() < deadline:
+        try:
+            if not asked:
+                await asyncio.to_thread(executor.stop, job)
+                asked = True
+            state = await asyncio.to_thread(executor.state, job)
+            if (state.status.is_terminal or state.status is JobStatus.unknown) and not is_alive(job.folder):
+                return
+        except ExecutorUnreachableError:
+            pass
+        await asyncio.sleep(_STOP_POLL_S)
+    observer.on_warning(f"job {job.id} did not stop within {job.stop_grace_s + _STOP_MARGIN_S:g} s")
