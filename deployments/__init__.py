@@ -1,0 +1,1 @@
+"""Configuration only: the Prefect deployment, presets, lock files."""

@@ -1,0 +1,1 @@
+"""Presets: one YAML file a preset, fields of `flows.config.PipelineConfig`."""
