@@ -68,13 +68,17 @@ class ExecutorUnreachableError(RuntimeError):
     """The executor did not answer in time; the job may be running all the same."""
 
 
+class DuplicateJobError(RuntimeError):
+    """The executor has seen this id before, from another home or before a crash; take the next one."""
+
+
 class Executor(Protocol):
     """Runs jobs as processes. Every call returns or raises `ExecutorUnreachableError` within seconds."""
 
     name: str
 
     def submit(self, job: Job) -> None:
-        """Start the job. An id is used once; a second submission of it raises."""
+        """Start the job. An id is used once; a second submission of it raises `DuplicateJobError`."""
 
     def state(self, job: Job) -> JobState:
         """Where the job is now."""

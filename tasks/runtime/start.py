@@ -10,6 +10,7 @@ import asyncio
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from data_processing.errors import AlignflowError, ConfigError
 from tasks.runtime.attempts import Attempt, WorkFolder
 from tasks.runtime.closure import PROJECT_ROOT
 from tasks.runtime.config import RuntimeConfig
-from tasks.runtime.executor import Executor, ExecutorUnreachableError, Job, JobState, JobStatus
+from tasks.runtime.executor import DuplicateJobError, Executor, ExecutorUnreachableError, Job, JobState, JobStatus
 from tasks.runtime.failures import error_of, is_final
 from tasks.runtime.follow import Patience, follow
 from tasks.runtime.home import Home
@@ -147,11 +148,13 @@ class _Starter:
         if last:
             self._leave_no_orphan(last)
         fresh = self._accept_from is None
-        attempt = self._work.begin(self._key.stage.name, self._key.key, self._runtime.executor.name, fresh=fresh)
-        spec = self._spec(attempt)
-        write_record(spec.folder / SPEC_FILE, spec)
-        self._runtime.executor.submit(self._job(attempt))
-        return attempt
+        while True:
+            attempt = self._work.begin(self._key.stage.name, self._key.key, self._runtime.executor.name, fresh=fresh)
+            spec = self._spec(attempt)
+            write_record(spec.folder / SPEC_FILE, spec)
+            with suppress(DuplicateJobError):  # a cluster may remember ids of a home that is gone
+                self._runtime.executor.submit(self._job(attempt))
+                return attempt
 
     def _leave_no_orphan(self, last: Attempt) -> None:
         """Two live workers must not share the resume folder: an ended job's process is given a moment to go."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import psutil
 
-from tasks.runtime.executor import Job, JobState, JobStatus, worker_command, worker_environment
+from tasks.runtime.executor import DuplicateJobError, Job, JobState, JobStatus, worker_command, worker_environment
 from tasks.runtime.liveness import announce, was_announced, worker_process
 from tasks.runtime.spec import LOG_FILE, read_failure, read_result
 
@@ -31,7 +31,7 @@ class SubprocessExecutor:
     def submit(self, job: Job) -> None:
         """Start the worker. It inherits this process's environment, on top of what every worker gets."""
         if was_announced(job.folder):
-            raise RuntimeError(f"job {job.id} was submitted before; ids are used once")
+            raise DuplicateJobError(f"job {job.id} was submitted before; ids are used once")
         with (job.folder / LOG_FILE).open("ab") as log:
             child = subprocess.Popen(
                 worker_command(job),

@@ -1,0 +1,85 @@
+"""A Ray head of a test's own: loopback, free ports, private folders, ended by its process id."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import requests
+
+_PORT_OPTIONS = (
+    "--port",
+    "--dashboard-port",
+    "--dashboard-agent-listen-port",
+    "--dashboard-agent-grpc-port",
+    "--runtime-env-agent-port",
+    "--metrics-export-port",
+    "--node-manager-port",
+    "--object-manager-port",
+)
+
+
+class RayHead:
+    """A running head; `address` is what the Jobs API answers at."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="afray", dir="/tmp"))
+        ports = _free_ports(len(_PORT_OPTIONS))
+        self.address = f"http://127.0.0.1:{ports[1]}"
+        options = [f"{name}={port}" for name, port in zip(_PORT_OPTIONS, ports, strict=True)]
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"),
+            *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"),
+            *("--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={self.folder}/t", *options),
+        ]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        environment |= {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        with (self.folder / "head.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def wait_until_ready(self, limit_s: float = 60.0) -> None:
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            try:
+                if requests.get(f"{self.address}/api/jobs/", timeout=2).ok:
+                    return
+            except requests.RequestException:
+                pass
+            assert self.process.poll() is None, (self.folder / "head.log").read_text()
+            time.sleep(0.2)
+        raise TimeoutError((self.folder / "head.log").read_text())
+
+    def component(self, name: str) -> psutil.Process:
+        """The process of this head whose command line names `name`, for example gcs_server."""
+        return next(p for p in self._family() if any(name in word for word in p.cmdline()[:1]))
+
+    def close(self) -> None:
+        family = self._family()
+        self.process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for process in alive:
+            process.kill()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
