@@ -7,8 +7,9 @@ uses the model's outputs sees no difference: targets are addressed by flat index
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ class ModelBatch:
 
     def to(self, device: torch.device | str) -> ModelBatch:
         """The same batch with its tensors on `device`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ModelBatch(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
+        tensors: dict[str, Any] = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **tensors)
 
 
 def collate(rows: Sequence[TokenRow], *, pad_id: int, packed: bool) -> ModelBatch:
