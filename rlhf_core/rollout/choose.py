@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -73,7 +74,20 @@ def _vllm_obstacle(model: Path) -> str | None:
     except (ImportError, RuntimeError, OSError) as error:
         return f"vLLM does not import here ({type(error).__name__}: {error})"
     del LLM
-    architectures: list[str] = json.loads((model / "config.json").read_text()).get("architectures") or []
+    config: dict[str, Any] = json.loads((model / "config.json").read_text())
+    architectures: list[str] = config.get("architectures") or []
     if not set(architectures) & set(ModelRegistry.get_supported_archs()):
         return f"vLLM does not know the architecture {architectures}"
-    return None
+    return None if torch.cuda.is_available() else _cpu_kernel_obstacle(config)
+
+
+def _cpu_kernel_obstacle(config: dict[str, Any]) -> str | None:
+    """vLLM's attention on CPU has no kernel for small heads, and finds out only while generating."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    width, heads = config.get("hidden_size", config.get("n_embd")), config.get("num_attention_heads", config.get("n_head"))
+    head_size = config.get("head_dim") or (width // heads if width and heads else None)
+    sizes: list[int] = CPUAttentionBackend.get_supported_head_sizes()
+    if head_size is None or head_size in sizes:
+        return None
+    return f"vLLM on CPU has no attention kernel for head size {head_size}, only for {sizes}"

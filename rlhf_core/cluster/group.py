@@ -1,0 +1,105 @@
+"""Groups of Ray actors driven by one controller, and waiting for them so that the first failure ends the wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from data_processing.errors import AlignflowError, OutOfMemoryError
+
+
+class ActorFailedError(RuntimeError):
+    """An actor died or raised; the message says which one and carries its traceback."""
+
+
+@dataclass(frozen=True)
+class ActorSpec:
+    """One kind of worker: `cls` is a plain class, started once a rank on bundle `first_bundle + rank`."""
+
+    role: str
+    cls: type
+    world_size: int
+    first_bundle: int
+    bundle: dict[str, float]
+    threads: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A method call that one rank of a group is working on."""
+
+    label: str
+    ref: Any
+
+
+class Group:
+    """The ranks of one worker. Methods are called on all ranks; a call returns at once, `wait` gives the results."""
+
+    def __init__(self, spec: ActorSpec, placement: PlacementGroup, environment: Callable[[int], dict[str, str]]) -> None:
+        self._role = spec.role
+        remote = ray.remote(spec.cls)
+        self._actors = [
+            remote.options(
+                num_cpus=spec.bundle.get("CPU", 0.0),
+                num_gpus=spec.bundle.get("GPU", 0.0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, spec.first_bundle + rank),
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.threads), **environment(rank)}},
+            ).remote()
+            for rank in range(spec.world_size)
+        ]
+
+    def call(self, method: str, *args: Any) -> list[Call]:
+        """Start `method(*args)` on every rank."""
+        return [
+            Call(f"{self._role} (rank {rank}) in {method}", getattr(actor, method).remote(*args))
+            for rank, actor in enumerate(self._actors)
+        ]
+
+    def kill(self) -> None:
+        """End the actors at once."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def wait(calls: Sequence[Call], timeout_s: float) -> list[Any]:
+    """Results of all calls, in order. The first failure raises at once, however long the others would still take.
+
+    Alignflow's own errors keep their class (and so their exit code); others become `ActorFailedError` with the actor's
+    traceback. `timeout_s` without the last result raises `ActorFailedError` too, naming the calls still open.
+    """
+    labels = {call.ref: call.label for call in calls}
+    open_refs, deadline = list(labels), time.monotonic() + timeout_s
+    while open_refs:
+        done, open_refs = ray.wait(open_refs, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            raise ActorFailedError(f"no answer within {timeout_s:g} s from {', '.join(labels[ref] for ref in open_refs)}")
+        _raise_failure(done[0], labels[done[0]])
+    results: list[Any] = ray.get([call.ref for call in calls])
+    return results
+
+
+def _raise_failure(ref: Any, label: str) -> None:
+    """Raise what went wrong with a finished call, if anything."""
+    try:
+        ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, AlignflowError):
+            raise type(error.cause)(f"{label}: {error.cause}") from error
+        if isinstance(error.cause, MemoryError):
+            raise OutOfMemoryError(f"{label}: out of memory: {error.cause}; {_LESS_MEMORY}") from error
+        raise ActorFailedError(f"{label} failed:\n{error}") from error
+    except RayOutOfMemoryError as error:
+        raise OutOfMemoryError(f"{label}: {error}; {_LESS_MEMORY}") from error
+    except RayActorError as error:
+        raise ActorFailedError(f"{label}: the actor died: {error}") from error
+
+
+_LESS_MEMORY = "lower engine.micro_batch_tokens, rollout.kv_cache_mib or engine.world_size, or set engine.gradient_checkpointing"

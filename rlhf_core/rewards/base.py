@@ -1,0 +1,37 @@
+"""What a scorer is given and gives back. Scorers live one a file; nothing here scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlhf_core.batching.templates import Message
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredResponse:
+    """One response as a scorer sees it: messages and text for people, token ids for models, the prompt's label or None.
+
+    `text` is without special tokens; `response_ids` are exactly what was sampled.
+    """
+
+    prompt_id: str
+    prompt: Sequence[Message]
+    label: str | None
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+    text: str
+
+
+class Scorer(Protocol):
+    """One source of reward."""
+
+    @property
+    def name(self) -> str:
+        """The source's name in metrics and tables."""
+        ...
+
+    def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
+        """One number a response, in order. Raises rather than give a made-up number."""
+        ...

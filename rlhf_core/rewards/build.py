@@ -1,0 +1,51 @@
+"""From settings to scorers: the one table of reward kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_processing.errors import ConfigError
+from rlhf_core.config import EngineSettings, RewardSource
+from rlhf_core.rewards.base import Scorer
+from rlhf_core.rewards.compose import ComposedReward
+from rlhf_core.rewards.procedures import ProceduresScorer
+from rlhf_core.rewards.python_function import PythonScorer
+
+
+def build_reward(
+    sources: list[RewardSource],
+    *,
+    policy_model: Path,
+    reward_model: Path | None,
+    engine: EngineSettings,
+    trust_remote_code: bool,
+) -> ComposedReward:
+    """Load every source. Raises `ConfigError` for a reward model that is asked for but not given."""
+    return ComposedReward(
+        [(_scorer(source, policy_model, reward_model, engine, trust_remote_code), source.weight) for source in sources]
+    )
+
+
+def _scorer(
+    source: RewardSource, policy_model: Path, reward_model: Path | None, engine: EngineSettings, trust_remote_code: bool
+) -> Scorer:
+    if source.function is not None:
+        return PythonScorer(source.function)
+    if source.kind == "procedures":
+        return ProceduresScorer()
+    if reward_model is None:
+        raise ConfigError(
+            "rewards: kind 'reward_model' needs a reward model, and this run has none: add the reward_model stage, or use another kind"
+        )
+    # Only here, so that a run without a reward model does not load torch models in this process.
+    from rlhf_core.rewards.reward_model import RewardModelScorer
+
+    return RewardModelScorer(
+        reward_model,
+        policy_model,
+        dtype=engine.dtype,
+        attention=engine.attention,
+        micro_batch_tokens=engine.micro_batch_tokens,
+        packed=engine.packing,
+        trust_remote_code=trust_remote_code,
+    )

@@ -1,0 +1,59 @@
+"""A trained reward model as a reward: the score at the last token of prompt and response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from data_processing.errors import ConfigError
+from rlhf_core.batching.balance import micro_batches
+from rlhf_core.batching.collate import collate
+from rlhf_core.batching.rows import TokenRow
+from rlhf_core.config import Dtype
+from rlhf_core.models.load import load_scorer, load_tokenizer
+from rlhf_core.models.modules import ScoreModule
+from rlhf_core.rewards.base import ScoredResponse
+
+
+class RewardModelScorer:
+    """Scores the very token ids that were sampled, so the reward model must share the policy's vocabulary.
+
+    `micro_batch_tokens` bounds one forward pass. Raises `ConfigError` where the vocabularies differ.
+    """
+
+    name = "reward_model"
+
+    def __init__(
+        self,
+        model: Path,
+        policy_model: Path,
+        *,
+        dtype: Dtype,
+        attention: str,
+        micro_batch_tokens: int,
+        packed: bool,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if load_tokenizer(model).get_vocab() != load_tokenizer(policy_model).get_vocab():
+            raise ConfigError(
+                f"reward model {model} and policy {policy_model} have different vocabularies: train the reward model from the same base"
+            )
+        scorer = load_scorer(model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, new_head=False)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._module = ScoreModule(scorer).to(self._device).eval()
+        self._micro_batch_tokens = micro_batch_tokens
+        self._packed = packed
+
+    @torch.inference_mode()
+    def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
+        """One raw score (logit of the head) a response."""
+        rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
+        [plan] = micro_batches([len(row) for row in rows], self._micro_batch_tokens, 1, self._packed)
+        scores = [0.0] * len(rows)
+        for indices in plan:
+            batch = collate([rows[i] for i in indices], pad_id=0, packed=self._packed).to(self._device)
+            for i, value in zip(indices, self._module(batch).float().tolist(), strict=True):
+                scores[i] = value
+        return scores
