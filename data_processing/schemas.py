@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data_processing.errors import DataError
 
-TableName = Literal["sft", "preference", "unpaired", "prompts", "story", "rollouts", "predictions", "scores"]
+TableName = Literal["sft", "preference", "unpaired", "prompts", "rollouts", "predictions", "scores"]
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -44,7 +44,6 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     "unpaired": _schema(id=pa.string(), prompt=MESSAGES, response=MESSAGES, desirable=pa.bool_()),
     "prompts": _schema(id=pa.string(), prompt=MESSAGES, label=(pa.string(),), source=pa.string()),
-    "story": _schema(id=pa.string(), prompt=MESSAGES, gold=pa.string(), source=pa.string()),
     "rollouts": _schema(
         prompt_id=pa.string(),
         step=pa.int64(),
