@@ -42,6 +42,15 @@ class StageOutcome:
     attempt: int
     summary: dict[str, Any]
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, the form that travels between Prefect tasks."""
+        return {**vars(self), "ref": self.ref.model_dump()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> StageOutcome:
+        """What `to_json` gave."""
+        return cls(**{**values, "ref": ArtifactRef.model_validate(values["ref"])})
+
 
 class StageObserver(Protocol):
     """Is told what a stage does while `run_stage` waits for it. Calls come from the event loop and must be quick."""
