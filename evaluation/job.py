@@ -1,0 +1,75 @@
+"""What an evaluation is given and what it passes from hand to hand: the job, and the answers a model gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_processing.schemas import content_id
+from evaluation.config import EvaluateConfig
+from rlhf_core.batching.rows import TokenRow
+from rlhf_core.events import EventLog
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """One model to be measured. All paths are artifact folders; `model_name` stands in the predictions table."""
+
+    config: EvaluateConfig
+    model: Path
+    model_name: str
+    base: Path
+    data: Path
+    reward_model: Path | None
+    output: Path
+    seed: int
+    events: EventLog
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A row of the prompts table and its tokens under the model's chat template."""
+
+    id: str
+    messages: Sequence[dict[str, str]]
+    label: str | None
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One generated answer: `response_ids` as sampled, the stop token included; `text` without special tokens."""
+
+    prompt: Prompt
+    decoding: str
+    sample: int
+    response_ids: list[int]
+    text: str
+    finish_reason: str
+
+    @property
+    def id(self) -> str:
+        """Id of the prediction: prompt, decoding and sample number, the same for every model."""
+        return content_id([self.prompt.id, self.decoding, self.sample])
+
+    @property
+    def row(self) -> TokenRow:
+        """Prompt and response as one row whose targets are the response."""
+        return TokenRow.from_prompt_response(self.prompt.ids, self.response_ids)
+
+    def to_row(self, model_name: str) -> dict[str, Any]:
+        """A row of the `predictions` table."""
+        return {
+            "id": self.id,
+            "prompt_id": self.prompt.id,
+            "model": model_name,
+            "decoding": self.decoding,
+            "prompt": list(self.prompt.messages),
+            "response": self.text,
+            "label": self.prompt.label,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": len(self.prompt.ids),
+            "response_tokens": len(self.response_ids),
+        }

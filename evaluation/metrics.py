@@ -1,0 +1,128 @@
+"""What is measured: a table from metric name to function. Adding a metric is a function and a line in `METRICS`.
+
+A metric function gets the job and the model's answers and returns one `Score` an answer and measure. Where its input is
+absent by design it raises `NotMeasured`, and the evaluation goes on without it; where it cannot apply, `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from rlhf_core.models.load import load_tokenizer
+
+from data_processing.errors import DataError
+from data_processing.procedures_checker import check
+from data_processing.procedures_policy import parse_policy
+from data_processing.schemas import read_table
+from evaluation.config import Metric
+from evaluation.faults import procedure_faults
+from evaluation.job import Answer, EvaluationJob
+from evaluation.measures import Measure, Score
+from evaluation.scoring import check_same_tokens, reward_scores, token_logprobs
+from rlhf_core.batching.templates import Renderer
+
+PROCEDURES = {
+    "valid": Measure("procedures.valid", "Valid procedures (share)"),
+    "accuracy": Measure("procedures.accuracy", "Cases decided right (share)"),
+    "soundness": Measure("procedures.soundness", "Soundness (share)"),
+    "efficiency": Measure("procedures.efficiency", "Efficiency (share of the optimum)"),
+    "score": Measure("procedures.score", "Procedures score (0 to 1)"),
+}
+REWARD = Measure("reward", "Reward model score")
+KL = Measure("kl", "KL to the base (nats a response)", better="neither", digits=1)
+KL_PER_TOKEN = Measure("kl_per_token", "KL to the base (nats a token)", better="neither", digits=3)
+LENGTH = Measure("length", "Length (tokens)", better="neither", digits=0)
+TRUNCATED = Measure("truncated", "Cut at the length limit (share)", better="lower")
+PERPLEXITY = Measure("perplexity", "Perplexity of held-out answers", better="lower", geometric=True)
+
+
+class NotMeasured(Exception):
+    """The metric has nothing to measure here; the message says what is absent."""
+
+
+MetricFunction = Callable[[EvaluationJob, Sequence[Answer]], list[Score]]
+
+
+def procedures(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
+    """The checker's five shares for each answer whose prompt is labelled with a policy; faults beside the score."""
+    scores: list[Score] = []
+    for answer in answers:
+        label = answer.prompt.label
+        if label is None or not _is_policy(label):
+            continue
+        shares = asdict(check(label, answer.text))
+        faults = procedure_faults(label, answer.text)
+        scores += [Score(answer.id, PROCEDURES[name], value) for name, value in shares.items() if name != "score"]
+        scores.append(Score(answer.id, PROCEDURES["score"], shares["score"], faults=faults))
+    if not scores:
+        raise NotMeasured("no test prompt is labelled with a procedures policy")
+    return scores
+
+
+def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
+    """The reward model's score of each answer."""
+    if job.reward_model is None:
+        raise NotMeasured("this run has no reward model")
+    check_same_tokens(job.model, job.reward_model, "reward")
+    values = reward_scores(job.reward_model, [answer.row for answer in answers], job.config)
+    return [Score(answer.id, REWARD, value) for answer, value in zip(answers, values, strict=True)]
+
+
+def kl(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
+    """KL of the model to the base (k1, nats) on the sampled answers, at the temperature that sampled them.
+
+    Greedy answers are left out: they are no samples of the model, so log-ratios on them do not estimate a divergence.
+    """
+    check_same_tokens(job.model, job.base, "kl")
+    sampled = [answer for answer in answers if answer.decoding == "sampled"]
+    rows = [answer.row for answer in sampled]
+    ours = token_logprobs(job.model, rows, job.config, job.config.temperature)
+    theirs = token_logprobs(job.base, rows, job.config, job.config.temperature)
+    scores: list[Score] = []
+    for answer, model_logprobs, base_logprobs in zip(sampled, ours, theirs, strict=True):
+        nats, tokens = float((model_logprobs.double() - base_logprobs.double()).sum()), len(model_logprobs)
+        scores += [Score(answer.id, KL, nats), Score(answer.id, KL_PER_TOKEN, nats / tokens, weight=tokens)]
+    return scores
+
+
+def length(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
+    """Tokens of each answer (the stop token counts), and whether it was cut at `max_new_tokens`."""
+    lengths = [Score(answer.id, LENGTH, len(answer.response_ids)) for answer in answers]
+    return lengths + [Score(answer.id, TRUNCATED, float(answer.finish_reason == "length")) for answer in answers]
+
+
+def perplexity(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
+    """exp of the mean negative log-likelihood a target token of the first `max_prompts` rows of the sft test split."""
+    path = job.data / "sft" / "test.parquet"
+    if not path.is_file():
+        raise NotMeasured("the data has no test split of the sft table")
+    renderer = Renderer(load_tokenizer(job.model), None)
+    held_out = read_table("sft", path).slice(0, job.config.max_prompts).to_pylist()
+    rows = [renderer.conversation(row["messages"]) for row in held_out]
+    logprobs = token_logprobs(job.model, rows, job.config)
+    return [_row_perplexity(row["id"], values.double().tolist()) for row, values in zip(held_out, logprobs, strict=True)]
+
+
+METRICS: Mapping[Metric, MetricFunction] = {
+    "procedures": procedures,
+    "reward": reward,
+    "kl": kl,
+    "length": length,
+    "perplexity": perplexity,
+}
+
+
+def _row_perplexity(row_id: str, logprobs: Sequence[float]) -> Score:
+    # Beyond 700 nats a token exp overflows; no model that was ever trained comes near.
+    nats_a_token = min(-sum(logprobs) / max(len(logprobs), 1), 700.0)
+    return Score(row_id, PERPLEXITY, math.exp(nats_a_token), weight=len(logprobs))
+
+
+def _is_policy(label: str) -> bool:
+    try:
+        parse_policy(label)
+    except DataError:
+        return False
+    return True

@@ -1,0 +1,23 @@
+"""The compare stage: evaluated models against each other, the verdict, and what the report shows of it."""
+
+from __future__ import annotations
+
+from evaluation.config import CompareConfig
+from tasks.runtime.context import Stage, StageContext
+
+
+def run(context: StageContext[CompareConfig]) -> None:
+    """Compare the input evaluations; see evaluation/comparison.py."""
+    from evaluation.comparison import write_comparison
+
+    write_comparison(context.inputs, context.config, context.output, context.seed, context.events)
+
+
+STAGE = Stage(
+    name="compare",
+    kind="comparison",
+    config=CompareConfig,
+    inputs=("base", "sft?", "preference?", "online?"),
+    run=run,
+    libraries=("numpy",),
+)
