@@ -1,0 +1,95 @@
+"""The environment variables under which alignflow and its services run: everything local, quiet and in one folder.
+
+What the user has set wins: `PREFECT_API_URL`, `MLFLOW_TRACKING_URI` and `RAY_ADDRESS` point at real servers instead.
+Prefect reads its settings when it is imported, so `enter` comes before that.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from flows.processes import ProcessRecord, Records
+from tasks.runtime.home import Home
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVICE_VARIABLES = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI", "ray": "RAY_ADDRESS"}
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def enter(home: Home, environment: MutableMapping[str, str] | None = None) -> None:
+    """Set what is not set yet: the local settings, and the addresses of services that `alignflow up` started."""
+    environment = os.environ if environment is None else environment
+    for name, value in local_settings(home).items():
+        environment.setdefault(name, value)
+    running = {record.name: record for record in Records(home.pids).all() if record.process}
+    for name, variable in SERVICE_VARIABLES.items():
+        if name in running and variable not in environment:
+            environment[variable] = running[name].url
+            if name == "ray":
+                use_own_ray(home, running[name], environment)
+
+
+def local_settings(home: Home) -> dict[str, str]:
+    """Variables that keep the state of all libraries below the home, and their usage reports at home."""
+    prefect = home.prefect
+    return {
+        **_QUIET,
+        "ALIGNFLOW_HOME": str(home.root),
+        "PREFECT_HOME": str(prefect),
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(prefect / "results"),
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def use_own_ray(home: Home, head: ProcessRecord, environment: MutableMapping[str, str]) -> None:
+    """Point `environment` at a Ray head that alignflow started, with the token that it asks for."""
+    environment["RAY_ADDRESS"] = head.url
+    environment.update(ray_authentication(home))
+
+
+def ray_authentication(home: Home) -> dict[str, str]:
+    """Token authentication for our own Ray heads: some of their sockets listen on every interface."""
+    path = home.root / "ray_token"
+    if not path.exists():
+        part = path.with_name(f".ray_token.{os.getpid()}")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
+        _keep_first(part, path)
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def _keep_first(part: Path, path: Path) -> None:
+    """Name `part` `path` unless somebody was faster: a token that is in use must not change."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    finally:
+        part.unlink()
+
+
+def service_environment(home: Home) -> dict[str, str]:
+    """What a service process gets: this environment, the local settings, our packages and this interpreter's tools."""
+    environment = dict(os.environ)
+    for variable in SERVICE_VARIABLES.values():
+        environment.pop(variable, None)
+    environment |= local_settings(home)
+    paths = [str(ROOT), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in paths if p))
+    return environment

@@ -1,0 +1,206 @@
+"""Processes that alignflow starts and later ends: recorded with their start time, ended with their children, never by name.
+
+A record names a process by id and start time, so an id that the system has given to somebody else is never touched.
+Every process also carries a random mark in its environment that its children inherit: what a dead parent left behind is
+found by it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from data_processing.errors import AlignflowError, ConfigError
+
+MARK = "ALIGNFLOW_PROCESS_MARK"
+LOOPBACK = "127.0.0.1"
+
+
+class ServiceError(AlignflowError):
+    """A local service that did not start or does not answer; the message holds the end of its log."""
+
+
+class ProcessRecord(BaseModel):
+    """A process we started: who it is, where it answers, where its log is. Times in seconds since the epoch.
+
+    `scratch` is a folder of its own, removed with it. `owner_pid` and `owner_created` name the run it serves; None for
+    services, which serve until `alignflow down`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    pid: int
+    created: float
+    mark: str
+    url: str
+    log: Path
+    scratch: Path | None = None
+    owner_pid: int | None = None
+    owner_created: float | None = None
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """The live process of this record, or None."""
+        return live_process(self.pid, self.created)
+
+    @property
+    def has_live_owner(self) -> bool:
+        """Whether the run that this process serves is still there."""
+        return self.owner_pid is not None and live_process(self.owner_pid, self.owner_created or 0.0) is not None
+
+
+class Records:
+    """The records of a home, one file a process in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def all(self) -> list[ProcessRecord]:
+        """Every record, also of processes that have ended."""
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            with suppress(FileNotFoundError):
+                found.append(ProcessRecord.model_validate_json(path.read_text(encoding="utf-8")))
+        return found
+
+    def running(self, name: str) -> ProcessRecord | None:
+        """The record called `name` if its process lives."""
+        return next((r for r in self.all() if r.name == name and r.process), None)
+
+    def write(self, record: ProcessRecord) -> None:
+        """Keep the record; appears whole or not at all."""
+        part = self._folder / f".{record.name}.part"
+        part.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+        part.replace(self._folder / f"{record.name}.json")
+
+    def remove(self, record: ProcessRecord) -> None:
+        """Forget the record."""
+        (self._folder / f"{record.name}.json").unlink(missing_ok=True)
+
+
+def live_process(pid: int, created: float) -> psutil.Process | None:
+    """The process with this id and start time, unless it has ended."""
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - created) < 1.0
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def start_process(
+    name: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    url: str,
+    log: Path,
+    cwd: Path,
+    scratch: Path | None = None,
+) -> ProcessRecord:
+    """Start `command` in a session of its own, printing to `log`; returns its record, unwritten."""
+    mark = secrets.token_hex(8)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as stream:
+        child = subprocess.Popen(
+            list(command),
+            cwd=cwd,
+            env={**environment, MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        created = psutil.Process(child.pid).create_time()
+    except psutil.NoSuchProcess as error:
+        raise ServiceError(f"{name} ended at once; {log_tail(log)}") from error
+    return ProcessRecord(name=name, pid=child.pid, created=created, mark=mark, url=url, log=log, scratch=scratch)
+
+
+def stop_process(record: ProcessRecord, grace_s: float = 10.0) -> int:
+    """End the process and everything it started: SIGTERM, after `grace_s` seconds SIGKILL. Returns how many had to be killed."""
+    members = _members(record)
+    for process in members:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    psutil.wait_procs(members, timeout=grace_s)
+    killed = _members(record)
+    for process in killed:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(killed, timeout=grace_s)
+    if record.scratch:
+        shutil.rmtree(record.scratch, ignore_errors=True)
+    return len(killed)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at the moment."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return int(listener.getsockname()[1])
+
+
+def check_port_free(port: int, option: str) -> None:
+    """`ConfigError` naming the port, and the process that holds it where it can be seen."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ConfigError(
+                f"{option}: port {port} is in use by {port_holder(port)}; end that process or choose another port with {option}"
+            ) from error
+
+
+def port_holder(port: int) -> str:
+    """Who listens on a port: name and process id, or that it cannot be seen."""
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"'{psutil.Process(connection.pid).name()}' (process {connection.pid})"
+    return "a process that this user cannot see"
+
+
+def log_tail(log: Path, lines: int = 15) -> str:
+    """Where the log is, and its last lines."""
+    try:
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    except FileNotFoundError:
+        tail = []
+    return "\n".join([f"its log is {log}:", *tail])
+
+
+def _members(record: ProcessRecord) -> list[psutil.Process]:
+    """The recorded process, its descendants, and what carries its mark; never this process itself."""
+    found = {process.pid: process for process in _tree(record.process)}
+    found |= {process.pid: process for process in _marked(record.mark)}
+    found.pop(os.getpid(), None)
+    return list(found.values())
+
+
+def _tree(root: psutil.Process | None) -> list[psutil.Process]:
+    if root is None:
+        return []
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _marked(mark: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                yield process

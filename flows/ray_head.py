@@ -1,0 +1,102 @@
+"""A Ray head of our own: started for `alignflow up`, or for one run that has work to do and no cluster to do it on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from flows.environment import ROOT, ray_authentication, service_environment, use_own_ray
+from flows.processes import LOOPBACK, ProcessRecord, Records, free_port, start_process, stop_process
+from flows.waiting import wait_until_answers
+from tasks.runtime.home import Home
+
+OBJECT_STORE_BYTES = 1 << 30
+START_TIMEOUT_S = 120.0
+_STOP_GRACE_S = 1.0  # nothing of a run is left to save when its head ends, and a head asked to end takes many seconds
+
+
+def start_head(home: Home, name: str, port: int, dashboard_port: int) -> ProcessRecord:
+    """Start a head on loopback and record it as `name`; it may not answer yet. All other ports are picked by the system."""
+    # Short, because Ray's sockets live below it and their paths are limited to 107 bytes.
+    scratch = Path(tempfile.mkdtemp(prefix="af", dir="/tmp"))
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        f"--node-ip-address={LOOPBACK}",
+        f"--port={port}",
+        f"--dashboard-host={LOOPBACK}",
+        f"--dashboard-port={dashboard_port}",
+        f"--dashboard-agent-listen-port={free_port()}",
+        f"--ray-client-server-port={free_port()}",
+        *("--include-dashboard=true", "--min-worker-port=0", "--max-worker-port=0"),
+        f"--num-cpus={os.cpu_count() or 1}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={scratch}",
+    ]
+    environment = service_environment(home) | ray_authentication(home) | {"RAY_TMPDIR": str(scratch)}
+    record = start_process(
+        name,
+        command,
+        environment,
+        url=f"http://{LOOPBACK}:{dashboard_port}",
+        log=home.root / "logs" / f"{name}.log",
+        cwd=ROOT,
+        scratch=scratch,
+    )
+    Records(home.pids).write(record)
+    return record
+
+
+@contextmanager
+def ray_for_run(home: Home, needed: bool) -> Iterator[str | None]:
+    """The address of a Ray to run jobs on, for as long as the block lasts; None where none is `needed`.
+
+    `RAY_ADDRESS` where it is set; else the head of a run that is gone, where one was left behind with its jobs; else a
+    new head. The head ends with the block; jobs that still run on it end too.
+    """
+    if not needed or os.environ.get("RAY_ADDRESS"):
+        yield os.environ.get("RAY_ADDRESS")
+        return
+    before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", *ray_authentication(home))}
+    head = _adopt(home) or start_head(home, f"ray-{os.getpid()}-{int(time.time())}", free_port(), free_port())
+    head = _owned_by_this_process(home, head)
+    try:
+        wait_until_ready(home, head)
+        use_own_ray(home, head, os.environ)
+        yield head.url
+    finally:
+        _restore(before)
+        stop_process(head, grace_s=_STOP_GRACE_S)
+        Records(home.pids).remove(head)
+
+
+def wait_until_ready(home: Home, head: ProcessRecord) -> None:
+    """Return when the head takes jobs; `ServiceError` with its log when it ends or takes too long."""
+    token = Path(ray_authentication(home)["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8").strip()
+    wait_until_answers(head, "/api/jobs/", START_TIMEOUT_S, {"Authorization": f"Bearer {token}"})
+
+
+def _adopt(home: Home) -> ProcessRecord | None:
+    left = (r for r in Records(home.pids).all() if r.owner_pid is not None and r.process and not r.has_live_owner)
+    return next(left, None)
+
+
+def _owned_by_this_process(home: Home, head: ProcessRecord) -> ProcessRecord:
+    me = psutil.Process()
+    owned = head.model_copy(update={"owner_pid": me.pid, "owner_created": me.create_time()})
+    Records(home.pids).write(owned)
+    return owned
+
+
+def _restore(before: dict[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is not None:
+            os.environ[name] = value
+        else:
+            os.environ.pop(name, None)

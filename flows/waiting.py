@@ -1,0 +1,39 @@
+"""Waiting for a service to answer, and asking whether one does."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+
+from flows.processes import ProcessRecord, ServiceError, log_tail
+
+_POLL_S = 0.2
+
+
+def wait_until_answers(record: ProcessRecord, path: str, timeout_s: float, headers: Mapping[str, str] | None = None) -> None:
+    """Return when `record.url + path` answers 200; `ServiceError` with the log when it ends first or takes longer."""
+    deadline = time.monotonic() + timeout_s
+    while not answers(_base(record.url) + path, headers):
+        if record.process is None:
+            raise ServiceError(f"{record.name} ended while starting; {log_tail(record.log)}")
+        if time.monotonic() > deadline:
+            raise ServiceError(f"{record.name} does not answer at {record.url} after {timeout_s:g} s; {log_tail(record.log)}")
+        time.sleep(_POLL_S)
+
+
+def answers(url: str, headers: Mapping[str, str] | None = None, timeout_s: float = 5.0) -> bool:
+    """Whether a GET of `url` is answered with 200."""
+    request = urllib.request.Request(url, headers=dict(headers or {}))
+    # No proxy: these are addresses of this machine or of a cluster beside it.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_s) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _base(url: str) -> str:
+    return url.removesuffix("/api")
