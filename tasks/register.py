@@ -18,7 +18,7 @@ from data_processing.errors import ConfigError
 from tasks.runtime.context import ArtifactRef
 from tasks.runtime.failures import StageFailedError
 from tasks.runtime.home import Home
-from tasks.runtime.mlflow_sender import connect, experiment_id
+from tasks.runtime.mlflow_sender import connect
 
 CHALLENGER = "challenger"
 _KEY_TAG = "alignflow_key"
@@ -45,7 +45,6 @@ def register_model(
     metrics: Mapping[str, float] | None = None,
     alias: str = CHALLENGER,
     uri: str | None = None,
-    experiment: str = "alignflow",
 ) -> RegisteredModel:
     """Make the `model` artifact `ref` a version of registered model `name` and point `alias` at it.
 
@@ -60,7 +59,9 @@ def register_model(
     try:
         client = connect(uri, home.mlflow)
         found = _version_of(client, name, ref)
-        version = found or _register(client, uri, home, name, source_run_id, tags, dict(metrics or {}), experiment)
+        version = found or _register(client, uri, name, source_run_id, tags)
+        for metric, value in (metrics or {}).items() if source_run_id and not found else ():
+            client.log_metric(source_run_id, metric, value, model_id=version.model_id)
         client.set_registered_model_alias(name, alias, version.version)
     except (MlflowException, OSError) as error:
         raise StageFailedError(f"MLflow at {uri} did not register '{name}': {error}") from error
@@ -72,21 +73,10 @@ def _version_of(client: MlflowClient, name: str, ref: ArtifactRef) -> ModelVersi
     return next((version for version in found if version.tags.get("artifact_sha256") == ref.sha256), None)
 
 
-def _register(
-    client: MlflowClient,
-    uri: str,
-    home: Home,
-    name: str,
-    source_run_id: str | None,
-    tags: dict[str, str],
-    metrics: dict[str, float],
-    experiment: str,
-) -> ModelVersion:
+def _register(client: MlflowClient, uri: str, name: str, source_run_id: str | None, tags: dict[str, str]) -> ModelVersion:
     # These two functions have no counterpart on the client and take the tracker from the process.
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    experiment_of = experiment_id(client, experiment, home.mlflow / "artifacts" if uri.startswith("sqlite:") else None)
-    model = mlflow.create_external_model(name, source_run_id=source_run_id, tags=tags, experiment_id=experiment_of)
-    for metric, value in metrics.items():
-        client.log_metric(source_run_id, metric, value, model_id=model.model_id) if source_run_id else None
+    experiment = client.get_run(source_run_id).info.experiment_id if source_run_id else None
+    model = mlflow.create_external_model(name, source_run_id=source_run_id, tags=tags, experiment_id=experiment)
     return mlflow.register_model(f"models:/{model.model_id}", name, tags=tags)

@@ -39,6 +39,8 @@ def connect(uri: str, mlflow_folder: Path) -> MlflowClient:
     bound_http()
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if uri.startswith("sqlite:"):
+        for chatty in ("mlflow.store.db.utils", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         with FileLock(mlflow_folder / "init.lock"):
             client.search_experiments(max_results=1)
     return client

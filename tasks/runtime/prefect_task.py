@@ -11,12 +11,13 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from prefect import get_run_logger, task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 from prefect.utilities.annotations import quote
 
 from tasks.runtime.context import ArtifactRef
@@ -25,6 +26,9 @@ from tasks.runtime.start import Runtime, run_stage
 from tasks.runtime.tracking import Tracker
 
 _PROGRESS_EVERY_S = 2.0
+_LAST_REPORT_LIMIT_S = 5.0
+
+T = TypeVar("T")
 
 
 async def run_node(
@@ -35,8 +39,8 @@ async def run_node(
     `upstream` are the returned values of the nodes this one depends on, by input name: Prefect draws the arrows from
     them. The inputs themselves are in the request.
     """
-    answer: dict[str, Any] = await stage_task(request.node, quote(request), quote(runtime), quote(tracker), upstream or {})
-    return answer
+    returned = await stage_task(request.node, _whole(request), _whole(runtime), _whole(tracker), upstream or {})
+    return await returned.aresult() if isinstance(returned, State) else returned
 
 
 @task(name="stage", task_run_name="{node}", persist_result=False, cache_policy=NO_CACHE, retries=0)
@@ -108,20 +112,22 @@ class _Both:
 @contextlib.asynccontextmanager
 async def _progress_artifact(node: str, shown: _PrefectObserver) -> AsyncIterator[None]:
     """Keep a progress artifact of the node while the block runs; the stage does not depend on it."""
-    keeper = asyncio.create_task(_keep_progress(node, shown))
+    done = asyncio.Event()
+    keeper = asyncio.create_task(_keep_progress(node, shown, done))
     try:
         yield
     finally:
-        keeper.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await keeper
+        done.set()
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(keeper, _LAST_REPORT_LIMIT_S)
 
 
-async def _keep_progress(node: str, shown: _PrefectObserver) -> None:
+async def _keep_progress(node: str, shown: _PrefectObserver, done: asyncio.Event) -> None:
     artifact = None
     reported: float | None = None
-    while True:
-        await asyncio.sleep(_PROGRESS_EVERY_S)
+    while not done.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), _PROGRESS_EVERY_S)
         if shown.percent is None or shown.percent == reported:
             continue
         reported = shown.percent
@@ -130,6 +136,11 @@ async def _keep_progress(node: str, shown: _PrefectObserver) -> None:
             artifact = await acreate_progress_artifact(reported, key=node.replace("_", "-"), description=description)
         else:
             await aupdate_progress_artifact(artifact, reported, description)
+
+
+def _whole(value: T) -> T:
+    """Prefect takes parameters apart, looking for futures; these have none and stay as they are."""
+    return cast(T, quote(value))
 
 
 def ref_of(outcome: dict[str, Any]) -> ArtifactRef:
