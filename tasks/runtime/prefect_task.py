@@ -32,26 +32,31 @@ T = TypeVar("T")
 
 
 async def run_node(
-    request: StageRequest, runtime: Runtime, tracker: Tracker, upstream: dict[str, dict[str, Any]] | None = None
+    request: StageRequest,
+    runtime: Runtime,
+    tracker: Tracker,
+    upstream: dict[str, dict[str, Any]] | None = None,
+    observer: StageObserver | None = None,
 ) -> dict[str, Any]:
     """Run a node as a Prefect task inside the current flow run; returns `StageOutcome.to_json()`.
 
     `upstream` are the returned values of the nodes this one depends on, by input name: Prefect draws the arrows from
-    them. The inputs themselves are in the request.
+    them. The inputs themselves are in the request. `observer` is told what the stage does, beside Prefect and the tracker.
     """
-    returned = await stage_task(request.node, _whole(request), _whole(runtime), _whole(tracker), upstream or {})
+    watching = _whole(observer or SilentObserver())
+    returned = await stage_task(request.node, _whole(request), _whole(runtime), _whole(tracker), upstream or {}, watching)
     return await returned.aresult() if isinstance(returned, State) else returned
 
 
 @task(name="stage", task_run_name="{node}", persist_result=False, cache_policy=NO_CACHE, retries=0)
 async def stage_task(
-    node: str, request: StageRequest, runtime: Runtime, tracker: Tracker, upstream: dict[str, Any]
+    node: str, request: StageRequest, runtime: Runtime, tracker: Tracker, upstream: dict[str, Any], observer: StageObserver
 ) -> dict[str, Any] | State[dict[str, Any]]:
     """The Prefect task behind `run_node`. Ends in state `Cached` when the artifact was there."""
     shown = _PrefectObserver(get_run_logger())
     with tracker.stage(request) as tracked:
         async with _progress_artifact(node, shown):
-            outcome = await run_stage(request, runtime, _Both(shown, tracked))
+            outcome = await run_stage(request, runtime, _Together(shown, tracked, observer))
         tracked.done(outcome)
     if outcome.cached:
         return Completed(name="Cached", message=f"made by {outcome.producer} in {outcome.seconds:.1f} s", data=outcome.to_json())
@@ -82,11 +87,11 @@ class _PrefectObserver(SilentObserver):
         self._logger.warning(message)
 
 
-class _Both:
-    """Two observers as one."""
+class _Together:
+    """Several observers as one."""
 
-    def __init__(self, first: StageObserver, second: StageObserver) -> None:
-        self._observers = (first, second)
+    def __init__(self, *observers: StageObserver) -> None:
+        self._observers = observers
 
     def on_key(self, key: str, description: dict[str, Any]) -> None:
         for each in self._observers:
