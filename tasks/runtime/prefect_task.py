@@ -44,13 +44,15 @@ async def run_node(
     them. The inputs themselves are in the request. `observer` is told what the stage does, beside Prefect and the tracker.
     """
     watching = _whole(observer or SilentObserver())
-    returned = await stage_task(request.node, _whole(request), _whole(runtime), _whole(tracker), upstream or {}, watching)
+    returned = await stage_task(
+        request.node, _whole(request), _whole(runtime), _whole(tracker), upstream or {}, observer=watching
+    )
     return await returned.aresult() if isinstance(returned, State) else returned
 
 
 @task(name="stage", task_run_name="{node}", persist_result=False, cache_policy=NO_CACHE, retries=0)
 async def stage_task(
-    node: str, request: StageRequest, runtime: Runtime, tracker: Tracker, upstream: dict[str, Any], observer: StageObserver
+    node: str, request: StageRequest, runtime: Runtime, tracker: Tracker, upstream: dict[str, Any], *, observer: StageObserver
 ) -> dict[str, Any] | State[dict[str, Any]]:
     """The Prefect task behind `run_node`. Ends in state `Cached` when the artifact was there."""
     shown = _PrefectObserver(get_run_logger())
