@@ -1,0 +1,71 @@
+"""Rewards to advantages and returns. Everything here is detached: it weighs gradients and carries none."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_core.objectives.aggregation import AllSum, local_sum, masked
+
+GroupKind = Literal["rloo", "group_mean", "group_norm"]
+
+
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates and returns, both [B, T] and 0 outside the mask (arXiv 1506.02438).
+
+    delta_t = r_t + gamma * V_{t+1} - V_t, A_t = delta_t + gamma * lam * A_{t+1}, return = A + V. Rewards and values count as
+    0 outside the mask: a response ends its episode, also one that was cut short.
+    """
+    rewards, values = masked(rewards_BT.detach(), mask_BT), masked(values_BT.detach(), mask_BT)
+    next_values = torch.nn.functional.pad(values[:, 1:], (0, 1))
+    advantages = masked(_decayed_sums(rewards + gamma * next_values - values, gamma * lam), mask_BT)
+    return advantages, advantages + values
+
+
+def discounted_returns(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> Tensor:
+    """G_t = r_t + gamma * G_{t+1}, [B, T], 0 outside the mask."""
+    return masked(_decayed_sums(masked(rewards_BT.detach(), mask_BT), gamma), mask_BT)
+
+
+def whiten(values_BT: Tensor, mask_BT: Tensor, all_sum: AllSum = local_sum) -> Tensor:
+    """(x - mean) / sqrt(max(variance, 1e-8)) over the valid tokens, [B, T], 0 outside the mask.
+
+    The mean and the population variance are those of all ranks when `all_sum` sums over them.
+    """
+    values, mask = masked(values_BT.detach(), mask_BT), mask_BT.bool()
+    total, count = all_sum(torch.stack([values.sum(), mask.sum()]))
+    centred = masked(values - total / count.clamp(min=1), mask)
+    variance: Tensor = all_sum(centred.square().sum()) / count.clamp(min=1)
+    return centred / variance.clamp(min=1e-8).sqrt()
+
+
+def group_advantages(rewards_PK: Tensor, kind: GroupKind) -> Tensor:
+    """Advantages [P, K] of K >= 2 samples a prompt against one another.
+
+    `rloo`: less the mean of the others (arXiv 2402.14740). `group_mean`: less the group's mean (Dr. GRPO, arXiv 2503.20783).
+    `group_norm`: that, divided by the group's unbiased standard deviation + 1e-9 (GRPO, arXiv 2402.03300). Raises
+    `ValueError` for K < 2.
+    """
+    samples = rewards_PK.shape[-1]
+    if samples < 2:
+        raise ValueError(f"group advantages compare samples of one prompt: {samples} a prompt given, at least 2 needed")
+    # In fp64: rounding in the mean of equal rewards must stay far below the 1e-9 beside the standard deviation.
+    rewards = rewards_PK.detach().double()
+    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    if kind == "rloo":
+        centred = centred * samples / (samples - 1)
+    elif kind == "group_norm":
+        centred = centred / (rewards.std(dim=-1, keepdim=True) + 1e-9)
+    return centred.to(torch.promote_types(rewards_PK.dtype, torch.float32))
+
+
+def _decayed_sums(values_BT: Tensor, decay: float) -> Tensor:
+    """S_t = x_t + decay * S_{t+1} along the last axis."""
+    sums = torch.zeros_like(values_BT)
+    running = values_BT.new_zeros(values_BT.shape[:-1])
+    for t in reversed(range(values_BT.shape[-1])):
+        running = values_BT[..., t] + decay * running
+        sums[..., t] = running
+    return sums
