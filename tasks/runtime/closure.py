@@ -30,21 +30,21 @@ def code_digests(module: str) -> dict[str, str]:
         if name in digests or path is None:
             continue
         stat = path.stat()
-        digests[name], mentioned = _read(path, name, stat.st_mtime_ns, stat.st_size)
+        digests[name], mentioned = _read(path, name, own, (stat.st_mtime_ns, stat.st_size))
         waiting += [m for m in mentioned if m.split(".")[0] in own and not f"{m}.".startswith(f"{_OUTSIDE}.")]
     return dict(sorted(digests.items()))
 
 
 @lru_cache(maxsize=4096)
-def _read(path: Path, module: str, mtime_ns: int, size: int) -> tuple[str, tuple[str, ...]]:
+def _read(path: Path, module: str, own: tuple[str, ...], stamp: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(path.read_bytes(), filename=str(path))
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    mentioned = tuple(sorted(set(_mentioned_modules(tree, package))))
+    mentioned = tuple(sorted(set(_mentioned_modules(tree, package, own))))
     _drop_docstrings(tree)
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), mentioned
 
 
-def _mentioned_modules(tree: ast.Module, package: str) -> Iterator[str]:
+def _mentioned_modules(tree: ast.Module, package: str, own: tuple[str, ...]) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -53,7 +53,7 @@ def _mentioned_modules(tree: ast.Module, package: str) -> Iterator[str]:
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             yield from _with_parents(base)
             yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _looks_dotted(node.value):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _names_module(node.value, own):
             yield from _with_parents(node.value.replace(":", "."))
 
 
@@ -63,8 +63,9 @@ def _with_parents(name: str) -> Iterator[str]:
     yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
 
 
-def _looks_dotted(text: str) -> bool:
-    return text.startswith(tuple(f"{p}." for p in OWN_PACKAGES)) and text.replace(":", ".").replace(".", "").isidentifier()
+def _names_module(text: str, own: tuple[str, ...]) -> bool:
+    parts = text.replace(":", ".").split(".")
+    return parts[0] in own and len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
 def _source(module: str) -> Path | None:

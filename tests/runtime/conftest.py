@@ -1,0 +1,93 @@
+"""Homes, runtimes and observers for the runtime's tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+if str(REPOSITORY) not in sys.path:  # stages are found by import path, also when pytest was not started with -m
+    sys.path.insert(0, str(REPOSITORY))
+
+from tasks.runtime.config import RuntimeConfig  # noqa: E402
+from tasks.runtime.context import ArtifactRef  # noqa: E402
+from tasks.runtime.home import Home  # noqa: E402
+from tasks.runtime.request import SilentObserver, StageRequest  # noqa: E402
+from tasks.runtime.start import Runtime  # noqa: E402
+from tasks.runtime.subprocess_executor import SubprocessExecutor  # noqa: E402
+from tests.runtime.ray_head import RayHead  # noqa: E402
+from tests.runtime.stages import CountConfig  # noqa: E402
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.open(tmp_path / "home")
+
+
+@pytest.fixture
+def settings() -> RuntimeConfig:
+    return RuntimeConfig(poll_interval_s=0.05, stop_grace_s=5.0, min_free_disk_gib=0.0)
+
+
+@pytest.fixture
+def runtime(home: Home, settings: RuntimeConfig) -> Runtime:
+    return Runtime(home, SubprocessExecutor(), settings)
+
+
+@pytest.fixture
+def count_request() -> Callable[..., StageRequest]:
+    """A request for stage COUNT; keyword arguments are fields of its config, `run`, `node` and `force` of the request."""
+
+    def make(*, run: str = "run", node: str = "count_node", force: bool = False, seed: int = 0, **config: Any) -> StageRequest:
+        return StageRequest("tests.runtime.stages:COUNT", node, CountConfig(**config), run, force=force, seed=seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    head = RayHead()
+    try:
+        head.wait_until_ready()
+        yield head
+    finally:
+        head.close()
+
+
+@dataclass
+class Heard(SilentObserver):
+    """Remembers everything it is told."""
+
+    attempts: list[tuple[int, bool]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    folder: Path | None = None
+
+    def on_attempt(self, attempt: int, folder: Path, attached: bool) -> None:
+        self.attempts.append((attempt, attached))
+        self.folder = folder
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def on_log(self, text: str) -> None:
+        self.log += text.splitlines()
+
+    def on_warning(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def data_ref() -> ArtifactRef:
+    return ArtifactRef(kind="data", key="d" * 64, uri="file:///store/data/d", sha256="e" * 64, producer="run/prepare_data")

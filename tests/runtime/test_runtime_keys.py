@@ -1,0 +1,171 @@
+"""The key of a stage: what is in it, what is not, and what two keys say about each other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_processing.errors import ConfigError
+from tasks.runtime.keys import canonical_json, explain_difference, flatten, stage_key
+from tests.runtime.stages import CountConfig, JoinConfig
+
+COUNT = "tests.runtime.stages:COUNT"
+JOIN = "tests.runtime.stages:JOIN"
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), JSON, max_size=5))
+def test_the_order_of_fields_does_not_matter(value: dict[str, object]) -> None:
+    backwards = dict(reversed(list(value.items())))
+    assert canonical_json(value) == canonical_json(backwards)
+
+
+@given(JSON, JSON)
+def test_different_values_have_different_canonical_texts(a: object, b: object) -> None:
+    assert (canonical_json(a) == canonical_json(b)) == (repr(_sorted(a)) == repr(_sorted(b)))
+
+
+def _sorted(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _sorted(value[k]) for k in sorted(value)}
+    return [_sorted(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("value", [{1, 2}, Path("x"), b"x", float("nan"), float("inf"), {1: "x"}, object()])
+def test_what_json_cannot_say_is_an_error_that_names_the_place(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"\$\.outer\.inner"):
+        canonical_json({"outer": {"inner": value}})
+
+
+@given(
+    st.fixed_dictionaries(
+        {"step_s": st.floats(0, 10), "kill_at": st.integers(0, 9), "stall_after_s": st.floats(1, 99), "started_log": st.text()}
+    )
+)
+def test_operational_fields_do_not_change_the_key(operational: dict[str, object]) -> None:
+    assert stage_key(COUNT, CountConfig(**operational), {}, 0).key == stage_key(COUNT, CountConfig(), {}, 0).key
+
+
+def test_everything_that_can_change_the_result_changes_the_key() -> None:
+    keys = {
+        stage_key(COUNT, CountConfig(), {}, 0).key,
+        stage_key(COUNT, CountConfig(to=4), {}, 0).key,
+        stage_key(COUNT, CountConfig(label="other"), {}, 0).key,
+        stage_key(COUNT, CountConfig(), {}, 1).key,
+        stage_key(JOIN, JoinConfig(), {"counted": "a"}, 0).key,
+        stage_key(JOIN, JoinConfig(), {"counted": "b"}, 0).key,
+        stage_key(JOIN, JoinConfig(), {"counted": "b", "extra": "c"}, 0).key,
+    }
+    assert len(keys) == 7
+
+
+def test_the_difference_of_two_keys_is_told_by_field() -> None:
+    old = stage_key(JOIN, JoinConfig(separator="-"), {"counted": "a"}, 0).description
+    new = stage_key(JOIN, JoinConfig(separator="+"), {"counted": "b"}, 0).description
+    assert explain_difference(old, new) == ['config.separator: "-" -> "+"', 'inputs.counted: "a" -> "b"']
+    assert explain_difference(old, old) == []
+    assert explain_difference({"a": 1}, {"a": 1.0, "b": None}) == ["a: 1 -> 1.0", "b: (absent) -> null"]
+
+
+def test_library_versions_are_in_the_description() -> None:
+    description = stage_key(JOIN, JoinConfig(), {"counted": "a"}, 0).description
+    assert set(description["libraries"]) == {"python", "pydantic"}
+
+
+def test_inputs_and_config_are_checked_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match=r"needs inputs \['counted'\]"):
+        stage_key(JOIN, JoinConfig(), {}, 0)
+    with pytest.raises(ConfigError, match=r"was given inputs \['other'\]"):
+        stage_key(JOIN, JoinConfig(), {"counted": "a", "other": "b"}, 0)
+    with pytest.raises(ConfigError, match="config is a CountConfig, expected JoinConfig"):
+        stage_key(JOIN, CountConfig(), {"counted": "a"}, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("sfft", "did you mean 'sft'"), ("tests.runtime.stages:NOPE", "NOPE"), ("no.such:X", "no")]
+)
+def test_an_unknown_stage_is_an_error_with_a_suggestion(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        stage_key(name, CountConfig(), {}, 0)
+
+
+def test_flatten_keeps_lists_and_empty_mappings_as_values() -> None:
+    assert flatten({"a": {"b": [1], "c": {}}, "d": 2}) == {"a.b": [1], "a.c": {}, "d": 2}
+
+
+MODULES = {
+    "__init__": "",
+    "adapter": '''
+        """Doc."""
+        from tasks.runtime.context import Stage
+        from data_processing.settings import Settings
+
+        class Nothing(Settings):
+            """Doc."""
+
+        def run(context):
+            from closure_case.lazy import work  # imported late, as torch is
+            work("closure_case.named:thing")
+
+        STAGE = Stage(name="case", kind="case", config=Nothing, inputs=(), run=run)
+    ''',
+    "lazy": "from . import helper\ndef work(name):\n    return helper.VALUE\n",
+    "helper": "VALUE = 1\n",
+    "named": "def thing():\n    return 1\n",
+    "stranger": "VALUE = 1\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package with a stage whose code lies in several files."""
+    import textwrap
+
+    folder = tmp_path / "closure_case"
+    folder.mkdir()
+    for name, text in MODULES.items():
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    for name in [n for n in sys.modules if n.startswith("closure_case")]:
+        del sys.modules[name]
+
+
+def _case_key() -> tuple[str, set[str]]:
+    from tasks.runtime.registry import load_stage
+
+    config = load_stage("closure_case.adapter:STAGE").config()
+    key = stage_key("closure_case.adapter:STAGE", config, {}, 0)
+    return key.key, set(key.description["code"])
+
+
+def test_the_closure_reaches_late_relative_and_named_modules(package: Path) -> None:
+    _, modules = _case_key()
+    case = {"closure_case", "closure_case.adapter", "closure_case.lazy", "closure_case.helper", "closure_case.named"}
+    assert case <= modules
+    assert "data_processing.settings" in modules
+    assert not any(name.startswith("tasks.runtime") or name == "closure_case.stranger" for name in modules)
+
+
+@pytest.mark.parametrize("name", ["adapter", "lazy", "helper", "named"])
+def test_a_change_of_code_in_the_closure_changes_the_key(package: Path, name: str) -> None:
+    before, _ = _case_key()
+    path = package / f"{name}.py"
+    path.write_text(path.read_text() + "\nMORE = 2\n")
+    assert _case_key()[0] != before
+
+
+def test_comments_docstrings_and_strangers_do_not_change_the_key(package: Path) -> None:
+    before, _ = _case_key()
+    (package / "helper.py").write_text('"""What this is."""\n\nVALUE = 1  # why\n')
+    (package / "stranger.py").write_text("VALUE = 2\n")
+    assert _case_key()[0] == before

@@ -1,0 +1,189 @@
+"""The store: whole or not there, verified before use, never a half artifact whatever dies when."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_processing.errors import ConfigError, SupersededError
+from tasks.runtime.attempts import WorkFolder
+from tasks.runtime.spec import Producer
+from tasks.runtime.store import Manifest, Store
+
+KIND, KEY = "numbers", "k" * 64
+
+
+def _staged(store: Store, text: str = "hello", attempt: int = 1) -> Path:
+    staging = store.staging(KIND, KEY, attempt)
+    (staging / "a.txt").write_text(text)
+    (staging / "sub").mkdir()
+    (staging / "sub" / "b.bin").write_bytes(b"\0" * 1000)
+    return staging
+
+
+def _manifest(store: Store, staging: Path, attempt: int = 1) -> Manifest:
+    files, content = store.describe_files(KIND, KEY, staging)
+    producer = Producer(run="run", node="node", stage="count", attempt=attempt)
+    return Manifest(
+        kind=KIND,
+        key=KEY,
+        sha256=content,
+        files=files,
+        producer=producer,
+        inputs={},
+        description={},
+        seconds=1.0,
+        summary={},
+        finished_at=time.time(),
+    )
+
+
+def _publish(store: Store, text: str = "hello", attempt: int = 1) -> Manifest:
+    staging = _staged(store, text, attempt)
+    manifest = _manifest(store, staging, attempt)
+    store.publish(staging, manifest)
+    return manifest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_what_was_published_is_found_whole(store: Store) -> None:
+    assert store.lookup(KIND, KEY) is None
+    manifest = _publish(store)
+    assert store.lookup(KIND, KEY) == manifest
+    assert {f.path for f in manifest.files} == {"a.txt", "sub/b.bin"}
+    assert store.verify(KIND, KEY, full=True) == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "change", "remove", "manifest"])
+def test_a_corrupt_artifact_is_set_aside_with_the_reason(store: Store, damage: str) -> None:
+    _publish(store)
+    victim = store.folder(KIND, KEY) / ("manifest.json" if damage == "manifest" else "sub/b.bin")
+    if damage == "remove":
+        victim.unlink()
+    elif damage == "truncate":
+        os.truncate(victim, 500)
+    else:
+        victim.write_bytes(b"\1" * victim.stat().st_size)
+    assert store.lookup(KIND, KEY) is None
+    assert not store.folder(KIND, KEY).exists()
+    reasons = list((store.root / ".corrupt").glob("*.reason.txt"))
+    assert len(reasons) == 1
+    assert ("manifest" if damage == "manifest" else "b.bin") in reasons[0].read_text()
+
+
+def test_an_unchanged_file_is_not_hashed_again_unless_asked(store: Store) -> None:
+    _publish(store)
+    victim = store.folder(KIND, KEY) / "sub" / "b.bin"
+    stat = victim.stat()
+    with victim.open("r+b") as stream:
+        stream.write(b"\1")
+    os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert store.verify(KIND, KEY) == []
+    assert store.verify(KIND, KEY, full=True) == ["sub/b.bin: content changed"]
+
+
+def test_linked_files_are_verified_where_they_lie(store: Store, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(b"w" * 100)
+    staging = _staged(store)
+    (staging / "weights.bin").symlink_to(weights)
+    store.publish(staging, _manifest(store, staging))
+    assert store.lookup(KIND, KEY) is not None
+    weights.write_bytes(b"v" * 100)
+    assert store.verify(KIND, KEY) == ["weights.bin: content changed"]
+
+
+def test_the_same_files_have_the_same_hash_whoever_made_them(store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "other")
+    assert _publish(store).sha256 == _publish(other, attempt=7).sha256
+    assert _publish(other, text="bye", attempt=8).sha256 != _publish(store, attempt=2).sha256
+
+
+def test_a_stage_may_not_write_the_manifest(store: Store) -> None:
+    staging = _staged(store)
+    (staging / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"manifest\.json"):
+        store.describe_files(KIND, KEY, staging)
+
+
+def test_a_replaced_artifact_is_whole_and_leaves_nothing_behind(store: Store) -> None:
+    _publish(store, "old")
+    _publish(store, "new", attempt=2)
+    assert (store.folder(KIND, KEY) / "a.txt").read_text() == "new"
+    assert list((store.root / ".staging").iterdir()) == []
+
+
+def test_killed_at_any_point_of_publishing_leaves_all_or_nothing(store: Store) -> None:
+    """A child publishes and is killed at its n-th durable operation, for every n until it survives."""
+    seen = []
+    for kill_at in range(1, 60):
+        survived = _publish_in_child(store, kill_at)
+        found = store.lookup(KIND, KEY, full=True)
+        seen.append(found is not None)
+        assert not (store.root / ".corrupt").exists(), f"half an artifact was visible after operation {kill_at}"
+        if survived:
+            assert found is not None
+            break
+    else:
+        pytest.fail("the child never got through")
+    assert False in seen
+    assert len(seen) > 6
+
+
+def _publish_in_child(store: Store, kill_at: int) -> bool:
+    staging = _staged(store, attempt=kill_at)
+    manifest = _manifest(store, staging, attempt=kill_at)
+    pid = os.fork()
+    if pid == 0:
+        _die_at(kill_at)
+        store.publish(staging, manifest)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _die_at(kill_at: int) -> None:
+    """In the child: SIGKILL itself before the n-th fsync or rename."""
+    left = [kill_at]
+
+    def audit(operation: str, arguments: tuple[Any, ...]) -> None:
+        if operation == "os.rename" or (operation == "open" and isinstance(arguments[0], (str, Path))):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    import sys
+
+    sys.addaudithook(audit)
+
+
+def test_only_the_newest_attempt_may_publish(tmp_path: Path) -> None:
+    work = WorkFolder.of(tmp_path, "count", KEY)
+    with work.locked():
+        first = work.begin("count", KEY, "subprocess", fresh=False)
+    with work.owned_by(first.token):
+        pass
+    with work.locked():
+        second = work.begin("count", KEY, "subprocess", fresh=False)
+    with pytest.raises(SupersededError, match="attempt 2 owns this key"), work.owned_by(first.token):
+        pytest.fail("a superseded attempt came through")
+    assert (second.number, second.first_attempt, second.job_id) == (2, 2, f"count-{KEY[:12]}-a2")
+
+
+def test_attempts_remember_where_they_began_and_forget_it_on_a_fresh_start(tmp_path: Path) -> None:
+    work = WorkFolder.of(tmp_path, "count", KEY)
+    numbers = []
+    for fresh in (False, False, True, False):
+        with work.locked():
+            attempt = work.begin("count", KEY, "subprocess", fresh=fresh)
+        numbers.append((attempt.number, attempt.first_attempt))
+        (work.resume / "checkpoint").write_text("x")
+    assert numbers == [(1, 1), (2, 1), (3, 3), (4, 3)]
