@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_processing.settings import Settings, operational
 
@@ -48,10 +48,18 @@ class TableSource(Settings):
     kind: SourceKind = Field(SourceKind.file, description="'file' for local paths, 'huggingface' for dataset names")
     split: str = Field("train", description="Split to read from a Hugging Face dataset")
     subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset")
+    revision: str | None = Field(None, description="Commit, tag or branch of a Hugging Face dataset; pin it to repeat a run")
     max_rows: int | None = Field(None, ge=1, description="Read at most this many rows")
     columns: dict[str, str] = Field(
         default_factory=dict, description="Renames source columns: {name in the source: name a recogniser knows}"
     )
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> TableSource:
+        given = [name for name in ("split", "subset", "revision") if getattr(self, name) != type(self).model_fields[name].default]
+        if self.kind is SourceKind.file and given:
+            raise ValueError(f"{', '.join(given)} only apply to kind 'huggingface'; remove them or set the kind")
+        return self
 
 
 class DataConfig(Settings):

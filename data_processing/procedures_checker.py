@@ -43,7 +43,9 @@ class _Case:
 
 
 @dataclass(frozen=True, slots=True)
-class _ParsedStep:
+class ParsedStep:
+    """One line of an answer, unresolved: targets are an outcome or "go to Step X"."""
+
     clause: str
     yes: str
     no: str
@@ -64,7 +66,7 @@ def check(label: str, text: str) -> ProcedureScores:
     same label, targets mean the first of them.
     """
     case = _case(label)
-    steps = _parsed(text)
+    steps = parse_answer(text)
     if not steps:
         return NOT_VALID
     targets, exist = _resolved(steps)
@@ -78,16 +80,16 @@ def check(label: str, text: str) -> ProcedureScores:
     return ProcedureScores(1.0, accuracy, soundness, efficiency, accuracy * soundness * efficiency)
 
 
-def _parsed(text: str) -> list[tuple[str, _ParsedStep]]:
+def parse_answer(text: str) -> list[tuple[str, ParsedStep]]:
     """(label, step) of every non-empty line; an empty list where any line does not parse or there are too many."""
-    steps: list[tuple[str, _ParsedStep]] = []
+    steps: list[tuple[str, ParsedStep]] = []
     for line in text.split("\n"):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None or len(steps) == MAX_STEPS:
             return []
-        steps.append((match[1], _ParsedStep(match[2], match[3], match[4])))
+        steps.append((match[1], ParsedStep(match[2], match[3], match[4])))
     return steps
 
 
@@ -99,7 +101,7 @@ def _case(label: str) -> _Case:
     return _Case(bits, policy.decisions, optimal_questions(policy))
 
 
-def _resolved(steps: list[tuple[str, _ParsedStep]]) -> tuple[list[tuple[str | int | None, str | int | None]], float]:
+def _resolved(steps: list[tuple[str, ParsedStep]]) -> tuple[list[tuple[str | int | None, str | int | None]], float]:
     """(NO, YES) targets of every step as outcome, index of a step, or None where missing; share of targets that exist."""
     index: dict[str, int] = {}
     for i, (label, _) in enumerate(steps):

@@ -1,0 +1,1 @@
+"""Rows from outside: reading them, recognising their shape, and turning them into rows of our tables."""
