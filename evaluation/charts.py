@@ -1,0 +1,117 @@
+"""Charts as inline SVG. Horizontal places are percentages and text is never scaled, so one chart fits phone and paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from evaluation.markup import Markup, join, tag
+
+
+@dataclass(frozen=True)
+class IntervalRow:
+    """A line of an interval chart: label, numbers, the text at its right end, and the CSS colour it is drawn in."""
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    text: str
+    colour: str
+
+
+_ROW_PX = 46
+_PAD = 2.5  # percent left and right, so that dots on the edge are whole
+
+
+def interval_chart(rows: Sequence[IntervalRow], title: str, zero_line: bool = False) -> Markup:
+    """A forest plot: one interval a row with its mean as a dot, over a shared axis; `zero_line` marks 0 and includes it."""
+    ends = [end for row in rows for end in (row.low, row.high, row.mean)] + ([0.0] if zero_line else [])
+    ticks = nice_ticks(min(ends), max(ends))
+    low, high = min(ticks[0], *ends), max(ticks[-1], *ends)
+
+    def x(value: float) -> str:
+        return f"{_PAD + (100 - 2 * _PAD) * (value - low) / (high - low):.3f}%"
+
+    height = _ROW_PX * len(rows)
+    grid = [
+        join(
+            tag("line", x1=x(t), x2=x(t), y1=4, y2=height + 4, class_="zero" if zero_line and t == 0 else "grid"),
+            tag("text", f"{t:g}", x=x(t), y=height + 20, class_="tick", text_anchor="middle"),
+        )
+        for t in ticks
+    ]
+    bars = [_interval(row, i * _ROW_PX, x) for i, row in enumerate(rows)]
+    return tag("svg", tag("title", title), *grid, *bars, class_="chart", width="100%", height=height + 28, role="img")
+
+
+def _interval(row: IntervalRow, top: int, x: Callable[[float], str]) -> Markup:
+    middle = top + 32
+    style = f"--c:{row.colour}"
+    return tag(
+        "g",
+        tag("text", row.label, x="0", y=top + 16, class_="label"),
+        tag("text", row.text, x="100%", y=top + 16, class_="value", text_anchor="end"),
+        tag("line", x1=x(row.low), x2=x(row.high), y1=middle, y2=middle, class_="ci", style=style),
+        tag("circle", cx=x(row.mean), cy=middle, r=6, class_="dot", style=style),
+        tag("title", f"{row.label}: {row.text}"),
+    )
+
+
+def line_chart(steps: Sequence[float], values: Sequence[float], title: str, colour: str) -> Markup:
+    """Values over steps, with the smallest and largest value and step at the edges. Needs at least two points."""
+    low, high = min(values), max(values)
+    flat = high - low <= 1e-12 * max(abs(low), abs(high), 1e-12)
+    floor, span = (low - 0.5, 1.0) if flat else (low, high - low)
+    width = (steps[-1] - steps[0]) or 1.0
+    points = [(100 * (s - steps[0]) / width, 100 - 100 * (v - floor) / span) for s, v in zip(steps, values, strict=True)]
+    line = " ".join(f"{px:.2f},{py:.2f}" for px, py in points)
+    plot = tag(
+        "svg",
+        tag("polygon", points=f"0,100 {line} 100,100", class_="area"),
+        tag("polyline", points=line, class_="line", vector_effect="non-scaling-stroke"),
+        x="0",
+        y=8,
+        width="100%",
+        height=84,
+        viewBox="0 0 100 100",
+        preserveAspectRatio="none",
+        overflow="visible",
+    )
+    frame = [tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid") for y in (8, 92)]
+    last = tag("circle", cx="100%", cy=f"{8 + 84 * points[-1][1] / 100:.1f}", r=3.5, class_="dot")
+    edges = join(
+        tag("text", number(high), x="0", y=20, class_="tick halo"),
+        tag("text", number(low), x="0", y=88, class_="tick halo") if not flat else None,
+        tag("text", f"{steps[0]:g}", x="0", y=106, class_="tick"),
+        tag("text", f"step {steps[-1]:g}", x="100%", y=106, class_="tick", text_anchor="end"),
+    )
+    style = f"--c:{colour}"
+    parts = (tag("title", title), *frame, plot, last, edges)
+    return tag("svg", *parts, class_="chart curve", width="100%", height=112, role="img", style=style)
+
+
+def share_bar(fraction: float, colour: str) -> Markup:
+    """A horizontal bar over `fraction` of the width."""
+    width = f"{100 * min(max(fraction, 0.0), 1.0):.2f}%"
+    bar = tag("rect", x="0", y=0, width=width, height=10, rx=3, class_="bar", style=f"--c:{colour}")
+    return tag("svg", bar, class_="chart", width="100%", height=10, aria_hidden="true")
+
+
+def nice_ticks(low: float, high: float, target: int = 5) -> list[float]:
+    """About `target` round numbers that reach from `low` or below to `high` or above."""
+    span = (high - low) or max(abs(high), 1.0)
+    raw = span / target
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = max(math.ceil(high / step - 1e-9), first + 1)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """Three significant digits, without exponents where people do not use them."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.1e}"

@@ -1,0 +1,151 @@
+"""The upper half of the report: verdict, tiles, forest plots and the table of all metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluation.charts import IntervalRow, interval_chart
+from evaluation.markup import Content, Markup, tag
+from evaluation.measures import DECODINGS, HELD_OUT, Measure
+from evaluation.report_data import ReportData
+from evaluation.report_style import colour_of
+
+Numbers = Mapping[str, float]
+
+_DECODING_TITLES = {
+    "sampled": "Sampled answers",
+    "greedy": "Greedy answers",
+    HELD_OUT: "Held-out answers (nothing generated)",
+}
+
+
+def section(identity: str, title: str, *children: Content, lead: str | None = None) -> Markup:
+    """A titled card of the page."""
+    return tag("section", tag("h2", title), tag("p", lead, class_="lead") if lead else None, *children, id=identity)
+
+
+def verdict_section(data: ReportData) -> Markup:
+    """Who is the challenger, or that nobody is, and why."""
+    challenger = data.verdict["challenger"]
+    headline = f"Challenger: {challenger}" if challenger else "No challenger"
+    colour = colour_of(challenger) if challenger else "var(--faint)"
+    text = tag("div", tag("strong", headline), tag("p", data.verdict["reason"]))
+    return tag("section", text, class_="verdict", id="verdict", style=f"--c:{colour}")
+
+
+def tiles(data: ReportData) -> Markup:
+    """The primary metric of every model, large."""
+    metric, decoding = data.verdict["primary_metric"], data.verdict["decoding"]
+    cards = []
+    for name, table in data.verdict["models"].items():
+        numbers = table.get(decoding, {}).get(metric)
+        if numbers is None:
+            continue
+        mean, low, high = (shown(numbers[key], data.measures[metric]) for key in ("mean", "low", "high"))
+        cards.append(
+            tag(
+                "div",
+                tag("div", tag("span", name), _standing(name, data), class_="name"),
+                tag("div", mean, class_="big"),
+                tag("div", f"{low} to {high}", class_="small"),
+                class_="tile",
+                style=f"--c:{colour_of(name)}",
+            )
+        )
+    return tag("div", *cards, class_="tiles")
+
+
+def forest_section(data: ReportData) -> Markup:
+    """The primary metric of every model, and every model's paired difference against the baseline."""
+    verdict = data.verdict
+    metric, decoding, baseline = verdict["primary_metric"], verdict["decoding"], verdict["baseline"]
+    measure = data.measures[metric]
+    means = _rows(verdict["models"], decoding, measure, signed=False)
+    differences = _rows(verdict["paired"], decoding, measure, signed=True)
+    plots = [_plot("Each model", means, f"{measure.title} of each model", zero_line=False)]
+    if differences:
+        title = f"Difference to {baseline}, paired by prompt"
+        plots.append(_plot(title, differences, title, zero_line=True))
+    lead = f"{_DECODING_TITLES[decoding]}. Dots are means, bars {data.confidence:.0%} bootstrap intervals over prompts."
+    return section("primary", measure.title, tag("div", *plots, class_="plots"), lead=lead)
+
+
+def metrics_section(data: ReportData) -> Markup:
+    """Every metric of every model, with intervals and paired differences."""
+    models = list(data.verdict["models"])
+    baseline = data.verdict["baseline"]
+    names = [tag("th", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name) for name in models]
+    rows = [row for decoding in DECODINGS for row in _decoding_rows(data, models, decoding)]
+    table = tag("table", tag("thead", tag("tr", tag("th", "Metric"), *names)), tag("tbody", *rows))
+    lead = (
+        f"Mean, {data.confidence:.0%} interval, and the paired difference to {baseline}; coloured where the whole interval of "
+        "the difference is on one side of zero and one direction is better."
+    )
+    return section("metrics", "All metrics", tag("div", table, class_="scroll"), lead=lead)
+
+
+def shown(value: float, measure: Measure, signed: bool = False) -> str:
+    """A number with the measure's decimals; `signed` ones always bear + or −."""
+    text = f"{value:{'+' if signed else ''},.{measure.digits}f}"
+    # A rounded -0.00 is no loss.
+    return text.replace("-", "" if not any(c in "123456789" for c in text) else "−")
+
+
+def _standing(name: str, data: ReportData) -> Markup:
+    if name == data.verdict["challenger"]:
+        return tag("span", "challenger", class_="pill good")
+    if name == data.verdict["baseline"]:
+        return tag("span", "baseline", class_="pill")
+    judgement = data.verdict["judgements"].get(name, "")
+    return tag("span", judgement, class_=f"pill {({'better': 'good', 'worse': 'bad'}).get(judgement, '')}".strip())
+
+
+def _plot(heading: str, rows: Sequence[IntervalRow], title: str, zero_line: bool) -> Markup:
+    return tag("div", tag("h3", heading), interval_chart(rows, title, zero_line))
+
+
+def _rows(models: Mapping[str, Any], decoding: str, measure: Measure, signed: bool) -> list[IntervalRow]:
+    found = {name: table[decoding][measure.name] for name, table in models.items() if measure.name in table.get(decoding, {})}
+    return [_interval_row(name, numbers, measure, signed) for name, numbers in found.items()]
+
+
+def _interval_row(name: str, numbers: Numbers, measure: Measure, signed: bool) -> IntervalRow:
+    mean, low, high = (shown(numbers[key], measure, signed) for key in ("mean", "low", "high"))
+    text = f"{mean}  ({low} to {high})"
+    return IntervalRow(name, numbers["mean"], numbers["low"], numbers["high"], text, colour_of(name))
+
+
+def _decoding_rows(data: ReportData, models: Sequence[str], decoding: str) -> list[Markup]:
+    measured = {metric for name in models for metric in data.verdict["models"][name].get(decoding, {})}
+    if not measured:
+        return []
+    heading = tag("tr", tag("th", _DECODING_TITLES[decoding], colspan=len(models) + 1, scope="rowgroup"), class_="group")
+    order = list(data.measures)
+    return [heading, *(_metric_row(data, models, decoding, metric) for metric in sorted(measured, key=order.index))]
+
+
+def _metric_row(data: ReportData, models: Sequence[str], decoding: str, metric: str) -> Markup:
+    primary = (decoding, metric) == (data.verdict["decoding"], data.verdict["primary_metric"])
+    cells = [_cell(data, name, decoding, data.measures[metric]) for name in models]
+    return tag("tr", tag("td", data.measures[metric].title), *cells, class_="primary" if primary else None)
+
+
+def _cell(data: ReportData, name: str, decoding: str, measure: Measure) -> Markup:
+    numbers = data.verdict["models"][name].get(decoding, {}).get(measure.name)
+    if numbers is None:
+        return tag("td", "–")
+    mean, low, high = (shown(numbers[key], measure) for key in ("mean", "low", "high"))
+    paired = data.verdict["paired"].get(name, {}).get(decoding, {}).get(measure.name)
+    delta = (
+        tag("span", f"{shown(paired['mean'], measure, signed=True)} paired", class_=_delta_class(paired, measure))
+        if paired
+        else None
+    )
+    return tag("td", tag("span", mean, class_="mean"), tag("span", f"{low} – {high}", class_="range"), delta)
+
+
+def _delta_class(paired: Numbers, measure: Measure) -> str:
+    if measure.better == "neither" or paired["low"] <= 0 <= paired["high"]:
+        return "delta"
+    return "delta good" if (paired["low"] > 0) == (measure.better == "higher") else "delta bad"

@@ -1,0 +1,156 @@
+"""A made-up run for tests of the report: invented models whose answers are real procedures, some of them spoiled.
+
+Nothing here was measured. The scores are the checker's, of answers that no model gave. Run as a script, it writes the
+page to look at: `python tests/evaluation/made_up_run.py report.html`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from data_processing.procedures_checker import check
+from data_processing.procedures_corruptions import CORRUPTIONS, corrupt
+from data_processing.procedures_optimal import optimal_procedure, render
+from data_processing.procedures_policy import Policy, draw_policy, prompt_text
+from data_processing.schemas import content_id
+from evaluation.comparison import write_comparison
+from evaluation.config import CompareConfig
+from evaluation.faults import procedure_faults
+from evaluation.measures import Measure, Score
+from evaluation.report import write_report
+from evaluation.report_data import LineageEntry, ReportData, Timing, assemble
+from evaluation.results import write_predictions, write_scores
+from rlhf_core.events import EventLog
+
+SHARES = ("valid", "accuracy", "soundness", "efficiency", "score")
+PROCEDURES = {name: Measure(f"procedures.{name}", f"Procedures {name} (0 to 1)") for name in SHARES}
+REWARD = Measure("reward", "Reward model score")
+KL = Measure("kl", "KL to the base (nats a response)", better="neither", digits=1)
+LENGTH = Measure("length", "Length (tokens)", better="neither", digits=0)
+PERPLEXITY = Measure("perplexity", "Perplexity of held-out answers", better="lower", geometric=True)
+
+# How often each invented model spoils an answer, and its invented reward, KL and perplexity.
+MODELS = {
+    "base": (1.0, -3.1, 0.0, 9.4),
+    "sft": (0.65, 0.4, 21.0, 1.31),
+    "preference": (0.45, 1.6, 34.0, 1.38),
+    "online": (0.3, 2.2, 39.0, 1.36),
+}
+
+
+def write_evaluations(folder: Path, prompts: int = 64) -> dict[str, Path]:
+    """Evaluation artifacts of the invented models, by name."""
+    for name in MODELS:
+        _write_evaluation(folder / f"evaluate_{name}", name, prompts)
+    return {name: folder / f"evaluate_{name}" for name in MODELS}
+
+
+def write_events(folder: Path) -> dict[str, Path]:
+    """Event logs of invented training stages, by node."""
+    paths = {stage: folder / stage / "events.jsonl" for stage in ("sft", "reward_model", "preference", "online")}
+    rng = random.Random(5)
+    for stage, path in paths.items():
+        log = EventLog(path)
+        for step in range(1, 31):
+            fall = math.exp(-step / 9) + rng.gauss(0, 0.03)
+            values = {"loss": 0.1 + fall, "grad_norm": 0.5 + abs(rng.gauss(0, 0.2)), "learning_rate": 5e-4 * step / 30}
+            if stage == "online":
+                values |= {
+                    "reward": 2 - 2 * fall,
+                    "kl": 6 - 6 * fall,
+                    "entropy": 0.4 + 0.3 * fall,
+                    "response_length": 80 - 9 * fall,
+                }
+                values |= {f"seconds/{phase}": 3 + rng.random() for phase in ("rollout", "score", "update", "sync")}
+                values |= {"truncated_share": 0.0, "ratio": 1.0, "value_loss": fall}
+            log.metrics(step, values)
+    EventLog(paths["preference"]).warn("2 pairs were longer than max_length_tokens and are left out")
+    return paths
+
+
+def made_up_report(folder: Path) -> ReportData:
+    """Everything a report can show."""
+    comparison = folder / "compare"
+    comparison.mkdir()
+    inputs = write_evaluations(folder)
+    write_comparison(inputs, CompareConfig(samples_shown=6), comparison, seed=3, events=EventLog(folder / "events.jsonl"))
+    nodes = [
+        "base_model",
+        "prepare_data",
+        "sft",
+        "convert_sft",
+        "reward_model",
+        "preference",
+        "online",
+        "evaluate_online",
+        "compare",
+    ]
+    kinds = ["model", "data", "checkpoint", "model", "checkpoint", "checkpoint", "checkpoint", "evaluation", "comparison"]
+    lineage = [
+        LineageEntry(node, kind, content_id(node) * 4, f"{node}-{content_id(node)[:12]}-a1", tuple(nodes[max(0, i - 2) : i]))
+        for i, (node, kind) in enumerate(zip(nodes, kinds, strict=True))
+    ]
+    seconds = [2.1, 1.4, 74.0, 6.2, 61.5, 148.0, 312.4, 41.7, 1.9]
+    timings = [Timing(node, s, cached=node in ("base_model", "prepare_data")) for node, s in zip(nodes, seconds, strict=True)]
+    config = "run:\n  name: made-up\n  seed: 17\nonline:\n  method: ppo\n  kl_coef: 0.02\n  steps: 30\n"
+    return assemble(comparison, write_events(folder), config, lineage, timings, title="A made-up run")
+
+
+def _write_evaluation(folder: Path, name: str, prompts: int) -> None:
+    spoiled, reward, kl, perplexity = MODELS[name]
+    rng = random.Random(f"made up {name}")
+    shared = random.Random(1)
+    predictions, scores = [], []
+    for _ in range(prompts):
+        policy = draw_policy(shared, 2)
+        prompt = [{"role": "user", "content": prompt_text(policy, shared, shuffled=True)}]
+        text = _answer(policy, rng, spoiled, name)
+        for decoding in ("sampled", "greedy"):
+            row = _prediction(prompt, policy, decoding, text, name)
+            predictions.append(row)
+            shares = asdict(check(policy.label(), text))
+            faults = procedure_faults(policy.label(), text)
+            scores += [Score(row["id"], PROCEDURES[s], v, faults=faults if s == "score" else ()) for s, v in shares.items()]
+            scores.append(Score(row["id"], REWARD, reward + 2 * shares["score"] + rng.gauss(0, 0.5)))
+            scores.append(Score(row["id"], LENGTH, row["response_tokens"]))
+            if decoding == "sampled":
+                scores.append(Score(row["id"], KL, 0.0 if name == "base" else kl + rng.gauss(0, 4)))
+        scores.append(Score(f"held-out-{len(predictions)}", PERPLEXITY, perplexity * math.exp(rng.gauss(0, 0.05)), weight=90))
+    folder.mkdir()
+    write_predictions(folder, predictions)
+    write_scores(folder, scores)
+
+
+def _answer(policy: Policy, rng: random.Random, spoiled: float, name: str) -> str:
+    if name == "base":
+        return "Sure! To review this product, first look at the package & check if it is safe.\n1. Check the <label>.\n2. Decide."
+    procedure = optimal_procedure(policy)
+    candidate = corrupt(rng.choice(list(CORRUPTIONS)), procedure, policy, rng) if rng.random() < spoiled else None
+    return render(candidate[0] if candidate else procedure)
+
+
+def _prediction(prompt: list[dict[str, str]], policy: Policy, decoding: str, text: str, name: str) -> dict[str, object]:
+    prompt_id = content_id(prompt)
+    return {
+        "id": content_id([prompt_id, decoding, 0]),
+        "prompt_id": prompt_id,
+        "model": name,
+        "decoding": decoding,
+        "prompt": prompt,
+        "response": text,
+        "label": policy.label(),
+        "finish_reason": "length" if name == "base" else "stop",
+        "prompt_tokens": len(prompt[0]["content"]) // 4,
+        "response_tokens": len(text) // 4,
+    }
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        write_report(made_up_report(Path(scratch)), Path(sys.argv[1]))
