@@ -1,0 +1,253 @@
+"""Starting stages: cached, attached, tried again; and what is left after each way to die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_processing.errors import ConfigError, DataError, DivergedError, OutOfMemoryError, PreemptedError, SupersededError
+from tasks.runtime.config import RuntimeConfig
+from tasks.runtime.failures import StageFailedError
+from tasks.runtime.home import Home
+from tasks.runtime.liveness import worker_process
+from tasks.runtime.records import read_node
+from tasks.runtime.request import StageOutcome, StageRequest
+from tasks.runtime.start import Runtime, key_of, run_stage
+from tasks.runtime.store import Store
+from tasks.runtime.subprocess_executor import SubprocessExecutor
+from tests.runtime.conftest import REPOSITORY, Heard
+from tests.runtime.stages import JoinConfig
+
+Requests = Callable[..., StageRequest]
+
+
+def _start(request: StageRequest, runtime: Runtime, heard: Heard | None = None) -> StageOutcome:
+    return asyncio.run(run_stage(request, runtime, heard))
+
+
+def _artifact(home: Home, outcome: StageOutcome) -> Path:
+    return Store(home.store).folder(outcome.ref.kind, outcome.ref.key)
+
+
+def test_a_stage_runs_once_and_is_cached_for_other_nodes_and_runs(
+    runtime: Runtime, home: Home, count_request: Requests, heard: Heard, tmp_path: Path
+) -> None:
+    log = tmp_path / "started"
+    first = _start(count_request(started_log=str(log)), runtime, heard)
+    again = _start(count_request(started_log=str(log), run="later", node="other_node"), runtime)
+    assert (first.cached, first.attempt, first.summary) == (False, 1, {"last": 3})
+    assert (again.cached, again.producer, again.ref) == (True, "run/count_node", first.ref)
+    assert len(log.read_text().splitlines()) == 1
+    assert heard.log == ["[1/3] counted 1", "[2/3] counted 2", "[3/3] counted 3"]
+    assert [e["type"] for e in heard.events] == ["metrics", "progress"] * 3 + ["summary"]
+    record = read_node(home, "later", "other_node")
+    assert record is not None
+    assert (record.key, record.cached, record.ref) == (first.ref.key, True, first.ref)
+    assert StageOutcome.from_json(json.loads(json.dumps(again.to_json()))) == again
+
+
+def test_the_artifact_carries_the_events_of_the_work(runtime: Runtime, home: Home, count_request: Requests) -> None:
+    outcome = _start(count_request(kill_at=3), runtime)
+    events = [json.loads(line) for line in (_artifact(home, outcome) / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["type"] == "metrics"] == [1, 2, 3]
+
+
+def test_artifacts_flow_into_the_next_stage(runtime: Runtime, home: Home, count_request: Requests) -> None:
+    counted = _start(count_request(label="x"), runtime)
+    request = StageRequest("tests.runtime.stages:JOIN", "join", JoinConfig(), "run", inputs={"counted": counted.ref})
+    joined = _start(request, runtime)
+    assert (_artifact(home, joined) / "joined.txt").read_text() == "x-x"
+    manifest = Store(home.store).manifest(joined.ref.kind, joined.ref.key)
+    assert manifest is not None
+    assert manifest.inputs == {"counted": counted.ref}
+
+
+@pytest.mark.parametrize(("code", "error"), [(10, ConfigError), (11, DataError), (12, DivergedError)])
+def test_a_stage_that_is_wrong_is_not_tried_again(
+    runtime: Runtime, count_request: Requests, heard: Heard, code: int, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=f"count_node .attempt 1.: asked to fail with {code}"):
+        _start(count_request(fail_code=code), runtime, heard)
+    assert heard.attempts == [(1, False)]
+
+
+@pytest.mark.parametrize("code", [13, 14, 77])
+def test_what_may_pass_is_tried_again(runtime: Runtime, count_request: Requests, heard: Heard, code: int) -> None:
+    outcome = _start(count_request(fail_code=code), runtime, heard)
+    assert outcome.attempt == 2
+    assert heard.attempts == [(1, False), (2, False)]
+    assert "Another attempt" in heard.warnings[0]
+
+
+@pytest.mark.parametrize(("code", "error"), [(13, OutOfMemoryError), (14, PreemptedError), (77, StageFailedError)])
+def test_attempts_are_limited(runtime: Runtime, count_request: Requests, heard: Heard, code: int, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        _start(count_request(fail_code=code, fail_always=True), runtime, heard)
+    assert len(heard.attempts) == 2
+
+
+def test_out_of_memory_names_what_lowers_it(runtime: Runtime, count_request: Requests) -> None:
+    with pytest.raises(OutOfMemoryError, match="micro_batch_tokens"):
+        _start(count_request(fail_code=13, fail_always=True), runtime)
+
+
+def test_a_killed_worker_is_resumed_from_its_checkpoint(
+    runtime: Runtime, home: Home, count_request: Requests, heard: Heard
+) -> None:
+    outcome = _start(count_request(kill_at=3, to=5), runtime, heard)
+    counted = json.loads((_artifact(home, outcome) / "counted.json").read_text())
+    assert counted == [[1, 1], [2, 1], [3, 2], [4, 2], [5, 2]]
+    assert "exit code 137" in heard.warnings[0]
+    assert [e["step"] for e in heard.events if e["type"] == "metrics"] == [1, 2, 3, 4, 5]
+    work = home.work / f"count-{outcome.ref.key}"
+    assert not (work / "resume").exists(), "checkpoints of a finished stage are given back"
+
+
+def test_a_stage_that_goes_silent_fails_with_its_stacks_in_the_log(
+    runtime: Runtime, count_request: Requests, heard: Heard
+) -> None:
+    began = time.monotonic()
+    outcome = _start(count_request(hang_at=2, stall_after_s=1.5), runtime, heard)
+    assert outcome.attempt == 2
+    assert time.monotonic() - began < 15
+    assert "no event for 1.5 s" in heard.warnings[0]
+    assert any("stages.py" in line for line in heard.log), "where it hung is in the log"
+
+
+def test_a_truncated_artifact_is_set_aside_and_made_again(runtime: Runtime, home: Home, count_request: Requests) -> None:
+    first = _start(count_request(), runtime)
+    os.truncate(_artifact(home, first) / "counted.json", 3)
+    second = _start(count_request(run="second"), runtime)
+    assert not second.cached
+    assert second.ref.producer == "second/count_node"
+    assert json.loads((_artifact(home, second) / "counted.json").read_text()) == [[1, 2], [2, 2], [3, 2]]
+    assert len(list((home.store / ".corrupt").glob("*.reason.txt"))) == 1
+
+
+def test_a_corrupt_input_stops_the_stage_that_reads_it(runtime: Runtime, home: Home, count_request: Requests) -> None:
+    counted = _start(count_request(), runtime)
+    os.truncate(_artifact(home, counted) / "label.txt", 1)
+    request = StageRequest("tests.runtime.stages:JOIN", "join", JoinConfig(), "run", inputs={"counted": counted.ref})
+    with pytest.raises(DataError, match=r"input 'counted' .* run the pipeline again"):
+        _start(request, runtime)
+
+
+def test_force_computes_again_from_nothing(runtime: Runtime, home: Home, count_request: Requests) -> None:
+    _start(count_request(), runtime)
+    forced = _start(count_request(run="forced", force=True), runtime)
+    assert not forced.cached
+    assert json.loads((_artifact(home, forced) / "counted.json").read_text()) == [[1, 2], [2, 2], [3, 2]]
+    assert _start(count_request(), runtime).producer == "forced/count_node"
+
+
+def test_two_flows_with_the_same_key_do_the_work_once(
+    home: Home, settings: RuntimeConfig, count_request: Requests, tmp_path: Path
+) -> None:
+    log = tmp_path / "started"
+
+    async def both() -> list[StageOutcome]:
+        runtimes = [Runtime(home, SubprocessExecutor(), settings) for _ in range(2)]
+        requests = [count_request(started_log=str(log), step_s=0.3, run=f"run{n}") for n in range(2)]
+        return await asyncio.gather(*(run_stage(q, r) for q, r in zip(requests, runtimes, strict=True)))
+
+    outcomes = asyncio.run(both())
+    assert outcomes[0].ref == outcomes[1].ref
+    assert len(log.read_text().splitlines()) == 1
+    assert [o.attempt for o in outcomes] == [1, 1]
+
+
+SUBMITTER = """
+import asyncio, sys
+from pathlib import Path
+from tasks.runtime.config import RuntimeConfig
+from tasks.runtime.home import Home
+from tasks.runtime.request import StageRequest
+from tasks.runtime.start import Runtime, run_stage
+from tasks.runtime.subprocess_executor import SubprocessExecutor
+from tests.runtime.stages import CountConfig
+home = Home.open(Path(sys.argv[1]))
+request = StageRequest("tests.runtime.stages:COUNT", "node", CountConfig(to=8, step_s=0.3, started_log=sys.argv[2]), "killed_run")
+asyncio.run(run_stage(request, Runtime(home, SubprocessExecutor(), RuntimeConfig(min_free_disk_gib=0.0))))
+"""
+
+
+def test_a_flow_process_killed_while_waiting_loses_nothing(
+    runtime: Runtime, home: Home, count_request: Requests, heard: Heard, tmp_path: Path
+) -> None:
+    log = tmp_path / "started"
+    submitter = subprocess.Popen(
+        [sys.executable, "-c", SUBMITTER, str(home.root), str(log)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    _wait_for(log.is_file)
+    submitter.send_signal(signal.SIGKILL)
+    submitter.wait()
+    outcome = _start(count_request(to=8, step_s=0.3, started_log=str(log)), runtime, heard)
+    assert heard.attempts == [(1, True)]
+    assert (outcome.attempt, outcome.producer) == (1, "killed_run/node")
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_a_superseded_worker_cannot_publish(runtime: Runtime, home: Home, count_request: Requests, tmp_path: Path) -> None:
+    """A worker that was given up, but lives on, is overtaken; the newer attempt's artifact stays."""
+    log = tmp_path / "started"
+    request = count_request(to=6, step_s=0.3, started_log=str(log))
+
+    async def give_up() -> None:
+        task = asyncio.create_task(run_stage(request, runtime))
+        while not log.is_file():
+            await asyncio.sleep(0.05)
+        work = home.work / f"count-{key_of(request).key}"
+        token = json.loads((work / "attempt.json").read_text())
+        (work / "attempt.json").write_text(json.dumps({**token, "number": 2, "token": "of-a-newer-attempt"}))
+        with pytest.raises(SupersededError, match="attempt 2 owns this key"):
+            await task
+
+    runtime = Runtime(home, runtime.executor, runtime.settings.model_copy(update={"max_attempts": 1}))
+    asyncio.run(give_up())
+    key = key_of(request)
+    assert Store(home.store).lookup(key.stage.kind, key.key) is None
+
+
+def test_cancelling_lets_the_stage_save_and_waits_until_it_is_gone(
+    runtime: Runtime, home: Home, count_request: Requests, heard: Heard
+) -> None:
+    request = count_request(to=1000, step_s=0.2)
+
+    async def cancel() -> None:
+        task = asyncio.create_task(run_stage(request, runtime, heard))
+        while len(heard.events) < 4:
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert heard.folder is not None
+    assert worker_process(heard.folder) is None
+    assert json.loads((heard.folder / "error.json").read_text())["exit_code"] == 14
+    assert (home.work / f"count-{key_of(request).key}" / "resume" / "counted.json").is_file()
+
+
+def test_no_room_on_the_disk_is_said_before_anything_starts(home: Home, count_request: Requests, heard: Heard) -> None:
+    runtime = Runtime(home, SubprocessExecutor(), RuntimeConfig(min_free_disk_gib=1e9))
+    with pytest.raises(ConfigError, match="min_free_disk_gib"):
+        _start(count_request(), runtime, heard)
+    assert heard.attempts == []
+
+
+def _wait_for(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
