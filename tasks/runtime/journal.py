@@ -20,7 +20,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Progress(BaseModel):
-    """How far a tracker has got: bytes of the journal sent, the tracker's run ids by handle."""
+    """How far a tracker has got: bytes of the journal sent, the tracker's run ids by handle.
+
+    `complete`: every run is closed and everything was sent; nobody needs to look again.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,6 +31,7 @@ class Progress(BaseModel):
     experiment: str
     sent_bytes: int = 0
     run_ids: dict[str, str] = {}
+    complete: bool = False
 
 
 class Journal:

@@ -50,6 +50,7 @@ class Tracker:
         self._journal = Journal(home.run(run) / "tracking")
         announce(self._journal.folder)
         progress = self._journal.load_progress() or Progress(uri=uri or home.tracking_uri, experiment=experiment)
+        progress.complete = False
         self._journal.save_progress(progress)
         self._children: dict[str, StageTracker] = {}
         self._thread = _SenderThread(self._journal, progress, home.mlflow, self._report_ages)
@@ -182,19 +183,19 @@ def recover(home: Home) -> list[str]:
 
     For the start of a command, before a tracker of its own. Never raises; a tracker that is still away is left for later.
     """
-    worked_on = []
+    worked_on: list[str] = []
+    silent: set[str] = set()
     for folder in sorted(home.runs.glob("*/tracking")):
         journal = Journal(folder)
         progress = journal.load_progress()
-        if progress is None or is_alive(folder):
+        if progress is None or progress.complete or progress.uri in silent or is_alive(folder):
             continue
         with suppress(Timeout), FileLock(folder / "lock", timeout=0):
-            open_runs = journal.open_runs()
-            for handle in open_runs:
+            for handle in journal.open_runs():
                 journal.append("close", handle, status="KILLED", time=_now_ms())
-            if open_runs or journal.read(progress.sent_bytes):
-                worked_on.append(folder.parent.name)
-                _send(journal, progress, home.mlflow)
+            worked_on.append(folder.parent.name)
+            if not _complete(journal, progress, home.mlflow):
+                silent.add(progress.uri)
     return worked_on
 
 
@@ -225,7 +226,9 @@ class _SenderThread(threading.Thread):
                     sender = sender or _make_sender(self._journal, self.progress, self._mlflow_folder)
                     sender.send_waiting()
                     pause_s = _SEND_EVERY_S
-                    self._all_sent = closing
+                    self._all_sent = self.progress.complete = closing
+                    if closing:
+                        self._journal.save_progress(self.progress)
                 except Exception as error:  # whatever a tracker does, the flow goes on
                     _LOG.warning("tracker %s does not take anything (kept for later): %s", self.progress.uri, _first_line(error))
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -240,11 +243,15 @@ class _SenderThread(threading.Thread):
         return self._all_sent
 
 
-def _send(journal: Journal, progress: Progress, mlflow_folder: Path) -> None:
+def _complete(journal: Journal, progress: Progress, mlflow_folder: Path) -> bool:
     try:
         _make_sender(journal, progress, mlflow_folder).send_waiting()
     except Exception as error:  # as above
         _LOG.warning("tracker %s still does not answer: %s", progress.uri, _first_line(error))
+        return False
+    progress.complete = True
+    journal.save_progress(progress)
+    return True
 
 
 def _make_sender(journal: Journal, progress: Progress, mlflow_folder: Path) -> Any:
