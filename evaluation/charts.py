@@ -35,15 +35,17 @@ def interval_chart(rows: Sequence[IntervalRow], title: str, zero_line: bool = Fa
         return f"{_PAD + (100 - 2 * _PAD) * (value - low) / (high - low):.3f}%"
 
     height = _ROW_PX * len(rows)
-    grid = [
-        join(
-            tag("line", x1=x(t), x2=x(t), y1=4, y2=height + 4, class_="zero" if zero_line and t == 0 else "grid"),
-            tag("text", f"{t:g}", x=x(t), y=height + 20, class_="tick", text_anchor="middle"),
-        )
-        for t in ticks
+    labels = [tag("text", f"{t:g}", x=x(t), y=height + 16, class_="tick", text_anchor="middle") for t in ticks]
+    bars = [
+        join(*(_tick_mark(x(t), i * _ROW_PX, zero_line and t == 0) for t in ticks), _interval(row, i * _ROW_PX, x))
+        for i, row in enumerate(rows)
     ]
-    bars = [_interval(row, i * _ROW_PX, x) for i, row in enumerate(rows)]
-    return tag("svg", tag("title", title), *grid, *bars, class_="chart", width="100%", height=height + 28, role="img")
+    return tag("svg", tag("title", title), *bars, *labels, class_="chart", width="100%", height=height + 24, role="img")
+
+
+def _tick_mark(x: str, top: int, is_zero: bool) -> Markup:
+    """A piece of the grid behind one bar: it never runs through the row's text."""
+    return tag("line", x1=x, x2=x, y1=top + 23, y2=top + 41, class_="zero" if is_zero else "grid")
 
 
 def _interval(row: IntervalRow, top: int, x: Callable[[float], str]) -> Markup:
@@ -60,7 +62,7 @@ def _interval(row: IntervalRow, top: int, x: Callable[[float], str]) -> Markup:
 
 
 def line_chart(steps: Sequence[float], values: Sequence[float], title: str, colour: str) -> Markup:
-    """Values over steps, with the smallest and largest value and step at the edges. Needs at least two points."""
+    """Values over steps; below it the range of the steps and of the values. Needs at least two points."""
     low, high = min(values), max(values)
     flat = high - low <= 1e-12 * max(abs(low), abs(high), 1e-12)
     floor, span = (low - 0.5, 1.0) if flat else (low, high - low)
@@ -81,15 +83,15 @@ def line_chart(steps: Sequence[float], values: Sequence[float], title: str, colo
     )
     frame = [tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid") for y in (8, 92)]
     last = tag("circle", cx="100%", cy=f"{8 + 84 * points[-1][1] / 100:.1f}", r=3.5, class_="dot")
+    steps_shown = f"steps {steps[0]:g} to {steps[-1]:g}"
+    range_shown = number(low) if flat else f"{number(low)} to {number(high)}"
     edges = join(
-        tag("text", number(high), x="0", y=20, class_="tick halo"),
-        tag("text", number(low), x="0", y=88, class_="tick halo") if not flat else None,
-        tag("text", f"{steps[0]:g}", x="0", y=106, class_="tick"),
-        tag("text", f"step {steps[-1]:g}", x="100%", y=106, class_="tick", text_anchor="end"),
+        tag("text", steps_shown, x="0", y=108, class_="tick"),
+        tag("text", range_shown, x="100%", y=108, class_="tick", text_anchor="end"),
     )
     style = f"--c:{colour}"
     parts = (tag("title", title), *frame, plot, last, edges)
-    return tag("svg", *parts, class_="chart curve", width="100%", height=112, role="img", style=style)
+    return tag("svg", *parts, class_="chart curve", width="100%", height=114, role="img", style=style)
 
 
 def share_bar(fraction: float, colour: str) -> Markup:

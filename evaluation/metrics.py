@@ -24,11 +24,11 @@ from evaluation.scoring import check_same_tokens, reward_scores, token_logprobs
 from rlhf_core.batching.templates import Renderer
 
 PROCEDURES = {
+    "score": Measure("procedures.score", "Procedures score (0 to 1)"),
     "valid": Measure("procedures.valid", "Valid procedures (share)"),
     "accuracy": Measure("procedures.accuracy", "Cases decided right (share)"),
     "soundness": Measure("procedures.soundness", "Soundness (share)"),
     "efficiency": Measure("procedures.efficiency", "Efficiency (share of the optimum)"),
-    "score": Measure("procedures.score", "Procedures score (0 to 1)"),
 }
 REWARD = Measure("reward", "Reward model score")
 KL = Measure("kl", "KL to the base (nats a response)", better="neither", digits=1)
@@ -54,8 +54,8 @@ def procedures(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
             continue
         shares = asdict(check(label, answer.text))
         faults = procedure_faults(label, answer.text)
-        scores += [Score(answer.id, PROCEDURES[name], value) for name, value in shares.items() if name != "score"]
-        scores.append(Score(answer.id, PROCEDURES["score"], shares["score"], faults=faults))
+        for name, measure in PROCEDURES.items():
+            scores.append(Score(answer.id, measure, shares[name], faults=faults if name == "score" else ()))
     if not scores:
         raise NotMeasured("no test prompt is labelled with a procedures policy")
     return scores

@@ -13,6 +13,7 @@ from evaluation.report_tables import section, shown
 
 # Curves whose name contains one of these come first, in this order; the others are one click away.
 _FIRST = ("loss", "reward", "score", "accuracy", "margin", "kl", "entropy", "length", "perplexity", "value", "gap", "truncated")
+_LAST = ("second", "per_s")
 _SHOWN_CURVES = 8
 
 
@@ -71,7 +72,8 @@ def _stage_curves(stage: str, curves: Sequence[Curve], warnings: Sequence[str]) 
 
 def _rank(curve: Curve) -> tuple[int, int, str]:
     name = curve.metric.lower()
-    return next((i for i, word in enumerate(_FIRST) if word in name), len(_FIRST)), len(name), name
+    place = next((i for i, word in enumerate(_FIRST) if word in name), len(_FIRST))
+    return (len(_FIRST) if any(word in name for word in _LAST) else place), len(name), name
 
 
 def _figure(curve: Curve, colour: str) -> Markup:

@@ -14,14 +14,14 @@ COLOURS = {
 STYLE = """
 :root {
   color-scheme: light dark;
-  --page: #f6f7f9; --card: #ffffff; --ink: #1b2330; --soft: #5d6879; --faint: #8d97a6; --rule: #e3e7ed; --sunk: #f1f3f7;
+  --page: #f6f7f9; --card: #ffffff; --ink: #1b2330; --soft: #5d6879; --faint: #6c7787; --rule: #e3e7ed; --sunk: #f1f3f7;
   --good: #13795b; --good-bg: #e2f5ec; --bad: #b3362b; --bad-bg: #fdebe8; --note: #8a5a00; --note-bg: #fff4db;
   --accent: #3b5bdb; --base: #7c8696; --sft: #2f7ed8; --reward: #b8860b; --preference: #8b5cf6; --online: #0f9d83;
   --shadow: 0 1px 2px rgb(20 30 50 / .05), 0 6px 24px -12px rgb(20 30 50 / .14);
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --page: #10141b; --card: #181e28; --ink: #e8ecf3; --soft: #a3aebf; --faint: #76829a; --rule: #2a3342; --sunk: #202836;
+    --page: #10141b; --card: #181e28; --ink: #e8ecf3; --soft: #a3aebf; --faint: #8592aa; --rule: #2a3342; --sunk: #202836;
     --good: #5fd3a5; --good-bg: #12352a; --bad: #ff8f82; --bad-bg: #3d1d1b; --note: #f0c063; --note-bg: #372b10;
     --accent: #8ea6ff; --base: #96a1b4; --sft: #63a8f5; --reward: #dfb243; --preference: #b79bff; --online: #3ccfb2;
     --shadow: none;
@@ -53,7 +53,8 @@ section { background: var(--card); border: 1px solid var(--rule); border-radius:
 .verdict strong { font-size: 1.2rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px; margin-top: 22px; }
 .tile { background: var(--card); border: 1px solid var(--rule); border-top: 4px solid var(--c); border-radius: 14px; padding: 16px 18px; box-shadow: var(--shadow); }
-.tile .name { font-weight: 600; display: flex; justify-content: space-between; gap: 8px; flex-wrap: wrap; align-items: center; }
+.tile .name { font-weight: 600; }
+.tile .pill { margin-top: 10px; }
 .tile .big { font-size: 2.1rem; font-weight: 680; letter-spacing: -.03em; line-height: 1.2; }
 .tile .small { color: var(--soft); font-size: .86rem; }
 .pill { display: inline-block; font-size: .76rem; font-weight: 620; padding: 1px 9px; border-radius: 99px; background: var(--sunk); color: var(--soft); white-space: nowrap; }
@@ -82,8 +83,7 @@ svg text { fill: var(--ink); font-size: 14px; font-family: inherit; }
 svg text.label { font-weight: 600; }
 svg text.value { fill: var(--soft); font-size: 13px; }
 svg text.tick { fill: var(--faint); font-size: 12px; }
-svg text.halo { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
-svg .ci { stroke: var(--c); stroke-width: 8; stroke-linecap: round; opacity: .32; }
+svg .ci { stroke: var(--c); stroke-width: 8; opacity: .32; }
 svg .dot { fill: var(--c); stroke: var(--card); stroke-width: 2; }
 svg .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
 svg .area { fill: var(--c); opacity: .09; }
@@ -116,8 +116,10 @@ footer { color: var(--faint); font-size: .84rem; margin-top: 26px; }
 @media (max-width: 640px) {
   main { padding: 24px 12px 48px; }
   section { padding: 20px 16px; border-radius: 12px; }
-  .scroll { margin: 12px -16px 0; padding: 0 16px; }
-  th, td { padding: 8px 8px; }
+  .scroll { margin: 12px -16px 0 0; padding: 0 16px 0 0; }
+  th, td { padding: 8px 7px; } table { font-size: .86rem; }
+  th:first-child, td:first-child { min-width: 116px; position: sticky; left: 0; background: var(--card); }
+  tr.primary td:first-child { background: var(--sunk); }
   .tiles { grid-template-columns: 1fr 1fr; gap: 10px; }
   .tile { padding: 12px 12px; } .tile .big { font-size: 1.6rem; }
   .time { grid-template-columns: 1fr auto; } .time .track { grid-column: 1 / -1; grid-row: auto; order: 0; }

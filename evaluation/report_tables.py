@@ -46,9 +46,10 @@ def tiles(data: ReportData) -> Markup:
         cards.append(
             tag(
                 "div",
-                tag("div", tag("span", name), _standing(name, data), class_="name"),
+                tag("div", name, class_="name"),
                 tag("div", mean, class_="big"),
                 tag("div", f"{low} to {high}", class_="small"),
+                _standing(name, data),
                 class_="tile",
                 style=f"--c:{colour_of(name)}",
             )
@@ -79,8 +80,8 @@ def metrics_section(data: ReportData) -> Markup:
     rows = [row for decoding in DECODINGS for row in _decoding_rows(data, models, decoding)]
     table = tag("table", tag("thead", tag("tr", tag("th", "Metric"), *names)), tag("tbody", *rows))
     lead = (
-        f"Mean, {data.confidence:.0%} interval, and the paired difference to {baseline}; coloured where the whole interval of "
-        "the difference is on one side of zero and one direction is better."
+        f"Mean, {data.confidence:.0%} interval, and Δ, the difference to {baseline} paired by prompt: green where it is better and red "
+        "where it is worse by more than its interval."
     )
     return section("metrics", "All metrics", tag("div", table, class_="scroll"), lead=lead)
 
@@ -138,9 +139,7 @@ def _cell(data: ReportData, name: str, decoding: str, measure: Measure) -> Marku
     mean, low, high = (shown(numbers[key], measure) for key in ("mean", "low", "high"))
     paired = data.verdict["paired"].get(name, {}).get(decoding, {}).get(measure.name)
     delta = (
-        tag("span", f"{shown(paired['mean'], measure, signed=True)} paired", class_=_delta_class(paired, measure))
-        if paired
-        else None
+        tag("span", f"Δ {shown(paired['mean'], measure, signed=True)}", class_=_delta_class(paired, measure)) if paired else None
     )
     return tag("td", tag("span", mean, class_="mean"), tag("span", f"{low} – {high}", class_="range"), delta)
 

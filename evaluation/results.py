@@ -76,8 +76,8 @@ def intervals_json(table: IntervalTable) -> dict[str, dict[str, dict[str, float 
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON with sorted keys; non-finite numbers are refused."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write indented JSON, keys in the order given; non-finite numbers are refused."""
+    path.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

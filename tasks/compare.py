@@ -5,12 +5,16 @@ from __future__ import annotations
 from evaluation.config import CompareConfig
 from tasks.runtime.context import Stage, StageContext
 
+MODELS = ("base", "sft", "preference", "online")
+
 
 def run(context: StageContext[CompareConfig]) -> None:
     """Compare the input evaluations; see evaluation/comparison.py."""
     from evaluation.comparison import write_comparison
 
-    write_comparison(context.inputs, context.config, context.output, context.seed, context.events)
+    # The order of the report.
+    evaluations = {model: context.inputs[model] for model in MODELS if model in context.inputs}
+    write_comparison(evaluations, context.config, context.output, context.seed, context.events)
 
 
 STAGE = Stage(

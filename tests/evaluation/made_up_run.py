@@ -26,7 +26,7 @@ from evaluation.report_data import LineageEntry, ReportData, Timing, assemble
 from evaluation.results import write_predictions, write_scores
 from rlhf_core.events import EventLog
 
-SHARES = ("valid", "accuracy", "soundness", "efficiency", "score")
+SHARES = ("score", "valid", "accuracy", "soundness", "efficiency")
 PROCEDURES = {name: Measure(f"procedures.{name}", f"Procedures {name} (0 to 1)") for name in SHARES}
 REWARD = Measure("reward", "Reward model score")
 KL = Measure("kl", "KL to the base (nats a response)", better="neither", digits=1)
@@ -114,7 +114,7 @@ def _write_evaluation(folder: Path, name: str, prompts: int) -> None:
             predictions.append(row)
             shares = asdict(check(policy.label(), text))
             faults = procedure_faults(policy.label(), text)
-            scores += [Score(row["id"], PROCEDURES[s], v, faults=faults if s == "score" else ()) for s, v in shares.items()]
+            scores += [Score(row["id"], PROCEDURES[s], shares[s], faults=faults if s == "score" else ()) for s in SHARES]
             scores.append(Score(row["id"], REWARD, reward + 2 * shares["score"] + rng.gauss(0, 0.5)))
             scores.append(Score(row["id"], LENGTH, row["response_tokens"]))
             if decoding == "sampled":
