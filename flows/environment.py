@@ -41,6 +41,12 @@ def enter(home: Home, environment: MutableMapping[str, str] | None = None) -> No
                 use_own_ray(home, running[name], environment)
 
 
+def quiet_prefect(environment: MutableMapping[str, str] | None = None) -> None:
+    """Keep Prefect's own lines off the terminal of a run that prints its own; they still reach the server."""
+    environment = os.environ if environment is None else environment
+    environment.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
 def local_settings(home: Home) -> dict[str, str]:
     """Variables that keep the state of all libraries below the home, and their usage reports at home."""
     prefect = home.prefect
@@ -52,6 +58,7 @@ def local_settings(home: Home) -> dict[str, str]:
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "alignflow",
         "OMP_NUM_THREADS": "1",
     }
 

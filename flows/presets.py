@@ -41,16 +41,13 @@ def find_preset(name: str) -> Preset:
 def resolve(
     preset: Preset,
     sections: Mapping[str, Settings] | None = None,
-    file: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> PipelineConfig:
-    """The configuration of a run: preset <- `file` <- fields of `sections` that differ from their default <- `overrides`.
+    """The configuration of a run: preset <- fields of `sections` that differ from their default <- dotted `overrides`.
 
     Raises `ConfigError` naming every wrong field, what it got and what is allowed.
     """
     values = read_values(_preset_file(preset))
-    if file is not None:
-        values = merge(values, read_values(file))
     for name, section in (sections or {}).items():
         values = merge(values, {name: changed_fields(section)})
     for path, value in (overrides or {}).items():
@@ -81,6 +78,18 @@ def read_values(path: Path) -> Values:
             f"config: {path} holds a {type(values).__name__}; expected sections: {', '.join(_fields(PipelineConfig))}"
         )
     return values
+
+
+def as_overrides(values: Values, model: type[Settings] | None = PipelineConfig, prefix: str = "") -> Values:
+    """Nested values, as read from a file, by dotted path; unknown names stay in, for `set_dotted` to refuse."""
+    flat: Values = {}
+    for name, value in values.items():
+        section = _fields(model).get(str(name)) if model else None
+        if section is not None and isinstance(value, dict):
+            flat |= as_overrides(value, section, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def merge(below: Values, above: Values) -> Values:

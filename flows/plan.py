@@ -1,0 +1,91 @@
+"""What a run would do: for each node its key, whether it is cached, and if not, why. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from data_processing.errors import ConfigError
+from flows.config import PipelineConfig
+from flows.estimates import Estimate, estimate, parameters_of
+from flows.graph import Node
+from flows.selection import Selection
+from tasks.runtime.home import Home
+from tasks.runtime.keys import StageKey, explain_difference, stage_key
+from tasks.runtime.records import NodeRecord, read_node
+from tasks.runtime.store import Manifest, Store
+
+_DIFFERENCES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class PlannedNode:
+    """A node of the run: its key, the artifact that is there for it (None: it has to run), and the reason in words."""
+
+    node: Node
+    key: StageKey
+    hit: Manifest | None
+    reason: str
+    estimate: Estimate
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is work to do."""
+        return self.hit is None
+
+
+Plan = Mapping[str, PlannedNode]
+
+
+def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
+    """The plan by node name, in order. Raises `ConfigError` where `--from` needs something that is not cached."""
+    store, parameters = Store(home.store), parameters_of(config.model.path)
+    plan: dict[str, PlannedNode] = {}
+    for name, node in selection.graph.items():
+        inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}
+        key = stage_key(node.stage, node.config(config), inputs, config.run.seed)
+        hit = None if name in selection.forced else store.lookup(key.stage.kind, key.key)
+        reason = _reason(node, key, hit, name in selection.forced, home)
+        plan[name] = PlannedNode(node, key, hit, reason, _estimate(node, hit, config, home, parameters))
+    _check_given(plan, selection)
+    return plan
+
+
+def runs_with_node(home: Home, node: str) -> Iterator[tuple[str, NodeRecord]]:
+    """Earlier runs that had a node of this name, newest first, with what it was."""
+    folders = [folder for folder in home.runs.iterdir() if (folder / "nodes" / f"{node}.json").is_file()]
+    for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True):
+        if record := read_node(home, folder.name, node):
+            yield folder.name, record
+
+
+def _check_given(plan: Plan, selection: Selection) -> None:
+    if missing := [name for name in plan if name in selection.given and plan[name].runs]:
+        reasons = "; ".join(f"{name}: {plan[name].reason}" for name in missing)
+        raise ConfigError(
+            f"--from only uses what is cached for the stages before it, and {', '.join(missing)} is not ({reasons}); "
+            f"start with --from {missing[0]}, or without --from"
+        )
+
+
+def _reason(node: Node, key: StageKey, hit: Manifest | None, forced: bool, home: Home) -> str:
+    if hit:
+        return f"made by {hit.producer.run}"
+    if forced:
+        return "forced"
+    for run, record in runs_with_node(home, node.name):
+        differences = explain_difference(record.description, key.description)
+        if not differences:
+            return f"not finished, or not kept, since {run}"
+        more = f" and {len(differences) - _DIFFERENCES_SHOWN} more" if len(differences) > _DIFFERENCES_SHOWN else ""
+        return "; ".join(differences[:_DIFFERENCES_SHOWN]) + more
+    return "never run here"
+
+
+def _estimate(node: Node, hit: Manifest | None, config: PipelineConfig, home: Home, parameters: int | None) -> Estimate:
+    """The formula's memory; the time of a cached result, else of the last run of this name, else the formula's."""
+    formula = estimate(node.stage, node.section, config, parameters)
+    if hit:
+        return Estimate(formula.memory_gib, hit.seconds)
+    measured = (r.seconds for run, r in runs_with_node(home, node.name) if run.startswith(f"{config.run.name}-") and r.seconds)
+    return Estimate(formula.memory_gib, next(measured, formula.seconds))

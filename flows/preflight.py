@@ -1,0 +1,76 @@
+"""What is checked before anything is submitted, beside the settings themselves: model, rewards, disk, servers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from data_processing.errors import ConfigError
+from flows.config import OptionalStage, PipelineConfig
+from flows.machine import free_disk_gib
+from flows.plan import Plan
+from flows.waiting import answers, is_reachable
+from tasks.runtime.config import ExecutorKind
+from tasks.runtime.home import Home
+
+
+def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
+    """Raise `ConfigError` for what would make a stage of `plan` fail for sure. Cached stages need nothing."""
+    if not any(planned.runs for planned in plan.values()):
+        return
+    _check_disk(config, home)
+    if plan["base_model"].runs:
+        _check_model(config)
+    if "online" in plan and plan["online"].runs and config.has(OptionalStage.online):
+        _check_rewards(config)
+    check_servers(config, home)
+
+
+def check_servers(config: PipelineConfig, home: Home) -> None:
+    """Raise `ConfigError` where the user points at an MLflow or a Ray that does not answer."""
+    mlflow = home.tracking_uri
+    if urlsplit(mlflow).scheme in ("http", "https") and not answers(f"{mlflow.rstrip('/')}/health"):
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI: nothing answers at {mlflow}/health; start that server, or unset the variable to track in {home.mlflow}"
+        )
+    ray = os.environ.get("RAY_ADDRESS")
+    if config.runtime.executor is ExecutorKind.ray and ray:
+        check_ray_address(ray)
+
+
+def check_ray_address(address: str) -> None:
+    """Raise `ConfigError` unless `address` is the http address of a Ray dashboard that answers."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.port:
+        raise ConfigError(
+            f"RAY_ADDRESS: got '{address}'; allowed is the http address of the cluster's dashboard, for example http://127.0.0.1:8265"
+        )
+    if not is_reachable(str(parts.hostname), parts.port):
+        raise ConfigError(
+            f"RAY_ADDRESS: nothing listens at {address}; start that cluster, or unset the variable to run on this machine"
+        )
+
+
+def _check_disk(config: PipelineConfig, home: Home) -> None:
+    free, wanted = free_disk_gib(home.root), config.runtime.min_free_disk_gib
+    if free < wanted:
+        raise ConfigError(
+            f"runtime.min_free_disk_gib: {wanted:g} GiB wanted, {free:.1f} GiB free at {home.root}; free some, lower it, or set ALIGNFLOW_HOME"
+        )
+
+
+def _check_model(config: PipelineConfig) -> None:
+    folder = Path(config.model.path).expanduser()
+    if folder.is_dir():
+        from rlhf_core.models.load import check_model_folder
+
+        check_model_folder(folder, trust_remote_code=config.model.trust_remote_code)
+
+
+def _check_rewards(config: PipelineConfig) -> None:
+    from rlhf_core.rewards.python_function import load_function
+
+    for source in config.online.rewards:
+        if source.function is not None:
+            load_function(source.function)

@@ -1,0 +1,112 @@
+"""The folder of one flow run, `runs/<run>/`: its configuration, how it went, where the time went, a copy of the report.
+
+What each node produced is beside it, in `nodes/` (see `tasks.runtime.records`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_processing.errors import ConfigError
+from flows.config import PipelineConfig
+from flows.messages import did_you_mean
+from tasks.runtime.home import Home
+from tasks.runtime.spec import write_json
+
+REPORT_FILE = "report.html"
+VERDICT_FILE = "verdict.json"
+
+
+@dataclass(frozen=True)
+class NodeTimes:
+    """When a node began and ended (seconds since the epoch), and how long its stage worked (0 when cached)."""
+
+    began: float
+    ended: float
+    work_s: float
+
+
+class RunFolder:
+    """Reads and writes the folder of run `name`."""
+
+    def __init__(self, home: Home, name: str) -> None:
+        self.name = name
+        self.path = home.run(name)
+
+    @property
+    def report(self) -> Path:
+        """The copy of the HTML report."""
+        return self.path / REPORT_FILE
+
+    def write_config(self, config: PipelineConfig) -> None:
+        """Keep the resolved configuration; it can be given to `alignflow run --config`."""
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+
+    def write_status(self, status: str, **facts: Any) -> None:
+        """Keep how the run went; facts given earlier stay."""
+        write_json(self.path / "status.json", {**self.read_status(), "status": status, **facts, "at": time.time()})
+
+    def read_status(self) -> dict[str, Any]:
+        """What `write_status` kept; empty for a run that has not begun."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def write_timings(self, began: float, ended: float, nodes: Mapping[str, NodeTimes]) -> None:
+        """Keep where the time went. `overhead_s` is the time in which no stage worked although the run was under way."""
+        values = {
+            "total_s": ended - began,
+            "work_s": sum(times.work_s for times in nodes.values()),
+            "overhead_s": overhead_s(began, ended, nodes),
+            "nodes": {
+                name: {"wall_s": times.ended - times.began, "work_s": times.work_s, "began_after_s": times.began - began}
+                for name, times in nodes.items()
+            },
+        }
+        write_json(self.path / "timings.json", values)
+
+    def copy_results(self, comparison: Path) -> None:
+        """Copy report and verdict out of a comparison artifact."""
+        for name in (REPORT_FILE, VERDICT_FILE):
+            if (comparison / name).is_file():
+                shutil.copyfile(comparison / name, self.path / name)
+
+    def read_verdict(self) -> dict[str, Any] | None:
+        """The content of the verdict, or None where the run did not get that far."""
+        try:
+            verdict: dict[str, Any] = json.loads((self.path / VERDICT_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return verdict
+
+
+def overhead_s(began: float, ended: float, nodes: Mapping[str, NodeTimes]) -> float:
+    """Seconds of the run outside its nodes, plus what each node took beyond its stage's own work."""
+    covered, reach = 0.0, began
+    for times in sorted(nodes.values(), key=lambda t: t.began):
+        covered += max(0.0, times.ended - max(times.began, reach))
+        reach = max(reach, times.ended)
+    return (ended - began) - covered + sum(max(0.0, t.ended - t.began - t.work_s) for t in nodes.values())
+
+
+def find_run(home: Home, name: str) -> RunFolder:
+    """The run called `name`, or the newest for `latest`; `ConfigError` with the nearest names otherwise."""
+    folders = sorted((f for f in home.runs.iterdir() if (f / "status.json").is_file()), key=lambda f: f.stat().st_mtime)
+    known = [folder.name for folder in folders]
+    if name == "latest" and known:
+        return RunFolder(home, known[-1])
+    if name not in known:
+        recent = ", ".join(known[-5:]) or "none yet"
+        raise ConfigError(f"run: got '{name}'; {did_you_mean(name, known)}runs in {home.runs}: {recent} (or 'latest')")
+    return RunFolder(home, name)

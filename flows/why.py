@@ -1,0 +1,45 @@
+"""Why a stage of a run was not cached: its key against the one it had in the run before."""
+
+from __future__ import annotations
+
+from data_processing.errors import ConfigError
+from flows.messages import did_you_mean
+from flows.plan import runs_with_node
+from tasks.runtime.home import Home
+from tasks.runtime.keys import explain_difference
+from tasks.runtime.records import NodeRecord, read_node
+
+
+def differences(home: Home, run: str, stage: str) -> list[str]:
+    """Lines for people, a node each: the run it is compared with, and every field of the key that differs.
+
+    Raises `ConfigError` where the run has no such stage or node.
+    """
+    return [line for record in _records(home, run, stage) for line in _explain(home, run, record)]
+
+
+def _explain(home: Home, run: str, record: NodeRecord) -> list[str]:
+    if record.cached:
+        producer = record.ref.producer if record.ref else "an earlier run"
+        return [f"{record.node}: cached, made by {producer}"]
+    earlier = [found for found in runs_with_node(home, record.node) if found[0] != run and _began_before(home, found[0], run)]
+    if not earlier:
+        return [f"{record.node}: no earlier run had this node"]
+    other, before = earlier[0]
+    changed = explain_difference(before.description, record.description)
+    if not changed:
+        return [f"{record.node}: the same key as in {other}; it was forced, or its result was not kept"]
+    return [f"{record.node}: compared with {other}", *(f"  {line}" for line in changed)]
+
+
+def _began_before(home: Home, run: str, other: str) -> bool:
+    return (home.runs / run / "config.yaml").stat().st_mtime <= (home.runs / other / "config.yaml").stat().st_mtime
+
+
+def _records(home: Home, run: str, stage: str) -> list[NodeRecord]:
+    nodes = sorted(path.stem for path in (home.runs / run / "nodes").glob("*.json"))
+    records = [record for node in nodes if (record := read_node(home, run, node))]
+    found = [record for record in records if stage in (record.node, record.stage)]
+    if not found:
+        raise ConfigError(f"run '{run}' has no stage '{stage}'; {did_you_mean(stage, nodes)}it has {', '.join(nodes)}")
+    return found
