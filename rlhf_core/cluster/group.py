@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Call:
 class Group:
     """The ranks of one worker. Methods are called on all ranks; a call returns at once, `wait` gives the results."""
 
-    def __init__(self, spec: ActorSpec, placement: PlacementGroup, environment: Callable[[int], dict[str, str]]) -> None:
+    def __init__(self, spec: ActorSpec, placement: PlacementGroup) -> None:
         self._role = spec.role
         remote = ray.remote(spec.cls)
         self._actors = [
@@ -51,7 +51,7 @@ class Group:
                 num_cpus=spec.bundle.get("CPU", 0.0),
                 num_gpus=spec.bundle.get("GPU", 0.0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement, spec.first_bundle + rank),
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.threads), **environment(rank)}},
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.threads)}},
             ).remote()
             for rank in range(spec.world_size)
         ]
@@ -63,43 +63,55 @@ class Group:
             for rank, actor in enumerate(self._actors)
         ]
 
+    def join(self, address: tuple[str, int]) -> list[Call]:
+        """Tell every rank its number and where rank 0 listens; before the engines start."""
+        return [
+            Call(f"{self._role} (rank {rank}) in join", actor.join.remote(rank, len(self._actors), address))
+            for rank, actor in enumerate(self._actors)
+        ]
+
     def kill(self) -> None:
         """End the actors at once."""
         for actor in self._actors:
             ray.kill(actor)
 
 
-def wait(calls: Sequence[Call], timeout_s: float) -> list[Any]:
-    """Results of all calls, in order. The first failure raises at once, however long the others would still take.
+def wait(*groups: Sequence[Call], timeout_s: float) -> list[list[Any]]:
+    """Results of the calls, a list a group, in order. The first failure raises at once, however long the others would take.
 
     Alignflow's own errors keep their class (and so their exit code); others become `ActorFailedError` with the actor's
-    traceback. `timeout_s` without the last result raises `ActorFailedError` too, naming the calls still open.
+    traceback. `timeout_s` without a result of any call raises `ActorFailedError` too, naming the calls still open.
     """
-    labels = {call.ref: call.label for call in calls}
-    open_refs, deadline = list(labels), time.monotonic() + timeout_s
+    labels = {call.ref: call.label for calls in groups for call in calls}
+    open_refs = list(labels)
+    results: dict[Any, Any] = {}
     while open_refs:
-        done, open_refs = ray.wait(open_refs, timeout=max(0.0, deadline - time.monotonic()))
+        done, open_refs = ray.wait(open_refs, timeout=timeout_s)
         if not done:
             raise ActorFailedError(f"no answer within {timeout_s:g} s from {', '.join(labels[ref] for ref in open_refs)}")
-        _raise_failure(done[0], labels[done[0]])
-    results: list[Any] = ray.get([call.ref for call in calls])
-    return results
+        results[done[0]] = _result(done[0], labels[done[0]])
+    return [[results[call.ref] for call in calls] for calls in groups]
 
 
-def _raise_failure(ref: Any, label: str) -> None:
-    """Raise what went wrong with a finished call, if anything."""
+def _result(ref: Any, label: str) -> Any:
+    """What a finished call returned; raises what went wrong with it."""
     try:
-        ray.get(ref)
+        return ray.get(ref)
     except RayTaskError as error:
         if isinstance(error.cause, AlignflowError):
             raise type(error.cause)(f"{label}: {error.cause}") from error
         if isinstance(error.cause, MemoryError):
             raise OutOfMemoryError(f"{label}: out of memory: {error.cause}; {_LESS_MEMORY}") from error
-        raise ActorFailedError(f"{label} failed:\n{error}") from error
+        raise ActorFailedError(f"{label} failed:\n{_plain(error)}") from error
     except RayOutOfMemoryError as error:
         raise OutOfMemoryError(f"{label}: {error}; {_LESS_MEMORY}") from error
     except RayActorError as error:
-        raise ActorFailedError(f"{label}: the actor died: {error}") from error
+        raise ActorFailedError(f"{label}: the actor died: {_plain(error)}") from error
+
+
+def _plain(error: Exception) -> str:
+    """The error's text without the terminal colours that Ray puts in."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
 
 
 _LESS_MEMORY = "lower engine.micro_batch_tokens, rollout.kv_cache_mib or engine.world_size, or set engine.gradient_checkpointing"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import ray
@@ -14,11 +15,21 @@ from data_processing.errors import ConfigError
 Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 
-def connect() -> None:
-    """Join the Ray cluster at `RAY_ADDRESS`, or start one on this machine; nothing if connected already."""
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address=address, include_dashboard=False if address == "local" else None, log_to_driver=False)
+@contextmanager
+def connected() -> Iterator[None]:
+    """Inside, this process is connected to the Ray cluster at `RAY_ADDRESS`, or to one started here for the while.
+
+    A connection that exists already is used and left as it is.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address=address, include_dashboard=False if address == "local" else None, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def reserve(bundles: Sequence[dict[str, float]], timeout_s: float, strategy: Strategy = "PACK") -> PlacementGroup:

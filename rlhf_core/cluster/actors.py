@@ -1,0 +1,329 @@
+"""The workers of online training, plain classes that `Group` runs as Ray actors. They know models and engines, no method.
+
+What is computed comes from the recipe as small picklable objects (`Forward`, `MicroLoss`); where it is computed, how rows
+are cut over ranks and micro-batches, and what is kept in memory is decided here. Everything heavy happens in `setup`, so
+that a failure there comes back with its traceback and class.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_core.batching.balance import micro_batches
+from rlhf_core.batching.collate import ModelBatch, collate
+from rlhf_core.batching.rows import TokenRow
+from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings, RewardSource, RolloutEngine
+
+if TYPE_CHECKING:
+    from rlhf_core.engine.engine import TrainingEngine
+    from rlhf_core.rewards.base import ScoredResponse
+    from rlhf_core.rewards.compose import ComposedReward, Rewards
+    from rlhf_core.rollout.base import Generation, Generator, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSetup:
+    """What a worker with a model is started with; `model` is a Hugging Face folder."""
+
+    model: Path
+    engine: EngineSettings
+    lora: LoraSettings
+    optimizer: OptimizerSettings
+    total_steps: int
+    pad_id: int
+    seed: int
+    new_head: bool
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Denominators of one mini-batch over all ranks: its response tokens and its sequences."""
+
+    tokens: float
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """One optimizer step. `shares` are this rank's parts of global means: added up over ranks they are the means."""
+
+    shares: dict[str, float]
+    grad_norm: float
+    learning_rate: float
+
+
+class Forward(Protocol):
+    """A scoring pass: module and batch to values [n_rows, T]."""
+
+    def __call__(self, module: nn.Module, batch: ModelBatch) -> Tensor:
+        """Values at the targets."""
+        ...
+
+
+class MicroLoss(Protocol):
+    """A loss on one micro-batch: `fields` are [n_rows, T]; returns shares of global means, "loss" with a gradient."""
+
+    def __call__(self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals) -> dict[str, Tensor]:
+        """Named shares, each a scalar."""
+        ...
+
+
+class ScoringWorker:
+    """A frozen model that gives values for rows; on its own it is the reference of online training."""
+
+    module: nn.Module
+    device: torch.device
+    rank = 0
+    world_size = 1
+
+    def setup(self, setup: ModelSetup) -> None:
+        """Load the causal LM at `setup.model`; raises what loading raises."""
+        from rlhf_core.models.load import load_lm
+        from rlhf_core.models.modules import PolicyModule
+
+        self._remember(setup)
+        lm = load_lm(
+            setup.model,
+            dtype=setup.engine.dtype,
+            attention=setup.engine.attention,
+            trust_remote_code=setup.trust_remote_code,
+        )
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module = PolicyModule(lm).to(self.device).eval().requires_grad_(False)
+
+    def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
+        """`forward` on this rank's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of other ranks.
+
+        The rows are cut as `TrainingWorker.train` cuts them, so that the same weights give the same bits there.
+        """
+        values = torch.zeros(len(rows), max(row.n_targets for row in rows))
+        with torch.no_grad():
+            for indices in self._plan(rows):
+                batch = self._batch([rows[i] for i in indices])
+                out = forward(self.module, batch).float().cpu()
+                values[indices, : out.shape[1]] = out
+        return values
+
+    def _remember(self, setup: ModelSetup) -> None:
+        torch.set_num_threads(setup.engine.threads_per_rank)
+        torch.manual_seed(setup.seed)
+        self._engine_settings = setup.engine
+        self._pad_id = setup.pad_id
+
+    def _plan(self, rows: Sequence[TokenRow]) -> list[list[int]]:
+        settings = self._engine_settings
+        lengths = [len(row) for row in rows]
+        return micro_batches(lengths, settings.micro_batch_tokens, self.world_size, settings.packing)[self.rank]
+
+    def _batch(self, rows: Sequence[TokenRow]) -> ModelBatch:
+        return collate(rows, pad_id=self._pad_id, packed=self._engine_settings.packing).to(self.device)
+
+
+class TrainingWorker(ScoringWorker):
+    """One rank of a model that is trained; subclasses say which model."""
+
+    engine: TrainingEngine
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 listens for the others: this node's ip and a free port."""
+        return free_address()
+
+    def join(self, rank: int, world_size: int, address: tuple[str, int]) -> None:
+        """Take a place among the ranks; before `setup`."""
+        self.rank, self.world_size = rank, world_size
+        set_rank_environment(rank, world_size, address)
+
+    def setup(self, setup: ModelSetup) -> None:
+        """Load, add adapters, start the engine; raises what those raise."""
+        from rlhf_core.engine.engine import TrainingEngine
+
+        self._remember(setup)
+        module = self._load(setup)
+        for part in module.modules():
+            if isinstance(part, nn.Dropout):
+                # Old log-probs and training passes must come from one and the same function of the weights.
+                part.p = 0.0
+        self.engine = TrainingEngine(
+            module, optimizer=setup.optimizer, engine=setup.engine, total_steps=max(1, setup.total_steps)
+        )
+        self.module, self.device = self.engine.module, self.engine.device
+
+    def _load(self, setup: ModelSetup) -> nn.Module:
+        raise NotImplementedError
+
+    def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
+        """As `ScoringWorker.predict`, with the current weights."""
+        with self.engine.evaluating():
+            return super().predict(forward, rows)
+
+    def train(
+        self, loss: MicroLoss, rows: Sequence[TokenRow], fields: Mapping[str, Tensor], plan: Sequence[Sequence[int]]
+    ) -> list[UpdateStats]:
+        """One optimizer step for each mini-batch of `plan` (row numbers), `fields` being [len(rows), T]."""
+        return [self._step(loss, rows, fields, mini_batch) for mini_batch in plan]
+
+    def _step(
+        self, loss: MicroLoss, rows: Sequence[TokenRow], fields: Mapping[str, Tensor], mini_batch: Sequence[int]
+    ) -> UpdateStats:
+        totals = Totals(float(sum(rows[i].n_targets for i in mini_batch)), len(mini_batch))
+        shares: dict[str, float] = defaultdict(float)
+
+        def micro(numbers: Sequence[int]) -> Tensor:
+            batch = self._batch([rows[i] for i in numbers])
+            cut = {name: field[list(numbers), : batch.width].to(self.device) for name, field in fields.items()}
+            parts = loss(self.module, batch, cut, totals)
+            for name, part in parts.items():
+                shares[name] += float(part.detach())
+            return parts["loss"]
+
+        cuts = self._plan([rows[i] for i in mini_batch])
+        step = self.engine.train_step([partial(micro, [mini_batch[i] for i in cut]) for cut in cuts])
+        return UpdateStats(dict(shares), step.grad_norm, step.learning_rate)
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """Keep everything needed to go on from here."""
+        self.engine.save(folder, state)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Go on from `folder`; returns the state given to `save`."""
+        return self.engine.load(folder)
+
+    def save_final(self, output: Path) -> None:
+        """Write the checkpoint artifact."""
+        self.engine.save_final(output)
+
+
+class PolicyWorker(TrainingWorker):
+    """The policy: a causal LM with adapters."""
+
+    def _load(self, setup: ModelSetup) -> nn.Module:
+        from rlhf_core.models.load import load_lm
+        from rlhf_core.models.lora import add_lora
+        from rlhf_core.models.modules import PolicyModule
+
+        lm = load_lm(
+            setup.model,
+            dtype=setup.engine.dtype,
+            attention=setup.engine.attention,
+            trust_remote_code=setup.trust_remote_code,
+        )
+        if setup.lora.rank:
+            add_lora(lm, setup.lora)
+        return PolicyModule(lm)
+
+    def weights(self, dtype: Dtype) -> dict[str, Tensor]:
+        """All weights under their Hugging Face names, adapters merged in fp32 and then rounded to `dtype`, on the CPU."""
+        from rlhf_core.models.lora import merged_state_dict
+
+        kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+        return {name: tensor.to("cpu", kind) for name, tensor in merged_state_dict(self.module.hf).items()}
+
+
+class CriticWorker(TrainingWorker):
+    """The critic: a value a token from a backbone with a score head."""
+
+    def _load(self, setup: ModelSetup) -> nn.Module:
+        from rlhf_core.models.load import load_scorer
+        from rlhf_core.models.lora import add_lora
+        from rlhf_core.models.modules import ScoreModule
+
+        scorer = load_scorer(
+            setup.model,
+            dtype=setup.engine.dtype,
+            attention=setup.engine.attention,
+            trust_remote_code=setup.trust_remote_code,
+            new_head=setup.new_head,
+        )
+        if setup.lora.rank:
+            add_lora(scorer, setup.lora)
+        return ScoreModule(scorer)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSetup:
+    """What the reward worker is started with."""
+
+    sources: list[RewardSource]
+    policy_model: Path
+    reward_model: Path | None
+    engine: EngineSettings
+    trust_remote_code: bool
+
+
+class RewardWorker:
+    """All sources of reward in one process."""
+
+    reward: ComposedReward
+
+    def setup(self, setup: RewardSetup) -> None:
+        """Load every source; raises `ConfigError` for one that cannot be."""
+        from rlhf_core.rewards.build import build_reward
+
+        torch.set_num_threads(setup.engine.threads_per_rank)
+        self.reward = build_reward(
+            setup.sources,
+            policy_model=setup.policy_model,
+            reward_model=setup.reward_model,
+            engine=setup.engine,
+            trust_remote_code=setup.trust_remote_code,
+        )
+
+    def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
+        """The weighted sum and what it is made of."""
+        return self.reward.score(responses)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSetup:
+    """What the generation worker is started with; sizes in tokens, responses and MiB."""
+
+    engine: RolloutEngine
+    model: Path
+    dtype: Dtype
+    max_model_len: int
+    max_num_seqs: int
+    kv_cache_mib: int
+    gpu_memory_fraction: float
+    threads: int
+    trust_remote_code: bool
+
+
+class RolloutWorker:
+    """The sampler: a generation engine in a process of its own."""
+
+    generator: Generator
+
+    def setup(self, setup: RolloutSetup) -> str:
+        """Start the engine; returns its name and why it was chosen."""
+        from rlhf_core.rollout.choose import choose_engine, make_generator
+
+        chosen, reason = choose_engine(setup.engine, setup.model)
+        self.generator = make_generator(
+            chosen,
+            setup.model,
+            dtype=setup.dtype,
+            max_model_len=setup.max_model_len,
+            max_num_seqs=setup.max_num_seqs,
+            kv_cache_mib=setup.kv_cache_mib,
+            gpu_memory_fraction=setup.gpu_memory_fraction,
+            threads=setup.threads,
+            trust_remote_code=setup.trust_remote_code,
+        )
+        return f"{self.generator.name} ({reason})"
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[Generation]]:
+        """As `Generator.generate`."""
+        return self.generator.generate(prompts, sampling, seed)
+
+    def update_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        """As `Generator.update_weights`."""
+        self.generator.update_weights(state, version)

@@ -1,0 +1,156 @@
+"""Prompts of an online run, and one round's responses: which prompts a round takes, and how its rollouts are laid out and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data_processing.errors import DataError
+from data_processing.schemas import read_table, to_table, write_table
+from rlhf_core.batching.balance import order
+from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.templates import Message, Renderer
+from rlhf_core.config import OnlineConfig
+from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.rollout.base import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of the prompts table with the token ids that the sampler is given."""
+
+    id: str
+    messages: Sequence[Message]
+    label: str | None
+    ids: list[int]
+
+
+def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Prompt]:
+    """The training prompts that leave room for a whole response.
+
+    Raises `DataError` without prompts, and for overlong ones as `overlong` and `max_dropped_fraction` say.
+    """
+    path = job.data / "prompts" / "train.parquet"
+    if not path.is_file():
+        raise DataError(
+            f"{job.data} has no prompts/train.parquet: online training samples from the 'prompts' table; "
+            "set data.procedures.prompt_rows or sources in data.prompts, and run prepare_data again"
+        )
+    table = read_table("prompts", path).to_pylist()
+    prompts = [Prompt(row["id"], row["prompt"], row["label"], renderer.prompt_ids(row["prompt"])) for row in table]
+    room = job.config.max_length_tokens - job.config.rollout.max_new_tokens
+    overlong = [prompt.id for prompt in prompts if len(prompt.ids) > room]
+    if overlong and (job.config.overlong == "error" or len(overlong) > job.config.max_dropped_fraction * len(prompts)):
+        raise DataError(
+            f"{len(overlong)} of {len(prompts)} prompts ({', '.join(overlong[:5])}, ...) have more than {room} tokens, which is "
+            f"max_length_tokens={job.config.max_length_tokens} less rollout.max_new_tokens={job.config.rollout.max_new_tokens}: "
+            "raise max_length_tokens, lower max_new_tokens, or set overlong to 'drop' and raise max_dropped_fraction"
+        )
+    kept = [prompt for prompt in prompts if len(prompt.ids) <= room]
+    if not kept:
+        raise DataError(f"{path} has no prompt to sample from")
+    return kept
+
+
+def prompts_of_step(prompts: Sequence[Prompt], step: int, per_step: int, seed: int) -> list[Prompt]:
+    """The prompts of round `step` (from 0): seeded epochs one after the other, each prompt exactly once in each.
+
+    A pure function of the step, so a resumed run goes on where the first one stopped.
+    """
+    chosen: list[Prompt] = []
+    for position in range(step * per_step, (step + 1) * per_step):
+        epoch, place = divmod(position, len(prompts))
+        chosen.append(prompts[order(len(prompts), seed, epoch)[place]])
+    return chosen
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """sha256 of ids, tokens and labels: changes with the table, the template and the tokenizer."""
+    return hashlib.sha256(json.dumps([(p.id, p.ids, p.label) for p in prompts]).encode()).hexdigest()
+
+
+def mini_batch_plan(n_rows: int, passes: int, mini_batches: int, seed: int, step: int) -> list[list[int]]:
+    """Row numbers of each optimizer step of a round: every pass uses each row once, in a seeded order.
+
+    With one mini-batch rows keep their order, so that they are packed as in the scoring pass and the first ratio is exactly 1.
+    """
+    size = n_rows // mini_batches
+    plan: list[list[int]] = []
+    for update in range(passes):
+        rows = order(n_rows, seed, step * passes + update) if mini_batches > 1 else list(range(n_rows))
+        plan += [rows[i : i + size] for i in range(0, n_rows, size)]
+    return plan
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """One round: B responses, those to one prompt next to each other. Tensors are [B, T], left-aligned, 0 beyond `mask`."""
+
+    prompts: list[Prompt]
+    generations: list[Generation]
+    responses: list[ScoredResponse]
+    rows: list[TokenRow]
+    mask: Tensor
+    sampler_logprobs: Tensor
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of responses that were cut before they ended."""
+        return sum(g.finish_reason == "length" for g in self.generations) / len(self.generations)
+
+
+def collect_rollouts(prompts: Sequence[Prompt], groups: Sequence[Sequence[Generation]], renderer: Renderer) -> Rollouts:
+    """Lay out what the sampler gave: `groups[p]` are the responses to `prompts[p]`."""
+    pairs = [(prompt, generation) for prompt, group in zip(prompts, groups, strict=True) for generation in group]
+    width = max(len(generation.response_ids) for _, generation in pairs)
+    logprobs = torch.zeros(len(pairs), width)
+    mask = torch.zeros(len(pairs), width)
+    for i, (_, generation) in enumerate(pairs):
+        length = len(generation.response_ids)
+        logprobs[i, :length] = torch.tensor(generation.logprobs)
+        mask[i, :length] = 1.0
+    decode = renderer.tokenizer.decode
+    return Rollouts(
+        prompts=[prompt for prompt, _ in pairs],
+        generations=[generation for _, generation in pairs],
+        responses=[
+            ScoredResponse(p.id, p.messages, p.label, p.ids, g.response_ids, decode(g.response_ids, skip_special_tokens=True))
+            for p, g in pairs
+        ],
+        rows=[TokenRow.from_prompt_response(p.ids, g.response_ids) for p, g in pairs],
+        mask=mask,
+        sampler_logprobs=logprobs,
+    )
+
+
+def write_rollouts(
+    path: Path, step: int, rollouts: Rollouts, total: Sequence[float], by_source: Mapping[str, Sequence[float]]
+) -> None:
+    """Keep a round as a `rollouts` table; `total` and `by_source` are the rewards, one a response. `step` counts from 1."""
+    samples_per_prompt = {prompt.id: 0 for prompt in rollouts.prompts}
+    rows = []
+    for i, (prompt, generation) in enumerate(zip(rollouts.prompts, rollouts.generations, strict=True)):
+        rows.append(
+            {
+                "prompt_id": prompt.id,
+                "step": step,
+                "sample": samples_per_prompt[prompt.id],
+                "weight_version": generation.weight_version,
+                "prompt_ids": prompt.ids,
+                "response_ids": generation.response_ids,
+                "logprobs": generation.logprobs,
+                "rewards": [(name, values[i]) for name, values in by_source.items()],
+                "reward": total[i],
+                "length_tokens": len(generation.response_ids),
+                "finish_reason": generation.finish_reason,
+            }
+        )
+        samples_per_prompt[prompt.id] += 1
+    write_table("rollouts", to_table("rollouts", rows), path)

@@ -1,0 +1,51 @@
+"""From rewards to what the updates aim at: token rewards, advantages and, with a critic, returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_core.config import OnlineConfig
+from rlhf_core.objectives.advantages import gae, group_advantages, whiten
+from rlhf_core.objectives.kl import kl_estimate, shape_rewards
+from rlhf_core.recipes.online_methods import Method
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """All [B, T], fp32, 0 outside the mask; `returns` only with a critic."""
+
+    token_rewards: Tensor
+    advantages: Tensor
+    returns: Tensor | None
+
+
+def compute_targets(
+    method: Method,
+    config: OnlineConfig,
+    scores: Sequence[float],
+    *,
+    mask: Tensor,
+    logprobs: Tensor,
+    reference: Tensor,
+    values: Tensor | None,
+) -> Targets:
+    """Targets of a whole rollout of B responses, those to one prompt next to each other.
+
+    `scores` are the composed rewards; `logprobs` and `reference` (nats) are those of the weights that sampled and of the
+    reference; `values` are the critic's, for methods with one.
+    """
+    kl = kl_estimate(logprobs, reference, method.kl_estimate, mask)
+    kl_coef = config.kl_coef if method.kl_placement == "reward" else 0.0
+    token_rewards = shape_rewards(torch.tensor(scores), kl, mask, kl_coef, config.score_clip)
+    returns = None
+    if method.advantages == "gae":
+        assert values is not None, "gae needs a critic: see METHODS"
+        advantages, returns = gae(token_rewards, values, mask, config.gamma, config.gae_lambda)
+    else:
+        rewards_PK = token_rewards.sum(1).view(-1, config.samples_per_prompt)
+        advantages = group_advantages(rewards_PK, method.advantages).reshape(-1, 1) * mask
+    return Targets(token_rewards, whiten(advantages, mask) if method.whiten else advantages, returns)

