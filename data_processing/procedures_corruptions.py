@@ -53,16 +53,16 @@ def swapped_branches(procedure: Procedure, policy: Policy) -> Iterator[Candidate
 
 
 def missing_step(procedure: Procedure, policy: Policy) -> Iterator[Candidate]:
-    """One question is left out, as if its answer were always the same; the faulty step is the first that skips it."""
+    """One question is left out, as if its answer were always the same; faulty is the first step that reads differently."""
     for i, _, instead in _branches(procedure):
-        skipping = [j for j, step in enumerate(procedure) if i in (step.yes, step.no)]
+        has_step_before = any(i in (step.yes, step.no) for step in procedure)
         rest = tuple(
             Step(s.clause, *(_without(instead if target == i else target, i) for target in (s.yes, s.no)))
             for j, s in enumerate(procedure)
             if j != i
         )
-        if rest and (skipping or instead == 1) and _reachable(rest) == set(range(len(rest))):
-            yield rest, skipping[0] if skipping else 0
+        if rest and (has_step_before or instead == 1) and _reachable(rest) == set(range(len(rest))):
+            yield rest, next(j for j, step in enumerate(rest) if step != procedure[j])
 
 
 def _without(target: Target, index: int) -> Target:
