@@ -1,0 +1,93 @@
+"""vLLM in an actor of its own, as in training: replaced weights show at once, log-probs are those of what was sampled."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from rlhf_core.cluster.actors import RolloutSetup, RolloutWorker
+from rlhf_core.config import RolloutEngine
+from rlhf_core.rollout.base import Generation, Sampling
+from rlhf_core.rollout.choose import choose_engine
+from tests.rollout.sampled import PROMPTS, changed_weights, is_greedy, largest_gap, wide_headed_model
+from tests.tiny_models import tiny_model
+
+pytest.importorskip("vllm", reason="vLLM is not installed on this machine", exc_type=ImportError)
+pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.slow]
+
+NO_STOP: tuple[int, ...] = ()
+
+
+def sampling(temperature: float = 1.0, n: int = 2, greedy: bool = False, stop_ids: tuple[int, ...] = NO_STOP) -> Sampling:
+    return Sampling(temperature=temperature, max_new_tokens=12, n=n, greedy=greedy, stop_ids=stop_ids)
+
+
+class Engine:
+    """An actor with a vLLM engine on one model folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.actor: Any = ray.remote(RolloutWorker).options(num_cpus=0).remote()
+        self.name = ray.get(self.actor.setup.remote(RolloutSetup(RolloutEngine.vllm, folder, "fp32", 96, 16, 16, 0.3, 1, False)))
+
+    def generate(self, settings: Sampling, seed: int = 5) -> list[list[Generation]]:
+        return ray.get(self.actor.generate.remote(PROMPTS, settings, seed))
+
+    def update(self, state: dict[str, torch.Tensor], version: int) -> None:
+        ray.get(self.actor.update_weights.remote(state, version))
+
+
+@pytest.fixture(scope="module", params=[("llama", True), ("qwen3", False)], ids=["tied", "untied"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[Engine]:
+    arch, tied = request.param
+    engine = Engine(wide_headed_model(tmp_path_factory.mktemp(arch), arch, tied=tied))
+    yield engine
+    ray.kill(engine.actor)
+
+
+def test_new_weights_show_at_once_and_version_is_on_every_sample(engine: Engine) -> None:
+    # The same prompts before and after: a stale prefix cache or a stale tied head would show.
+    before = engine.generate(sampling(greedy=True, n=1))
+    for version in (1, 2):
+        model = changed_weights(engine.folder, seed=version)
+        engine.update(dict(model.state_dict()), version)
+        after = engine.generate(sampling(greedy=True, n=1))
+        assert all(is_greedy(model, prompt, group[0]) for prompt, group in zip(PROMPTS, after, strict=True))
+        assert [g[0].response_ids for g in after] != [g[0].response_ids for g in before]
+        assert {g.weight_version for group in after for g in group} == {version}
+        assert largest_gap(model, PROMPTS, engine.generate(sampling()), 1.0) < 2e-4
+        before = after
+
+
+def test_logprobs_are_those_of_the_tempered_distribution(engine: Engine) -> None:
+    model = changed_weights(engine.folder, seed=9)
+    engine.update(dict(model.state_dict()), 9)
+    for temperature in (0.6, 1.0):
+        groups = engine.generate(sampling(temperature))
+        assert largest_gap(model, PROMPTS, groups, temperature) < 2e-4
+
+
+def test_the_same_seed_draws_the_same_and_samples_differ(engine: Engine) -> None:
+    first, again, other = (engine.generate(sampling(), seed) for seed in (7, 7, 8))
+    assert [[g.response_ids for g in group] for group in first] == [[g.response_ids for g in group] for group in again]
+    assert [[g.response_ids for g in group] for group in first] != [[g.response_ids for g in group] for group in other]
+    assert all(group[0].response_ids != group[1].response_ids for group in first)
+
+
+def test_the_stop_token_ends_a_response_and_is_part_of_it(engine: Engine) -> None:
+    [likely, *_], *_ = engine.generate(sampling(greedy=True, n=1))
+    stop = likely.response_ids[3]
+    [stopped, *_], *_ = engine.generate(sampling(greedy=True, n=1, stop_ids=(stop,)))
+    end = likely.response_ids.index(stop) + 1
+    assert stopped.response_ids == likely.response_ids[:end]
+    assert (stopped.finish_reason, likely.finish_reason) == ("stop", "length")
+    assert len(stopped.logprobs) == end
+
+
+def test_auto_avoids_vllm_where_its_kernels_lack_the_head_size(tmp_path: Path) -> None:
+    chosen, reason = choose_engine(RolloutEngine.auto, tiny_model(tmp_path))
+    assert chosen is RolloutEngine.hf
+    assert "head size 8" in reason
