@@ -1,0 +1,73 @@
+"""The report of one flow run, gathered from its folder: the nodes' records, the configuration, the stages' events.
+
+The runtime keeps one record a node in `nodes/<node>.json` (see tasks/runtime/records.py) and the events of a stage in its
+artifact. This file reads them as JSON; it needs no part of the runtime, and no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from data_processing.errors import ConfigError
+from evaluation.report import write_report
+from evaluation.report_data import LineageEntry, ReportData, Timing, assemble
+from evaluation.results import read_json
+
+Record = Mapping[str, Any]
+
+
+def build_report(run: Path) -> Path:
+    """Write `report.html` into the run folder `run` and return its path; see `gather`."""
+    path = run / "report.html"
+    write_report(gather(run), path)
+    return path
+
+
+def gather(run: Path) -> ReportData:
+    """What the report of the run in folder `run` shows. Raises `ConfigError` where the run has compared nothing yet."""
+    records = _in_order([read_json(path) for path in sorted((run / "nodes").glob("*.json"))])
+    done = [record for record in records if record["ref"] is not None]
+    comparison = next((record for record in done if record["stage"] == "compare"), None)
+    if comparison is None:
+        raise ConfigError(
+            f"run '{run.name}' has no report: its models have not been compared; finish it with `alignflow run` (nodes done: "
+            f"{[record['node'] for record in done]})"
+        )
+    config = run / "config.yaml"
+    return assemble(
+        _folder(comparison),
+        {record["node"]: _folder(record) / "events.jsonl" for record in done},
+        config.read_text(encoding="utf-8") if config.is_file() else "",
+        [_lineage(record, done) for record in done],
+        [Timing(record["node"], record["seconds"] or 0.0, bool(record["cached"])) for record in done],
+        title=run.name,
+    )
+
+
+def _in_order(records: Sequence[Record]) -> list[Record]:
+    """Each record after those it was made from; otherwise by name."""
+    waiting, ordered = list(records), list[Record]()
+    while waiting:
+        pending = {record["key"] for record in waiting}
+        ready = [record for record in waiting if not pending & (set(_input_keys(record)) - {record["key"]})]
+        ordered += ready or waiting
+        waiting = [record for record in waiting if record not in ready] if ready else []
+    return ordered
+
+
+def _input_keys(record: Record) -> list[str]:
+    return list(record["description"].get("inputs", {}).values())
+
+
+def _lineage(record: Record, records: Sequence[Record]) -> LineageEntry:
+    names = {other["key"]: other["node"] for other in records}
+    inputs = [names.get(key, key[:12]) for key in dict.fromkeys(_input_keys(record))]
+    ref = record["ref"]
+    return LineageEntry(node=record["node"], kind=ref["kind"], key=ref["key"], producer=ref["producer"], inputs=inputs)
+
+
+def _folder(record: Record) -> Path:
+    return Path(unquote(urlsplit(record["ref"]["uri"]).path))

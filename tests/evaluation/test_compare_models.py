@@ -1,0 +1,153 @@
+"""Verdicts from paired differences: who is better, who becomes challenger, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_processing.errors import ConfigError, DataError
+from evaluation.compare import compare
+from evaluation.config import CompareConfig
+from evaluation.measures import HELD_OUT, Measure, Score
+from evaluation.results import Evaluation
+
+SCORE = Measure("procedures.score", "Score")
+PERPLEXITY = Measure("perplexity", "Perplexity", better="lower", geometric=True)
+LENGTH = Measure("length", "Length", better="neither")
+N = 40
+
+
+def evaluation(
+    scores: Sequence[float], *, perplexity: float = 2.0, measures: Sequence[Measure] = (SCORE, PERPLEXITY, LENGTH)
+) -> Evaluation:
+    """A model with the given score on prompts p0, p1, ..., each answered sampled and greedily."""
+    predictions: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for i, value in enumerate(scores):
+        for decoding in ("sampled", "greedy"):
+            identity = f"p{i}/{decoding}"
+            predictions.append({"id": identity, "prompt_id": f"p{i}", "decoding": decoding})
+            rows += [Score(identity, SCORE, value).to_row(), Score(identity, LENGTH, 10 + i).to_row()]
+        rows.append(Score(f"row{i}", PERPLEXITY, perplexity + 0.01 * i, weight=5 + i).to_row())
+    known = {m.name for m in measures}
+    return Evaluation(predictions, [row for row in rows if row["metric"] in known], {m.name: m for m in measures})
+
+
+def noisy(mean: float, seed: int) -> list[float]:
+    return list(mean + np.random.default_rng(seed).normal(0, 0.1, N))
+
+
+def models(preference: float = 0.0, online: float = 0.0) -> dict[str, Evaluation]:
+    sft = noisy(0.4, 0)
+    shifted = [[value + gain for value in noisy(0.4, seed)] for seed, gain in ((1, preference), (2, online))]
+    return {
+        "base": evaluation([0.0] * N),
+        "sft": evaluation(sft),
+        "preference": evaluation(shifted[0]),
+        "online": evaluation(shifted[1]),
+    }
+
+
+def test_the_candidate_with_the_largest_sure_gain_is_the_challenger() -> None:
+    result = compare(models(preference=0.2, online=0.4), CompareConfig(), seed=0)
+    assert result.challenger == "online"
+    assert result.judgements == {"base": "worse", "preference": "better", "online": "better"}
+    assert result.decoding == "sampled"
+    gain = result.paired["online"]["sampled"]["procedures.score"]
+    assert 0 < gain.low < gain.mean < gain.high
+    assert "online beats sft on sampled procedures.score" in result.reason
+    assert "40 paired prompts" in result.reason
+
+
+def test_no_challenger_when_no_gain_exceeds_its_interval() -> None:
+    result = compare(models(preference=0.0, online=-0.4), CompareConfig(), seed=0)
+    assert result.challenger is None
+    assert result.judgements["online"] == "worse"
+    assert "preference: no difference, online: worse" in result.reason
+
+
+def test_a_model_outside_the_candidates_cannot_win() -> None:
+    result = compare(models(preference=0.2, online=0.4), CompareConfig(candidates=["preference"]), seed=0)
+    assert result.challenger == "preference"
+
+
+def test_a_model_against_its_own_answers_shows_no_difference() -> None:
+    sft = evaluation(noisy(0.4, 0))
+    result = compare({"sft": sft, "online": evaluation(noisy(0.4, 0))}, CompareConfig(candidates=["online"]), seed=0)
+    difference = result.paired["online"]["greedy"]["procedures.score"]
+    assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
+    assert result.challenger is None
+
+
+def test_lower_is_better_where_the_measure_says_so() -> None:
+    evaluations = {"sft": evaluation([0.5] * N, perplexity=3.0), "online": evaluation([0.1] * N, perplexity=2.0)}
+    result = compare(evaluations, CompareConfig(primary_metric="perplexity", candidates=["online"]), seed=0)
+    assert result.decoding == HELD_OUT
+    assert result.challenger == "online"
+    assert result.paired["online"][HELD_OUT]["perplexity"].high < 0
+
+
+def test_perplexity_is_aggregated_over_tokens_not_rows() -> None:
+    result = compare({"sft": evaluation([0.5] * N)}, CompareConfig(candidates=[]), seed=0)
+    weights = np.arange(N) + 5
+    expected = np.exp((np.log(2.0 + 0.01 * np.arange(N)) * weights).sum() / weights.sum())
+    assert result.models["sft"][HELD_OUT]["perplexity"].mean == pytest.approx(expected)
+
+
+def test_several_samples_of_a_prompt_count_once() -> None:
+    predictions = [{"id": f"a{i}", "prompt_id": "p0" if i < 3 else "p1", "decoding": "sampled"} for i in range(4)]
+    rows = [Score(f"a{i}", SCORE, float(i < 3)).to_row() for i in range(4)]
+    values = Evaluation(predictions, rows, {SCORE.name: SCORE}).values["sampled"][SCORE.name]
+    assert values.units == ("p0", "p1")
+    assert values.values.tolist() == [1.0, 0.0]
+
+
+def test_one_prompt_alone_decides_nothing() -> None:
+    result = compare({"sft": evaluation([0.1]), "online": evaluation([0.9])}, CompareConfig(candidates=["online"]), seed=0)
+    assert result.judgements["online"] == "no difference"
+
+
+def test_missing_candidates_are_named_in_a_warning() -> None:
+    warnings: list[str] = []
+    evaluations = models(preference=0.3)
+    del evaluations["online"]
+    result = compare(evaluations, CompareConfig(), seed=0, warn=warnings.append)
+    assert result.challenger == "preference"
+    assert len(warnings) == 1
+    assert "'online' was not evaluated" in warnings[0]
+
+
+def test_models_that_answered_different_prompts_are_refused() -> None:
+    with pytest.raises(DataError, match=r"compare 'online', greedy .*1 prompts were answered by only one"):
+        compare({"sft": evaluation([0.1] * 3), "online": evaluation([0.1] * 4)}, CompareConfig(candidates=["online"]), seed=0)
+
+
+def test_a_baseline_that_was_not_evaluated_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"compare.baseline: 'sft' was not evaluated; evaluated models: \['base'\]"):
+        compare({"base": evaluation([0.1] * 3)}, CompareConfig(), seed=0)
+
+
+def test_a_baseline_among_the_candidates_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be its own challenger"):
+        compare(models(), CompareConfig(candidates=["sft"]), seed=0)
+
+
+def test_a_primary_metric_that_was_not_measured_is_refused_with_the_choices() -> None:
+    with pytest.raises(ConfigError, match=r"'reward' was not measured for 'sft'.*perplexity.*procedures.score"):
+        compare(models(), CompareConfig(primary_metric="reward"), seed=0)
+
+
+def test_a_primary_metric_without_a_better_direction_is_refused() -> None:
+    with pytest.raises(ConfigError, match="neither more nor less of 'length'"):
+        compare(models(), CompareConfig(primary_metric="length"), seed=0)
+
+
+def test_the_verdict_is_json_with_every_number() -> None:
+    verdict = compare(models(online=0.4), CompareConfig(), seed=0).to_json()
+    assert set(verdict["models"]) == {"base", "sft", "preference", "online"}
+    assert set(verdict["paired"]) == {"base", "preference", "online"}
+    assert set(verdict["models"]["sft"]["greedy"]["procedures.score"]) == {"mean", "low", "high", "n"}
+    assert (verdict["challenger"], verdict["baseline"], verdict["primary_metric"]) == ("online", "sft", "procedures.score")
