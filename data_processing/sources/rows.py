@@ -81,11 +81,12 @@ def _table_row(table: TableName, raw: RawRow, source: TableSource) -> Row:
         raise BadRow(raw.problem)
     values = {source.columns.get(name, name): value for name, value in raw.values.items()}
     row = ROW_BUILDERS[table](recognise(values), values)
+    given = _given_id(values)
     try:
-        identity = content_id(list(row.values()))
+        content = content_id([given, *row.values()])
     except UnicodeEncodeError as error:
         raise BadRow(f"holds text that is not valid Unicode: {error}") from error
-    row["id"] = _given_id(values) or identity
+    row["id"] = given or content
     if table == "prompts":
         row["source"] = source.path if source.kind is SourceKind.huggingface else Path(source.path).name
     return row
