@@ -65,7 +65,7 @@ class RayHead:
         return next(p for p in self._family() if any(name in word for word in p.cmdline()[:1]))
 
     def close(self) -> None:
-        family = self._family()
+        family = [*self._family(), psutil.Process(self.process.pid)]
         self.process.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs(family, timeout=10)
         for process in alive:
