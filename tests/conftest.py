@@ -25,7 +25,7 @@ os.environ.update(
 
 
 # The machines that run the tests are shared and slow at times; the same examples every time.
-settings.register_profile("shared", deadline=None, derandomize=True)
+settings.register_profile("shared", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("shared")
 
 

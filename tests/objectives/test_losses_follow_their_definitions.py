@@ -1,0 +1,313 @@
+"""Losses: what carries a gradient and what does not, closed forms, and that every kind and setting changes the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_core.objectives.aggregation import Aggregation, aggregate, denominator
+from rlhf_core.objectives.distillation import distillation_loss
+from rlhf_core.objectives.kl import KlKind, kl_estimate
+from rlhf_core.objectives.logprobs import token_logprobs
+from rlhf_core.objectives.policy import CorrectionKind, cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
+from rlhf_core.objectives.preference import kto_loss, kto_reference, orpo_loss, preference_loss, simpo_loss
+from rlhf_core.objectives.reward import pairwise_reward_loss
+from rlhf_core.objectives.value import value_loss
+
+MASK = torch.arange(6) < torch.tensor([[6], [3], [5], [1]])
+
+
+@pytest.fixture
+def tokens() -> dict[str, Tensor]:
+    """Log-probs now and when sampled, and advantages, [4, 6] in fp64."""
+    torch.manual_seed(1)
+    old = -torch.rand(4, 6).double() - 0.1
+    return {"logprobs": old + 0.4 * torch.randn(4, 6).double(), "old_logprobs": old, "advantages": torch.randn(4, 6).double()}
+
+
+def loss_and_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, Tensor]:
+    leaf = x.clone().requires_grad_()
+    value = loss(leaf)
+    return value.item(), torch.autograd.grad(value, leaf)[0]
+
+
+def assert_all_differ(results: dict[str, tuple[float, Tensor]]) -> None:
+    """Every pair of settings gives another loss and another gradient."""
+    for (name, (loss, gradient)), (other, (other_loss, other_gradient)) in combinations(results.items(), 2):
+        assert loss != pytest.approx(other_loss, rel=1e-6), f"{name} and {other} give the same loss"
+        assert not torch.allclose(gradient, other_gradient, rtol=1e-6), f"{name} and {other} give the same gradient"
+
+
+def test_the_ratio_is_exactly_one_on_the_first_on_policy_step_and_the_gradient_that_of_reinforce(
+    tokens: dict[str, Tensor],
+) -> None:
+    logprobs, advantages = tokens["logprobs"].float(), tokens["advantages"].float()
+    _, policy_gradient = loss_and_gradient(lambda x: aggregate(reinforce_loss(x, advantages, MASK), MASK, "token_mean"), logprobs)
+    result = ppo_loss(logprobs, logprobs, advantages, MASK, clip_low=0.2, clip_high=0.2)
+    assert torch.equal(result.losses, torch.where(MASK, -advantages, 0.0))
+    assert result.clipped.sum() == result.approx_kl.abs().sum() == 0
+    _, gradient = loss_and_gradient(
+        lambda x: aggregate(ppo_loss(x, logprobs, advantages, MASK, clip_low=0.2, clip_high=0.2).losses, MASK, "token_mean"),
+        logprobs,
+    )
+    torch.testing.assert_close(gradient, policy_gradient)
+
+
+def test_policy_losses_and_their_settings_all_differ(tokens: dict[str, Tensor]) -> None:
+    old, advantages = tokens["old_logprobs"], tokens["advantages"]
+    losses: dict[str, Callable[[Tensor], Tensor]] = {
+        "ppo": lambda x: ppo_loss(x, old, advantages, MASK, clip_low=0.2, clip_high=0.2).losses,
+        "ppo_lower": lambda x: ppo_loss(x, old, advantages, MASK, clip_low=0.5, clip_high=0.2).losses,
+        "ppo_higher": lambda x: ppo_loss(x, old, advantages, MASK, clip_low=0.2, clip_high=0.4).losses,
+        "ppo_unclipped": lambda x: ppo_loss(x, old, advantages, MASK, clip_low=1.0, clip_high=math.inf).losses,
+        "ppo_dual": lambda x: ppo_loss(x, old, advantages, MASK, clip_low=0.2, clip_high=0.2, dual_clip=1.1).losses,
+        "gspo": lambda x: gspo_loss(x, old, advantages, MASK, clip_low=0.05, clip_high=0.05).losses,
+        "gspo_wider": lambda x: gspo_loss(x, old, advantages, MASK, clip_low=0.9, clip_high=0.9).losses,
+        "cispo": lambda x: cispo_loss(x, old, advantages, MASK, clip_high=0.1).losses,
+        "cispo_wider": lambda x: cispo_loss(x, old, advantages, MASK, clip_high=9.0).losses,
+        "reinforce": lambda x: reinforce_loss(x, advantages, MASK),
+    }
+    assert_all_differ(
+        {
+            name: loss_and_gradient(lambda x, f=loss: aggregate(f(x), MASK, "token_mean"), tokens["logprobs"])
+            for name, loss in losses.items()
+        }
+    )
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_token_beyond_the_bound_on_the_side_of_its_advantage_gets_no_gradient(advantage: float) -> None:
+    beyond = torch.tensor([[math.copysign(0.5, advantage)]])
+    ones = torch.ones(1, 1)
+    _, gradient = loss_and_gradient(
+        lambda x: ppo_loss(x, 0 * x, advantage * ones, ones, clip_low=0.2, clip_high=0.2).losses.sum(), beyond
+    )
+    assert gradient.item() == 0
+    _, gradient = loss_and_gradient(
+        lambda x: ppo_loss(x, 0 * x, -advantage * ones, ones, clip_low=0.2, clip_high=0.2).losses.sum(), beyond
+    )
+    assert gradient.item() == pytest.approx(advantage * math.exp(beyond.item()))
+
+
+def test_dual_clip_bounds_the_loss_of_negative_advantages_only() -> None:
+    logprobs, ones = torch.tensor([[3.0, 3.0]]), torch.ones(1, 2)
+    advantages = torch.tensor([[-1.0, 1.0]])
+    losses = ppo_loss(logprobs, 0 * logprobs, advantages, ones, clip_low=0.2, clip_high=0.2, dual_clip=3.0).losses
+    torch.testing.assert_close(losses, torch.tensor([[3.0, -1.2]]))
+
+
+def test_gspo_moves_every_token_of_a_sequence_by_the_same_amount(tokens: dict[str, Tensor]) -> None:
+    advantages = tokens["advantages"][:, :1].expand(4, 6)
+    _, gradient = loss_and_gradient(
+        lambda x: aggregate(
+            gspo_loss(x, tokens["old_logprobs"], advantages, MASK, clip_low=0.9, clip_high=9.0).losses, MASK, "sequence_mean"
+        ),
+        tokens["logprobs"],
+    )
+    assert all(row[valid].std(unbiased=False) < 1e-12 for row, valid in zip(gradient, MASK, strict=True))
+    assert gradient[0, 0] != 0
+
+
+def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
+    logprobs = torch.tensor([[2.0]])
+    ones = torch.ones(1, 1)
+    _, gradient = loss_and_gradient(lambda x: cispo_loss(x, torch.zeros(1, 1), ones, ones, clip_high=0.5).losses.sum(), logprobs)
+    assert gradient.item() == pytest.approx(-1.5)
+
+
+def test_what_weighs_a_gradient_carries_none(tokens: dict[str, Tensor]) -> None:
+    constants = {name: tokens[name].clone().requires_grad_() for name in ("old_logprobs", "advantages")}
+    logprobs = tokens["logprobs"].clone().requires_grad_()
+    old, advantages = constants.values()
+    total = (
+        ppo_loss(logprobs, old, advantages, MASK, clip_low=0.2, clip_high=0.2).losses
+        + gspo_loss(logprobs, old, advantages, MASK, clip_low=0.2, clip_high=0.2).losses
+        + cispo_loss(logprobs, old, advantages, MASK, clip_high=0.2).losses
+        + reinforce_loss(logprobs, advantages, MASK)
+        + value_loss(logprobs, old, advantages, MASK, clip=0.2)
+        + kl_estimate(logprobs, old, "k3")
+    ).sum()
+    total.backward()
+    assert logprobs.grad is not None
+    assert old.grad is None
+    assert advantages.grad is None
+    assert not rollout_correction(logprobs, old, MASK, "truncate", low=0.5, high=2.0).requires_grad
+
+
+def test_kl_estimates_differ_and_average_to_the_kl_of_the_two_distributions() -> None:
+    torch.manual_seed(0)
+    policy, reference = torch.log_softmax(torch.randn(2, 7).double(), dim=-1)
+    kl = (policy.exp() * (policy - reference)).sum()
+    for kind in ("k1", "k3"):
+        torch.testing.assert_close((policy.exp() * kl_estimate(policy, reference, kind)).sum(), kl)
+    assert_all_differ(
+        {kind: loss_and_gradient(lambda x, k=kind: kl_estimate(x, reference, k).sum(), policy) for kind in get_args(KlKind)}
+    )
+
+
+def test_rollout_corrections_treat_a_gap_differently() -> None:
+    old, mask = torch.log(torch.tensor([[4.0, 1.0, 1.0], [4.0, 4.0, 4.0]])), torch.ones(2, 3)
+    weights = {
+        kind: rollout_correction(old, torch.zeros(2, 3), mask, kind, low=0.5, high=2.0) for kind in get_args(CorrectionKind)
+    }
+    torch.testing.assert_close(weights["truncate"], torch.tensor([[2.0, 1.0, 1.0], [2.0, 2.0, 2.0]]))
+    torch.testing.assert_close(weights["mask"], torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(weights["sequence_mask"], torch.tensor([[4.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+
+
+def test_the_value_clip_bounds_what_one_update_can_gain() -> None:
+    values, old, returns, ones = torch.tensor([[0.9]]), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1)
+    assert value_loss(values, old, returns, ones, clip=0.2).item() == pytest.approx(0.8**2 / 2)
+    assert value_loss(values, old, returns, ones).item() == pytest.approx(0.1**2 / 2)
+
+
+def test_aggregations_differ_in_value_and_gradient(tokens: dict[str, Tensor]) -> None:
+    assert_all_differ(
+        {
+            mode: loss_and_gradient(lambda x, m=mode: aggregate(x, MASK, m, 10), tokens["logprobs"])
+            for mode in get_args(Aggregation)
+        }
+    )
+
+
+def test_constant_length_without_its_constant_is_refused() -> None:
+    with pytest.raises(ValueError, match="constant=None with mode 'constant_length'"):
+        denominator(MASK, "constant_length")
+
+
+PAIRS: dict[str, Tensor] = {
+    "chosen": torch.tensor([-12.0, -30.0, -8.0]).double(),
+    "rejected": torch.tensor([-14.0, -25.0, -7.0]).double(),
+    "ref_chosen": torch.tensor([-13.0, -28.0, -9.0]).double(),
+    "ref_rejected": torch.tensor([-13.0, -26.0, -9.5]).double(),
+}
+LENGTHS = {"chosen_lengths": torch.tensor([5.0, 9.0, 3.0]), "rejected_lengths": torch.tensor([7.0, 8.0, 3.0])}
+
+
+def preference(x: Tensor, kind: Any, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    references = PAIRS["rejected"], PAIRS["ref_chosen"], PAIRS["ref_rejected"]
+    return preference_loss(x, *references, kind=kind, beta=beta, label_smoothing=label_smoothing, **LENGTHS).losses.mean()
+
+
+def test_every_preference_loss_and_setting_changes_loss_and_gradient() -> None:
+    losses: dict[str, Callable[[Tensor], Tensor]] = {
+        "dpo": lambda x: preference(x, "sigmoid"),
+        "dpo_stronger": lambda x: preference(x, "sigmoid", beta=0.3),
+        "cdpo": lambda x: preference(x, "sigmoid", label_smoothing=0.1),
+        "robust": lambda x: preference(x, "robust", label_smoothing=0.1),
+        "robust_more": lambda x: preference(x, "robust", label_smoothing=0.2),
+        "hinge": lambda x: preference(x, "hinge"),
+        "hinge_stronger": lambda x: preference(x, "hinge", beta=0.3),
+        "ipo": lambda x: preference(x, "ipo"),
+        "ipo_stronger": lambda x: preference(x, "ipo", beta=0.3),
+        "ipo_sum": lambda x: preference(x, "ipo_sum"),
+        "simpo": lambda x: simpo_loss(x, PAIRS["rejected"], **LENGTHS, beta=2.0, gamma=0.5).mean(),
+        "simpo_margin": lambda x: simpo_loss(x, PAIRS["rejected"], **LENGTHS, beta=2.0, gamma=1.0).mean(),
+        "orpo": lambda x: orpo_loss(x, PAIRS["rejected"], **LENGTHS, lam=0.25).mean(),
+        "orpo_stronger": lambda x: orpo_loss(x, PAIRS["rejected"], **LENGTHS, lam=0.5).mean(),
+    }
+    assert_all_differ({name: loss_and_gradient(loss, PAIRS["chosen"]) for name, loss in losses.items()})
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "robust", "hinge", "ipo", "ipo_sum"])
+def test_every_preference_loss_falls_as_the_chosen_response_gains_on_an_untrained_policy(kind: str) -> None:
+    def at_reference(x: Tensor) -> Tensor:
+        return preference_loss(
+            x,
+            PAIRS["ref_rejected"],
+            PAIRS["ref_chosen"],
+            PAIRS["ref_rejected"],
+            kind=kind,
+            beta=0.1,
+            **LENGTHS,
+        ).losses.sum()
+
+    _, gradient = loss_and_gradient(at_reference, PAIRS["ref_chosen"])
+    assert (gradient < 0).all()
+
+
+def test_dpo_starts_at_log_two_and_its_minimum_under_smoothing_is_finite() -> None:
+    logps = PAIRS["chosen"], PAIRS["rejected"], PAIRS["chosen"], PAIRS["rejected"]
+    result = preference_loss(*logps, kind="sigmoid", beta=0.1, **LENGTHS)
+    torch.testing.assert_close(result.losses, torch.full((3,), math.log(2)).double())
+    assert result.accuracy.sum() == 0
+    # cDPO wants sigmoid(beta * h) = 1 - smoothing
+    best = torch.tensor([math.log(0.9 / 0.1) / 0.1]).double()
+    zeros = torch.zeros(1).double()
+    ones = {"chosen_lengths": torch.ones(1), "rejected_lengths": torch.ones(1)}
+    _, gradient = loss_and_gradient(
+        lambda x: preference_loss(x, zeros, zeros, zeros, kind="sigmoid", beta=0.1, label_smoothing=0.1, **ones).losses.sum(),
+        best,
+    )
+    assert abs(gradient.item()) < 1e-9
+
+
+def test_robust_dpo_is_unbiased_under_flipped_labels() -> None:
+    right = [PAIRS[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
+    flipped = [PAIRS[name] for name in ("rejected", "chosen", "ref_rejected", "ref_chosen")]
+    noisy = 0.8 * preference_loss(*right, kind="robust", beta=0.1, label_smoothing=0.2, **LENGTHS).losses
+    noisy = noisy + 0.2 * preference_loss(*flipped, kind="robust", beta=0.1, label_smoothing=0.2, **LENGTHS).losses
+    torch.testing.assert_close(noisy, preference_loss(*right, kind="sigmoid", beta=0.1, **LENGTHS).losses)
+
+
+def test_kto_pulls_desirable_up_and_undesirable_down_around_a_detached_reference_point() -> None:
+    policy, reference = torch.tensor([-5.0, -5.0]), torch.tensor([-6.0, -6.0])
+    ratios = torch.tensor([2.0, 4.0], requires_grad=True)
+    point = kto_reference(ratios)
+    assert (point.item(), point.requires_grad) == (3.0, False)
+    assert kto_reference(-ratios).item() == 0.0
+    losses = kto_loss(
+        policy, reference, torch.tensor([True, False]), point, beta=0.5, desirable_weight=2.0, undesirable_weight=3.0
+    )
+    torch.testing.assert_close(losses, torch.tensor([2 * (1 - 1 / (1 + math.exp(1.0))), 3 * (1 - 1 / (1 + math.exp(-1.0)))]))
+    _, gradient = loss_and_gradient(lambda x: kto_loss(x, reference, torch.tensor([1, 0]), point, beta=0.5).sum(), policy)
+    assert gradient[0] < 0 < gradient[1]
+
+
+def test_the_pairwise_margin_asks_for_more() -> None:
+    chosen, rejected = torch.tensor([2.0]), torch.tensor([1.0])
+    assert pairwise_reward_loss(chosen, rejected).item() == pytest.approx(math.log(1 + math.exp(-1)))
+    assert pairwise_reward_loss(chosen, rejected, torch.tensor([1.0])).item() == pytest.approx(math.log(2))
+
+
+def test_distillation_vanishes_at_the_teacher_and_its_two_kinds_differ() -> None:
+    torch.manual_seed(0)
+    student, teacher, mask = torch.randn(2, 3, 5).double(), torch.randn(2, 3, 5).double(), torch.ones(2, 3)
+    kinds: list[Any] = ["forward_kl", "reverse_kl"]
+    for kind in kinds:
+        assert distillation_loss(teacher, teacher, mask, kind).abs().max() < 1e-12
+    assert_all_differ(
+        {kind: loss_and_gradient(lambda x, k=kind: distillation_loss(x, teacher, mask, k).sum(), student) for kind in kinds}
+    )
+    # cross-entropy to the teacher's distribution: softmax(student) - softmax(teacher)
+    _, gradient = loss_and_gradient(lambda x: distillation_loss(x, teacher, mask, "forward_kl").sum(), student)
+    torch.testing.assert_close(gradient, student.softmax(-1) - teacher.softmax(-1))
+
+
+def test_token_logprobs_have_the_gradients_of_their_definition() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 6).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: token_logprobs(x, torch.tensor([0, 5, 2]), 0.7), logits)
+
+
+def test_bf16_logits_are_reduced_in_fp32() -> None:
+    torch.manual_seed(0)
+    logits = 10 * torch.randn(4, 1000)
+    labels = torch.tensor([0, 1, 2, 3])
+    logprobs, entropy = token_logprobs(logits.bfloat16(), labels)
+    expected = torch.log_softmax(logits.bfloat16().double(), dim=-1)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    torch.testing.assert_close(logprobs.double(), expected.gather(1, labels.unsqueeze(1)).squeeze(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy.double(), -(expected.exp() * expected).sum(-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_values_are_summed_in_fp32(dtype: torch.dtype) -> None:
+    values = torch.full((64, 64), 1.0, dtype=dtype)
+    assert aggregate(values, torch.ones(64, 64), "sequence_sum_mean", global_denominator=1.0).item() == 4096.0
