@@ -70,7 +70,7 @@ def test_policy_losses_and_their_settings_all_differ(tokens: dict[str, Tensor]) 
         "gspo": lambda x: gspo_loss(x, old, advantages, MASK, clip_low=0.05, clip_high=0.05).losses,
         "gspo_wider": lambda x: gspo_loss(x, old, advantages, MASK, clip_low=0.9, clip_high=0.9).losses,
         "cispo": lambda x: cispo_loss(x, old, advantages, MASK, clip_high=0.1).losses,
-        "cispo_wider": lambda x: cispo_loss(x, old, advantages, MASK, clip_high=9.0).losses,
+        "cispo_wider": lambda x: cispo_loss(x, old, advantages, MASK, clip_high=0.3).losses,
         "reinforce": lambda x: reinforce_loss(x, advantages, MASK),
     }
     assert_all_differ(
