@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from rlhf_core.models.load import load_tokenizer
 
-from data_processing.errors import DataError
+from data_processing.errors import ConfigError, DataError
 from data_processing.schemas import read_table
 from evaluation.job import Answer, EvaluationJob, Prompt
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.models.load import check_model_folder, load_tokenizer
 from rlhf_core.rollout.base import Generation, Generator, Sampling
 from rlhf_core.rollout.choose import choose_engine, make_generator
 
@@ -53,19 +53,32 @@ def read_prompts(job: EvaluationJob, renderer: Renderer) -> list[Prompt]:
 
 def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
     config = job.config
+    longest = max(len(prompt.ids) for prompt in prompts)
+    _check_room(job, longest)
     engine, reason = choose_engine(config.engine, job.model)
     job.events.progress(0, 1, f"generating with {engine.value} ({reason})")
     return make_generator(
         engine,
         job.model,
         dtype=config.dtype,
-        max_model_len=max(len(prompt.ids) for prompt in prompts) + config.max_new_tokens,
+        max_model_len=longest + config.max_new_tokens,
         max_num_seqs=_MAX_SEQUENCES,
         kv_cache_mib=config.kv_cache_mib,
         gpu_memory_fraction=0.4,
         threads=config.threads,
         trust_remote_code=False,
     )
+
+
+def _check_room(job: EvaluationJob, longest: int) -> None:
+    """Raise `ConfigError` where the longest prompt and its answer have more tokens than the model has positions."""
+    check_model_folder(job.model)
+    try:
+        check_model_folder(job.model, max_length_tokens=longest + job.config.max_new_tokens)
+    except ConfigError as error:
+        raise ConfigError(
+            f"evaluate.max_new_tokens={job.config.max_new_tokens} behind the longest test prompt of {longest} tokens: {error}"
+        ) from error
 
 
 def _decodings(job: EvaluationJob) -> Iterator[str]:

@@ -11,6 +11,7 @@ from data_processing.schemas import content_id
 from evaluation.config import EvaluateConfig
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.events import EventLog
+from rlhf_core.rewards.base import ScoredResponse
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Answer:
     def row(self) -> TokenRow:
         """Prompt and response as one row whose targets are the response."""
         return TokenRow.from_prompt_response(self.prompt.ids, self.response_ids)
+
+    def to_scored_response(self) -> ScoredResponse:
+        """The answer as rewards see it."""
+        prompt = self.prompt
+        return ScoredResponse(prompt.id, prompt.messages, prompt.label, prompt.ids, self.response_ids, self.text)
 
     def to_row(self, model_name: str) -> dict[str, Any]:
         """A row of the `predictions` table."""

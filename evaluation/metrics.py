@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from rlhf_core.models.load import load_tokenizer
-
 from data_processing.errors import DataError
 from data_processing.procedures_checker import check
 from data_processing.procedures_policy import parse_policy
@@ -20,8 +18,10 @@ from evaluation.config import Metric
 from evaluation.faults import procedure_faults
 from evaluation.job import Answer, EvaluationJob
 from evaluation.measures import Measure, Score
-from evaluation.scoring import check_same_tokens, reward_scores, token_logprobs
+from evaluation.scoring import ATTENTION, check_same_tokens, token_logprobs
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.models.load import load_tokenizer
+from rlhf_core.rewards.reward_model import RewardModelScorer
 
 PROCEDURES = {
     "score": Measure("procedures.score", "Procedures score (0 to 1)"),
@@ -65,8 +65,15 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     """The reward model's score of each answer."""
     if job.reward_model is None:
         raise NotMeasured("this run has no reward model")
-    check_same_tokens(job.model, job.reward_model, "reward")
-    values = reward_scores(job.reward_model, [answer.row for answer in answers], job.config)
+    scorer = RewardModelScorer(
+        job.reward_model,
+        job.model,
+        dtype=job.config.dtype,
+        attention=ATTENTION,
+        micro_batch_tokens=job.config.micro_batch_tokens,
+        packed=True,
+    )
+    values = scorer.score([answer.to_scored_response() for answer in answers])
     return [Score(answer.id, REWARD, value) for answer, value in zip(answers, values, strict=True)]
 
 
@@ -75,7 +82,7 @@ def kl(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
 
     Greedy answers are left out: they are no samples of the model, so log-ratios on them do not estimate a divergence.
     """
-    check_same_tokens(job.model, job.base, "kl")
+    check_same_tokens(job.model, job.base)
     sampled = [answer for answer in answers if answer.decoding == "sampled"]
     rows = [answer.row for answer in sampled]
     ours = token_logprobs(job.model, rows, job.config, job.config.temperature)
