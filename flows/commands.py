@@ -20,6 +20,7 @@ from data_processing.errors import ConfigError
 from flows import environment
 from flows.config import PipelineConfig
 from flows.graph import build_graph
+from flows.prefect_server import prefect_for_run
 from flows.presets import Preset, as_overrides, find_preset, parse_assignments, read_values, resolve
 from flows.results import verdict_table
 from flows.run_folder import RunFolder, find_run
@@ -66,18 +67,20 @@ def run_here(asked: Asked) -> None:
     request = read_request(asked)
     environment.enter(home)
     environment.quiet_prefect()
-    _print_progress()
-    from flows.alignment import align
+    print_progress()
+    with prefect_for_run(home) as wait_for_prefect:
+        from flows.alignment import align
 
-    result = asyncio.run(
-        align(
-            preset=request.preset,
-            overrides=request.overrides,
-            from_stage=asked.from_stage,
-            until_stage=asked.until_stage,
-            force=list(asked.force),
+        wait_for_prefect()
+        result = asyncio.run(
+            align(
+                preset=request.preset,
+                overrides=request.overrides,
+                from_stage=asked.from_stage,
+                until_stage=asked.until_stage,
+                force=list(asked.force),
+            )
         )
-    )
     folder = RunFolder(home, result["run"])
     _print_verdict(folder)
     print(f"run {folder.name} finished in {time.time() - began:.1f} s; described in {folder.path}")
@@ -220,7 +223,7 @@ def _print_verdict(folder: RunFolder) -> None:
         print(f"report: {folder.report}")
 
 
-def _print_progress() -> None:
+def print_progress() -> None:
     """Show the lines of `flows.progress` on stdout, with the time."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

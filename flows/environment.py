@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from flows.processes import ProcessRecord, Records
@@ -39,6 +40,18 @@ def enter(home: Home, environment: MutableMapping[str, str] | None = None) -> No
             environment[variable] = running[name].url
             if name == "ray":
                 use_own_ray(home, running[name], environment)
+
+
+@contextmanager
+def changed_environment() -> Iterator[None]:
+    """Undo, at the end of the block, what was done to this process's environment in it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def quiet_prefect(environment: MutableMapping[str, str] | None = None) -> None:

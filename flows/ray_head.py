@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
-from flows.environment import ROOT, ray_authentication, service_environment, use_own_ray
-from flows.processes import LOOPBACK, ProcessRecord, Records, free_port, start_process, stop_process
+from flows.environment import ROOT, changed_environment, ray_authentication, service_environment, use_own_ray
+from flows.owned import abandoned, run_process_name, serving_this_run
+from flows.processes import LOOPBACK, ProcessRecord, Records, free_port, start_process
 from flows.waiting import wait_until_answers
 from tasks.runtime.home import Home
 
@@ -63,40 +61,14 @@ def ray_for_run(home: Home, needed: bool) -> Iterator[str | None]:
     if not needed or os.environ.get("RAY_ADDRESS"):
         yield os.environ.get("RAY_ADDRESS")
         return
-    before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", *ray_authentication(home))}
-    head = _adopt(home) or start_head(home, f"ray-{os.getpid()}-{int(time.time())}", free_port(), free_port())
-    head = _owned_by_this_process(home, head)
-    try:
+    head = abandoned(home, "ray-") or start_head(home, run_process_name("ray"), free_port(), free_port())
+    with serving_this_run(home, head, grace_s=_STOP_GRACE_S), changed_environment():
         wait_until_ready(home, head)
         use_own_ray(home, head, os.environ)
         yield head.url
-    finally:
-        _restore(before)
-        stop_process(head, grace_s=_STOP_GRACE_S)
-        Records(home.pids).remove(head)
 
 
 def wait_until_ready(home: Home, head: ProcessRecord) -> None:
     """Return when the head takes jobs; `ServiceError` with its log when it ends or takes too long."""
     token = Path(ray_authentication(home)["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8").strip()
     wait_until_answers(head, "/api/jobs/", START_TIMEOUT_S, {"Authorization": f"Bearer {token}"})
-
-
-def _adopt(home: Home) -> ProcessRecord | None:
-    left = (r for r in Records(home.pids).all() if r.owner_pid is not None and r.process and not r.has_live_owner)
-    return next(left, None)
-
-
-def _owned_by_this_process(home: Home, head: ProcessRecord) -> ProcessRecord:
-    me = psutil.Process()
-    owned = head.model_copy(update={"owner_pid": me.pid, "owner_created": me.create_time()})
-    Records(home.pids).write(owned)
-    return owned
-
-
-def _restore(before: dict[str, str | None]) -> None:
-    for name, value in before.items():
-        if value is not None:
-            os.environ[name] = value
-        else:
-            os.environ.pop(name, None)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import deployments
 from flows.environment import ROOT, SERVICE_VARIABLES, ray_authentication, service_environment
+from flows.prefect_server import HEALTH, start_server
 from flows.processes import LOOPBACK, ProcessRecord, Records, ServiceError, check_port_free, start_process, stop_process
 from flows.ray_head import start_head, wait_until_ready
 from flows.waiting import answers, wait_until_answers
@@ -99,8 +100,7 @@ def addresses(home: Home) -> dict[str, str]:
 
 
 def _start_prefect(home: Home, ports: Ports) -> None:
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(ports.prefect)]
-    _start(home, "prefect", command, f"http://{LOOPBACK}:{ports.prefect}/api", service_environment(home))
+    Records(home.pids).write(start_server(home, "prefect", ports.prefect))
 
 
 def _start_mlflow(home: Home, ports: Ports) -> None:
@@ -166,5 +166,5 @@ def _status(home: Home, name: str, record: ProcessRecord | None) -> ServiceStatu
     return ServiceStatus(name, "running", record.pid, record.url, record.log)
 
 
-_HEALTH = {"prefect": "/api/health", "mlflow": "/health"}
+_HEALTH = {"prefect": HEALTH, "mlflow": "/health"}
 _START: dict[str, Callable[[Home, Ports], None]] = {"prefect": _start_prefect, "mlflow": _start_mlflow, "ray": _start_ray}

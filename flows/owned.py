@@ -1,0 +1,39 @@
+"""Processes that serve one run and end with it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from flows.processes import ProcessRecord, Records, stop_process
+from tasks.runtime.home import Home
+
+_COUNTER = itertools.count(1)
+
+
+def run_process_name(service: str) -> str:
+    """A name for a process that serves this run, unlike that of any other run on this machine."""
+    return f"{service}-{os.getpid()}-{next(_COUNTER)}"
+
+
+@contextmanager
+def serving_this_run(home: Home, record: ProcessRecord, grace_s: float) -> Iterator[None]:
+    """Own the process while the block lasts, then end it and forget it."""
+    me = psutil.Process()
+    owned = record.model_copy(update={"owner_pid": me.pid, "owner_created": me.create_time()})
+    Records(home.pids).write(owned)
+    try:
+        yield
+    finally:
+        stop_process(owned, grace_s)
+        Records(home.pids).remove(owned)
+
+
+def abandoned(home: Home, prefix: str) -> ProcessRecord | None:
+    """A live process whose record's name starts with `prefix` and whose run was killed, if there is one."""
+    left = (r for r in Records(home.pids).all() if r.name.startswith(prefix) and r.owner_pid is not None)
+    return next((r for r in left if r.process and not r.has_live_owner), None)

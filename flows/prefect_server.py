@@ -1,0 +1,69 @@
+"""A Prefect server for one run, for those who have none. It starts while the run is still importing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from filelock import FileLock
+
+from flows.environment import ROOT, changed_environment, service_environment
+from flows.owned import abandoned, run_process_name, serving_this_run
+from flows.processes import LOOPBACK, ProcessRecord, free_port, start_process
+from flows.waiting import wait_until_answers
+from tasks.runtime.home import Home
+
+HEALTH = "/api/health"
+START_TIMEOUT_S = 120.0
+_STOP_GRACE_S = 5.0
+_FLUSH_LIMIT_S = 5.0
+
+
+def start_server(home: Home, name: str, port: int, options: Sequence[str] = ()) -> ProcessRecord:
+    """Start a server on loopback, with its database in the home; it may not answer yet. The record is not written."""
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port), *options]
+    log = home.root / "logs" / f"{name}.log"
+    url = f"http://{LOOPBACK}:{port}/api"
+    return start_process(name, command, service_environment(home), url=url, log=log, cwd=ROOT)
+
+
+@contextmanager
+def prefect_for_run(home: Home) -> Iterator[Callable[[], None]]:
+    """A server for as long as the block lasts, none where `PREFECT_API_URL` is set.
+
+    Yields a function that returns when the server answers: call it before the flow, and import what the flow needs
+    between the two, while the server does the same. It raises `ServiceError` with the log of a server that does not come up.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        yield lambda: None
+        return
+    # The first server that starts makes the database: one at a time until it answers.
+    starting = FileLock(home.prefect / "start.lock")
+    starting.acquire()
+    try:
+        server = abandoned(home, "prefect-") or start_server(home, run_process_name("prefect"), free_port(), ["--no-ui"])
+        with serving_this_run(home, server, _STOP_GRACE_S), changed_environment():
+            os.environ["PREFECT_API_URL"] = server.url
+
+            def wait_until_ready() -> None:
+                wait_until_answers(server, HEALTH, START_TIMEOUT_S)
+                starting.release()
+
+            try:
+                yield wait_until_ready
+            finally:
+                _send_what_is_left()
+    finally:
+        starting.release(force=True)
+
+
+def _send_what_is_left() -> None:
+    """Logs and events are sent in the background; later, at the exit of the process, they would find no server and wait."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=_FLUSH_LIMIT_S)
+        EventsWorker.drain_all(timeout=_FLUSH_LIMIT_S)

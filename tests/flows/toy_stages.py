@@ -1,0 +1,32 @@
+"""Stages that take no time, fail on purpose, or wait to be cancelled: the real runtime with nothing to compute."""
+
+from __future__ import annotations
+
+import time
+
+from data_processing.errors import DivergedError
+from rlhf_core.config import BaseModelConfig
+from tasks.runtime.context import Stage, StageContext
+
+
+def _write(context: StageContext[BaseModelConfig]) -> None:
+    context.events.progress(1, 2, "half way")
+    made_from = {name: (folder / "text").read_text() for name, folder in sorted(context.inputs.items())}
+    (context.output / "text").write_text(f"{context.seed}{made_from}")
+    context.events.metrics(1, {"loss": 0.5})
+    context.events.progress(2, 2, "all the way")
+
+
+def _diverge(context: StageContext[BaseModelConfig]) -> None:
+    raise DivergedError("loss is nan at step 3; lower optimizer.learning_rate")
+
+
+def _wait(context: StageContext[BaseModelConfig]) -> None:
+    context.events.progress(0, 1, "waiting")
+    time.sleep(300)
+
+
+_FIELDS = {"kind": "model", "config": BaseModelConfig, "inputs": ("first?", "second?")}
+WRITES = Stage(name="writes", run=_write, **_FIELDS)
+DIVERGES = Stage(name="diverges", run=_diverge, **_FIELDS)
+WAITS = Stage(name="waits", run=_wait, **_FIELDS)
