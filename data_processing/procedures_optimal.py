@@ -26,6 +26,7 @@ class Step:
 
 
 Procedure = tuple[Step, ...]
+_Table = tuple[Outcome, ...]  # the outcome of each combination of some attributes; the first attribute is the highest bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class _Rest:
     """What is left to decide: attributes that still matter, and the outcome of each of their combinations."""
 
     attributes: tuple[str, ...]
-    table: tuple[Outcome, ...]
+    table: _Table
 
 
 def step_label(index: int) -> str:
@@ -63,7 +64,7 @@ def optimal_questions(policy: Policy) -> int:
 
     At least one a combination, because a procedure has at least one step.
     """
-    cost = _least_questions(_simplified(policy.attributes, policy.decisions))
+    cost = _least_questions(policy.decisions)
     return round(max(cost, 1.0) * len(policy.decisions))
 
 
@@ -99,35 +100,46 @@ def _step(rest: _Rest, index: dict[_Rest, int]) -> Step:
 
 
 def _best_question(rest: _Rest) -> int:
-    return min(range(len(rest.attributes)), key=lambda i: _questions_after(rest, i))
+    return min(range(len(rest.attributes)), key=lambda i: _questions_after(_halves(rest.table, i)))
 
 
-def _questions_after(rest: _Rest, question: int) -> float:
-    return sum(_least_questions(answer) for answer in _answers(rest, question)) / 2
+def _questions_after(halves: tuple[_Table, _Table]) -> float:
+    return (_least_questions(halves[0]) + _least_questions(halves[1])) / 2
 
 
 @lru_cache(maxsize=65536)
-def _least_questions(rest: _Rest) -> float:
-    """Expected number of questions; exact, because it is a multiple of 1 / 2**MAX_ATTRIBUTES."""
-    if not rest.attributes:
-        return 0.0
-    return 1.0 + min(_questions_after(rest, i) for i in range(len(rest.attributes)))
+def _least_questions(table: _Table) -> float:
+    """Expected number of questions; exact, because it is a multiple of 1 / 2**MAX_ATTRIBUTES.
+
+    It does not depend on what the attributes are, so different policies share the work.
+    """
+    questions = [_halves(table, i) for i in range(len(table).bit_length() - 1)]
+    for yes, no in questions:
+        if yes == no:
+            return _least_questions(yes)
+    return 1.0 + min(map(_questions_after, questions)) if questions else 0.0
+
+
+def _halves(table: _Table, question: int) -> tuple[_Table, _Table]:
+    """The rows in which attribute number `question` holds, and those in which it does not."""
+    block = len(table) >> (question + 1)
+    starts = range(0, len(table), 2 * block)
+    yes = tuple(outcome for start in starts for outcome in table[start + block : start + 2 * block])
+    no = tuple(outcome for start in starts for outcome in table[start : start + block])
+    return yes, no
 
 
 def _answers(rest: _Rest, question: int) -> tuple[_Rest, _Rest]:
     """What is left after YES and after NO."""
-    bit = 1 << (len(rest.attributes) - 1 - question)
     others = rest.attributes[:question] + rest.attributes[question + 1 :]
-    yes = tuple(outcome for row, outcome in enumerate(rest.table) if row & bit)
-    no = tuple(outcome for row, outcome in enumerate(rest.table) if not row & bit)
+    yes, no = _halves(rest.table, question)
     return _simplified(others, yes), _simplified(others, no)
 
 
-def _simplified(attributes: tuple[str, ...], table: tuple[Outcome, ...]) -> _Rest:
+def _simplified(attributes: tuple[str, ...], table: _Table) -> _Rest:
     """Without the attributes that cannot change the outcome any more."""
     for i in range(len(attributes)):
-        bit = 1 << (len(attributes) - 1 - i)
-        if all(table[row] == table[row | bit] for row in range(len(table))):
-            kept = tuple(outcome for row, outcome in enumerate(table) if not row & bit)
-            return _simplified(attributes[:i] + attributes[i + 1 :], kept)
+        yes, no = _halves(table, i)
+        if yes == no:
+            return _simplified(attributes[:i] + attributes[i + 1 :], yes)
     return _Rest(attributes, table)

@@ -58,9 +58,10 @@ def _from_object(item: Any, place: str) -> Message:
     if not isinstance(item, dict):
         raise BadRow(f"'{place}' is {_kind(item)}, expected an object with role and content (or from and value)")
     role, content = ("role", "content") if "role" in item else ("from", "value")
-    if item.get(role) not in ROLE_NAMES:
-        raise BadRow(f"'{place}' has role {item.get(role)!r}, allowed: {', '.join(ROLE_NAMES)}")
-    return _message(ROLE_NAMES[item[role]], item.get(content), f"{place}.{content}")
+    name = item.get(role)
+    if not isinstance(name, str) or name not in ROLE_NAMES:
+        raise BadRow(f"'{place}' has role {name!r}, allowed: {', '.join(ROLE_NAMES)}")
+    return _message(ROLE_NAMES[name], item.get(content), f"{place}.{content}")
 
 
 def _message(role: str, content: Any, place: str) -> Message:

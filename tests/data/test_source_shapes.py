@@ -100,6 +100,7 @@ def test_each_known_shape_gives_prompt_and_responses(row: Row, record: Record) -
         ({"messages": None}, "fit no known shape"),
         ({"messages": ["Why?"]}, r"'messages\[0\]' is a str"),
         ({"messages": [{"role": "boss", "content": "Why?"}]}, "role 'boss', allowed: system, user"),
+        ({"messages": [{"role": ["user"], "content": "Why?"}]}, r"role \['user'\], allowed"),
         ({"messages": [user("Why?"), {"role": "assistant", "content": None}]}, r"'messages\[1\].content' is missing"),
         ({"messages": [user("Why?"), assistant("  ")]}, r"'messages\[1\].content' is empty"),
         ({"messages": [user("Why?"), system("Late.")]}, "system message that is not the first"),
@@ -135,6 +136,7 @@ json_values = st.recursive(
 columns = st.sampled_from(["messages", "prompt", "response", "chosen", "rejected", "conversations", "instruction", "output"])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(columns, json_values, max_size=4))
 def test_any_row_is_recognised_or_has_a_reason(row: Row) -> None:
     try:

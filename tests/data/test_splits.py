@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_processing.config import Split
@@ -104,6 +104,7 @@ placed_rows = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(placed_rows)
 def test_after_dropping_no_prompt_and_no_id_stands_in_two_splits(rows: list[PlacedRow]) -> None:
     kept, dropped = without_leaks(rows, allowed=True)
