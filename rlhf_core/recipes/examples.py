@@ -1,0 +1,108 @@
+"""Prepared tables to the token rows a recipe trains on. What a loss makes of them belongs to the recipes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_processing.errors import DataError
+from data_processing.schemas import read_table
+from rlhf_core.batching.rows import TokenRow, apply_overlong
+from rlhf_core.batching.templates import Renderer
+from rlhf_core.config import TrainingConfig
+
+TrainingTable = Literal["sft", "preference"]
+
+MADE_BY: Mapping[TrainingTable, str] = {
+    "sft": "data.procedures.sft_rows or sources in data.sft",
+    "preference": "data.procedures.preference_pairs or sources in data.preference",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What one term of a loss is computed on: one conversation, or the chosen and the rejected row of a pair.
+
+    `margin` is how much better the chosen response is (0 where the table does not say); `reference_logps` are the
+    reference's summed response log-probs (nats), a number a row, where a recipe needs them.
+    """
+
+    id: str
+    rows: tuple[TokenRow, ...]
+    margin: float = 0.0
+    reference_logps: tuple[float, ...] = ()
+
+    @property
+    def length_tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(len(row) for row in self.rows)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Positions its rows take when padded to the longest of them."""
+        return len(self.rows) * max(len(row) for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """What a run trains on and is measured on; `n_dropped` overlong rows are in neither."""
+
+    train: list[Example]
+    validation: list[Example]
+    n_dropped: int
+
+
+def conversation(renderer: Renderer, row: Mapping[str, Any]) -> Example:
+    """A row of the sft table: the assistant turns are the targets."""
+    return Example(row["id"], (renderer.conversation(row["messages"]),))
+
+
+def pair(renderer: Renderer, row: Mapping[str, Any]) -> Example:
+    """A row of the preference table: (chosen, rejected), each behind the shared prompt."""
+    chosen, rejected = (renderer.prompt_and_response(row["prompt"], row[name]) for name in ("chosen", "rejected"))
+    return Example(row["id"], (chosen, rejected), margin=row["margin"] or 0.0)
+
+
+def read_examples(data: Path, table: TrainingTable, split: str, render: Callable[[Mapping[str, Any]], Example]) -> list[Example]:
+    """The rows of one split, rendered; raises `DataError` naming the row that cannot be, or the setting that makes the table.
+
+    A missing validation split has no rows; a missing training split is an error.
+    """
+    path = data / table / f"{split}.parquet"
+    if not path.is_file():
+        if split == "validation":
+            return []
+        raise DataError(
+            f"{data} has no {table}/{split}.parquet: this stage trains on the '{table}' table, which the prepare_data stage "
+            f"makes from {MADE_BY[table]}; set one of them and run prepare_data again"
+        )
+    return [_rendered(table, number, row, render) for number, row in enumerate(read_table(table, path).to_pylist())]
+
+
+def _rendered(table: str, number: int, row: dict[str, Any], render: Callable[[Mapping[str, Any]], Example]) -> Example:
+    try:
+        return render(row)
+    except DataError as error:
+        raise DataError(f"table '{table}', row {number} (id {row['id']}): {error}") from error
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """sha256 of ids, tokens, targets and margins: changes with the table, the template and the tokenizer."""
+    sha = hashlib.sha256()
+    for example in examples:
+        rows = [(row.ids, row.is_target) for row in example.rows]
+        sha.update(json.dumps([example.id, rows, example.margin]).encode())
+    return sha.hexdigest()
+
+
+def keep_fitting(examples: Sequence[Example], config: TrainingConfig) -> list[Example]:
+    """The examples whose every row has a target and fits `max_length_tokens`; raises `DataError` as `overlong` asks."""
+    # The row that decides: one without a target if there is any, else the longest.
+    deciding = [min(example.rows, key=lambda row: (row.n_targets > 0, -len(row))) for example in examples]
+    ids = [example.id for example in examples]
+    kept = apply_overlong(deciding, ids, config.max_length_tokens, config.overlong, config.max_dropped_fraction)
+    return [examples[i] for i in kept]

@@ -1,0 +1,211 @@
+"""The training loop that SFT, the reward model and the preference methods share: steps, resume, evaluation, metrics.
+
+A recipe hands in examples and one loss function. Every number that function returns is its micro-batch's share of a
+mean over the global batch, so shares add up over micro-batches and ranks, and no cut of the batch changes a gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from data_processing.errors import ConfigError, DataError, DivergedError, PreemptedError
+from rlhf_core.batching.balance import micro_batches
+from rlhf_core.batching.collate import ModelBatch, collate
+from rlhf_core.config import EngineSettings
+from rlhf_core.engine.engine import TrainingEngine
+from rlhf_core.recipes.cursor import DataCursor
+from rlhf_core.recipes.examples import Example, Splits, digest
+from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.recipes.stop import stop_requested
+
+BAD_BATCH_NAME = "bad_batch.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Denominators of one global batch: its examples, and the targets in their first rows (conversation or chosen)."""
+
+    examples: int
+    targets: int
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Totals:
+        """Count `examples`, which are the whole global batch."""
+        return cls(len(examples), sum(sum(example.rows[0].is_target) for example in examples))
+
+
+class Loss(Protocol):
+    """A recipe's loss: the micro-batch, its examples and the global batch's totals → named shares, "loss" among them.
+
+    `batch` holds the rows of `examples` one after the other; only "loss" needs a gradient.
+    """
+
+    def __call__(self, batch: ModelBatch, examples: Sequence[Example], totals: Totals) -> dict[str, Tensor]:
+        """Shares of global means, each a scalar."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One training run on this rank: where its rows come from, what it minimises, and how it is cut and reported."""
+
+    job: TrainingJob[Any]
+    engine: TrainingEngine
+    cursor: DataCursor
+    splits: Splits
+    loss: Loss
+    pad_id: int
+
+    def run(self) -> dict[str, float]:
+        """Train from the latest checkpoint to the last step; returns the metrics of the evaluation at the end.
+
+        Raises `PreemptedError` after saving when asked to stop, `DivergedError` after keeping the batch that did it.
+        """
+        done = self._resume()
+        try:
+            for step in range(done, self.cursor.total_steps):
+                if step and _due(step, self.job.config.eval_every_steps):
+                    self._evaluate(step)
+                stop_if_requested(self.engine, self.job.resume)
+                self._train(step)
+                done = step + 1
+                if _due(done, self.job.config.checkpoint_every_steps):
+                    self._save(done)
+            return self._evaluate(done)
+        except PreemptedError:
+            self._save(done)
+            raise
+
+    def _train(self, step: int) -> None:
+        """One optimizer step and its line of metrics."""
+        examples = [self.splits.train[i] for i in self.cursor.batch(step)]
+        totals, sums, started = Totals.of(examples), Sums(), time.monotonic()
+        try:
+            stats = self.engine.train_step([partial(self._forward, part, totals, sums) for part in self._parts(examples)])
+        except DivergedError as error:
+            self._keep_bad_batch(step, examples, error)
+            raise
+        seconds = time.monotonic() - started
+        tokens = sum(example.length_tokens for example in examples)
+        self._report(
+            step + 1,
+            sums.over_ranks(self.engine)
+            | {
+                "grad_norm": stats.grad_norm,
+                "learning_rate": stats.learning_rate,
+                "epoch": (step + 1) / self.cursor.steps_per_epoch,
+                "tokens": tokens,
+                "tokens_per_s": tokens / seconds,
+                "seconds": seconds,
+            },
+        )
+
+    def _parts(self, examples: Sequence[Example]) -> list[list[Example]]:
+        return [[examples[i] for i in part] for part in plan_of_rank(examples, self.engine, self.job.config.engine)]
+
+    def _forward(self, examples: Sequence[Example], totals: Totals, sums: Sums) -> Tensor:
+        """This micro-batch's share of the global loss; its other shares go into `sums`."""
+        rows = [row for example in examples for row in example.rows]
+        batch = collate(rows, pad_id=self.pad_id, packed=self.job.config.engine.packing).to(self.engine.device)
+        shares = self.loss(batch, examples, totals)
+        sums.add(shares)
+        return shares["loss"]
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Means over the validation split, each named eval_*; empty without one."""
+        if not self.splits.validation:
+            return {}
+        totals, sums = Totals.of(self.splits.validation), Sums()
+        with self.engine.evaluating():
+            for part in self._parts(self.splits.validation):
+                stop_if_requested(self.engine, self.job.resume)
+                self._forward(part, totals, sums)
+        metrics = {f"eval_{name}": value for name, value in sums.over_ranks(self.engine).items()}
+        if self.engine.rank == 0:
+            self.job.events.metrics(step, metrics)
+        return metrics
+
+    def _report(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.engine.rank == 0:
+            total = self.cursor.total_steps
+            line = f"step {step} of {total}: loss {metrics['loss']:.4f}, {metrics['tokens_per_s']:.0f} tokens/s"
+            self.job.events.metrics(step, metrics)
+            self.job.events.progress(step, total, line)
+
+    def _resume(self) -> int:
+        """Steps already done: loads the latest checkpoint, if there is one and it belongs to this run."""
+        folder = latest_checkpoint(self.job.resume)
+        if folder is None:
+            return 0
+        state = self.engine.load(folder)
+        if state["data_sha256"] != self._data_sha256:
+            raise DataError(
+                f"checkpoint {folder} was trained on other rows than {self.job.data} now gives (table, chat template or tokenizer "
+                f"changed): remove {self.job.resume} to start anew, or bring the data back"
+            )
+        if state["settings"] != self._settings:
+            changed = sorted(name for name, value in self._settings.items() if state["settings"].get(name) != value)
+            raise ConfigError(f"checkpoint {folder} was made with other values of {changed}: remove {self.job.resume} or set them back")
+        return int(state["step"])
+
+    def _save(self, done: int) -> None:
+        state = {"step": done, "data_sha256": self._data_sha256, "settings": self._settings}
+        self.engine.save(self.job.resume / f"step_{done:08d}", state)
+
+    @cached_property
+    def _data_sha256(self) -> str:
+        return digest([*self.splits.train, *self.splits.validation])
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return {**self.job.config.result_fields(), "seed": self.job.seed}
+
+    def _keep_bad_batch(self, step: int, examples: Sequence[Example], error: DivergedError) -> None:
+        if self.engine.rank == 0:
+            rows = [{"id": e.id, "rows": [{"ids": row.ids, "is_target": row.is_target} for row in e.rows]} for e in examples]
+            bad_batch = {"step": step, "error": str(error), "examples": rows}
+            (self.job.resume / BAD_BATCH_NAME).write_text(json.dumps(bad_batch), encoding="utf-8")
+
+
+class Sums:
+    """Named scalars added up over micro-batches, then over ranks; in float64, off the graph."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Tensor] = {}
+
+    def add(self, shares: Mapping[str, Tensor]) -> None:
+        """Add one micro-batch's shares; every micro-batch has the same names."""
+        for name, share in shares.items():
+            value = share.detach().double()
+            self._values[name] = self._values[name] + value if name in self._values else value
+
+    def over_ranks(self, engine: TrainingEngine) -> dict[str, float]:
+        """The sums of all ranks, the same numbers on each; a collective."""
+        names = sorted(self._values)
+        total = engine.all_sum(torch.stack([self._values[name] for name in names]))
+        return dict(zip(names, total.tolist(), strict=True))
+
+
+def plan_of_rank(examples: Sequence[Example], engine: TrainingEngine, settings: EngineSettings) -> list[list[int]]:
+    """This rank's micro-batches of a global batch as indices, as many as every other rank has; some may be empty."""
+    lengths = [example.length_tokens if settings.packing else example.padded_tokens for example in examples]
+    return micro_batches(lengths, settings.micro_batch_tokens, engine.world_size, settings.packing)[engine.rank]
+
+
+def stop_if_requested(engine: TrainingEngine, resume: Path) -> None:
+    """Raise `PreemptedError` on every rank alike once rank 0 sees the stop file; a collective."""
+    seen = engine.rank == 0 and stop_requested(resume)
+    if engine.all_sum(torch.tensor(float(seen), device=engine.device)).item():
+        raise PreemptedError("asked to stop; what was trained so far is saved")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

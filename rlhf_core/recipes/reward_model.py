@@ -1,0 +1,67 @@
+"""Reward model: a scalar head on a language model, trained so that the chosen response scores above the rejected one.
+
+The score is read at the last token, the one that ends the assistant turn: it is where the whole response has been seen,
+and a sampled response that stops ends in the same token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rlhf_core.batching.collate import ModelBatch
+from rlhf_core.batching.templates import Renderer
+from rlhf_core.config import RewardModelConfig
+from rlhf_core.engine.engine import TrainingEngine
+from rlhf_core.models.load import load_scorer
+from rlhf_core.models.modules import ScoreModule
+from rlhf_core.objectives.reward import pairwise_reward_loss
+from rlhf_core.recipes.cursor import plan_cursor
+from rlhf_core.recipes.examples import Example, pair
+from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.recipes.loop import Totals, Trainer
+from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable
+
+
+def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:
+    """Train a score head (and adapters) on the preference table and write the checkpoint artifact; runs on every rank.
+
+    The summary has `score_mean` and `score_std` of the validation responses. Raises `ConfigError`, `DataError`,
+    `DivergedError` or `PreemptedError` (a checkpoint is saved).
+    """
+    config = job.config
+    tokenizer = check_and_load_tokenizer(job)
+    splits = load_examples(job, "preference", partial(pair, Renderer(tokenizer)))
+    cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
+
+    scorer = load_trainable(job, partial(load_scorer, new_head=True))
+    engine = TrainingEngine(ScoreModule(scorer), optimizer=config.optimizer, engine=config.engine, total_steps=cursor.total_steps)
+
+    def loss(batch: ModelBatch, examples: Sequence[Example], totals: Totals) -> dict[str, Tensor]:
+        chosen_B, rejected_B = engine.module(batch).view(-1, 2).unbind(1)
+        margin_B = torch.tensor([example.margin for example in examples], device=chosen_B.device)
+        ranking_B = pairwise_reward_loss(chosen_B, rejected_B, margin_B)
+        centering_B = (chosen_B + rejected_B).square()
+        shares_B = {
+            "loss": ranking_B + config.center_coef * centering_B,
+            "accuracy": (chosen_B > rejected_B).float(),
+            "margin": chosen_B - rejected_B,
+            "score_mean": (chosen_B + rejected_B) / 2,
+            "score_square": (chosen_B.square() + rejected_B.square()) / 2,
+        }
+        return {name: values_B.sum() / totals.examples for name, values_B in shares_B.items()}
+
+    evaluation = Trainer(job, engine, cursor, splits, loss, tokenizer.pad_token_id).run()
+    finish(job, engine, splits, evaluation | _score_statistics(evaluation))
+
+
+def _score_statistics(evaluation: dict[str, float]) -> dict[str, float]:
+    """Mean and standard deviation of the validation scores, for whoever normalises rewards; empty without validation."""
+    if not evaluation:
+        return {}
+    mean = evaluation["eval_score_mean"]
+    return {"score_mean": mean, "score_std": math.sqrt(max(evaluation["eval_score_square"] - mean**2, 0.0))}

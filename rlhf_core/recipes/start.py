@@ -1,0 +1,68 @@
+"""How the offline recipes begin and end: the folder is checked, rows are read, the model is loaded, facts are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+
+from rlhf_core.batching.templates import Renderer
+from rlhf_core.config import Dtype
+from rlhf_core.engine.engine import TrainingEngine
+from rlhf_core.models.load import check_model_folder, load_tokenizer
+from rlhf_core.models.lora import add_lora
+from rlhf_core.recipes.examples import Example, Splits, TrainingTable, keep_fitting, read_examples
+from rlhf_core.recipes.job import TrainingJob
+
+
+class LoadModel(Protocol):
+    """`load_lm`, or `load_scorer` with its head decided."""
+
+    def __call__(self, path: Any, *, dtype: Dtype, attention: str, trust_remote_code: bool) -> Any:
+        """The Hugging Face model of a folder."""
+
+
+def check_and_load_tokenizer(job: TrainingJob[Any]) -> Any:
+    """The model's tokenizer; raises `ConfigError` for a folder that cannot be trained, before anything heavy is loaded."""
+    check_model_folder(
+        job.model, trust_remote_code=job.trust_remote_code, max_length_tokens=job.config.max_length_tokens
+    )
+    return load_tokenizer(job.model, job.trust_remote_code)
+
+
+def load_examples(job: TrainingJob[Any], table: TrainingTable, render: Callable[[Mapping[str, Any]], Example]) -> Splits:
+    """Training and validation rows, rendered, without the overlong ones where the settings drop those."""
+    train, validation = (read_examples(job.data, table, split, render) for split in ("train", "validation"))
+    kept_train, kept_validation = keep_fitting(train, job.config), keep_fitting(validation, job.config)
+    n_dropped = len(train) + len(validation) - len(kept_train) - len(kept_validation)
+    return Splits(kept_train, kept_validation, n_dropped)
+
+
+def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
+    """The model that `load` reads from `job.model`, with adapters unless `lora.rank` is 0; adapters are drawn from the seed."""
+    config = job.config
+    torch.manual_seed(job.seed)
+    model = load(
+        job.model,
+        dtype=config.engine.dtype,
+        attention=config.engine.attention,
+        trust_remote_code=job.trust_remote_code,
+    )
+    if config.lora.rank:
+        add_lora(model, config.lora)
+    return model
+
+
+def finish(job: TrainingJob[Any], engine: TrainingEngine, splits: Splits, facts: Mapping[str, float]) -> None:
+    """Write the checkpoint artifact and report what it was trained on, with `facts` of the final evaluation."""
+    engine.save_final(job.output)
+    if engine.rank:
+        return
+    if splits.n_dropped:
+        limit = job.config.max_length_tokens
+        job.events.warn(f"{splits.n_dropped} rows longer than max_length_tokens={limit} were dropped")
+    if not splits.validation:
+        job.events.warn("the data has no validation split for this stage, so nothing was measured on unseen rows")
+    rows = {"train_rows": len(splits.train), "validation_rows": len(splits.validation), "dropped_rows": splits.n_dropped}
+    job.events.summary({**rows, **facts})

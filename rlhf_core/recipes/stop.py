@@ -1,0 +1,39 @@
+"""How a training run is asked to stop: a file below its resume folder, which every rank's process can see.
+
+The signal reaches only the process that started the ranks, so that process leaves the file and the ranks look for it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+STOP_FILE_NAME = "stop_requested"
+
+
+@contextmanager
+def stop_file_on_sigterm(resume: Path) -> Iterator[None]:
+    """While inside, SIGTERM leaves the stop file in `resume` instead of ending the process; main thread only.
+
+    A stop file that an earlier attempt left behind is removed on entry.
+    """
+    stop_file = resume / STOP_FILE_NAME
+    resume.mkdir(parents=True, exist_ok=True)
+    stop_file.unlink(missing_ok=True)
+
+    def leave_file(signum: int, frame: FrameType | None) -> None:
+        stop_file.touch()
+
+    previous = signal.signal(signal.SIGTERM, leave_file)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def stop_requested(resume: Path) -> bool:
+    """Whether the run that keeps its checkpoints in `resume` was asked to stop."""
+    return (resume / STOP_FILE_NAME).exists()
