@@ -103,7 +103,9 @@ def share_bar(fraction: float, colour: str) -> Markup:
 
 def nice_ticks(low: float, high: float, target: int = 5) -> list[float]:
     """About `target` round numbers that reach from `low` or below to `high` or above."""
-    span = (high - low) or max(abs(high), 1.0)
+    size = max(abs(low), abs(high), 1.0)
+    # Ends that are equal but for rounding get an axis as wide as they are large.
+    span = high - low if high - low > 1e-9 * size else size
     raw = span / target
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
