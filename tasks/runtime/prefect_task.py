@@ -10,9 +10,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from prefect import get_run_logger, task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
@@ -29,6 +28,8 @@ from tasks.runtime.tracking import Tracker
 _PROGRESS_EVERY_S = 2.0
 _LAST_REPORT_LIMIT_S = 5.0
 
+T = TypeVar("T")
+
 
 async def run_node(
     request: StageRequest,
@@ -40,30 +41,24 @@ async def run_node(
     """Run a node as a Prefect task inside the current flow run; returns `StageOutcome.to_json()`.
 
     `upstream` are the returned values of the nodes this one depends on, by input name: Prefect draws the arrows from
-    them. The inputs themselves are in the request. `observer` hears what Prefect and the tracker hear.
+    them. The inputs themselves are in the request. `observer` is told what the stage does, beside Prefect and the tracker.
     """
-    call = _Call(request, runtime, tracker, observer or SilentObserver())
-    returned = await stage_task(request.node, cast(_Call, quote(call)), upstream or {})
+    watching = _whole(observer or SilentObserver())
+    returned = await stage_task(
+        request.node, _whole(request), _whole(runtime), _whole(tracker), upstream or {}, observer=watching
+    )
     return await returned.aresult() if isinstance(returned, State) else returned
 
 
-@dataclass(frozen=True)
-class _Call:
-    """What a task needs besides what Prefect shows of it. Quoted: Prefect takes parameters apart in search of futures."""
-
-    request: StageRequest
-    runtime: Runtime
-    tracker: Tracker
-    observer: StageObserver
-
-
 @task(name="stage", task_run_name="{node}", persist_result=False, cache_policy=NO_CACHE, retries=0)
-async def stage_task(node: str, call: _Call, upstream: dict[str, Any]) -> dict[str, Any] | State[dict[str, Any]]:
+async def stage_task(
+    node: str, request: StageRequest, runtime: Runtime, tracker: Tracker, upstream: dict[str, Any], *, observer: StageObserver
+) -> dict[str, Any] | State[dict[str, Any]]:
     """The Prefect task behind `run_node`. Ends in state `Cached` when the artifact was there."""
     shown = _PrefectObserver(get_run_logger())
-    with call.tracker.stage(call.request) as tracked:
+    with tracker.stage(request) as tracked:
         async with _progress_artifact(node, shown):
-            outcome = await run_stage(call.request, call.runtime, _All(shown, tracked, call.observer))
+            outcome = await run_stage(request, runtime, _Together(shown, tracked, observer))
         tracked.done(outcome)
     if outcome.cached:
         return Completed(name="Cached", message=f"made by {outcome.producer} in {outcome.seconds:.1f} s", data=outcome.to_json())
@@ -148,6 +143,11 @@ async def _keep_progress(node: str, shown: _PrefectObserver, done: asyncio.Event
             artifact = await acreate_progress_artifact(reported, key=node.replace("_", "-"), description=description)
         else:
             await aupdate_progress_artifact(artifact, reported, description)
+
+
+def _whole(value: T) -> T:
+    """Prefect takes parameters apart, looking for futures; these have none and stay as they are."""
+    return cast(T, quote(value))
 
 
 def ref_of(outcome: dict[str, Any]) -> ArtifactRef:
