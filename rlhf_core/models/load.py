@@ -1,11 +1,12 @@
-"""Load models and tokenizers from folders in Hugging Face layout, and say before any work what is wrong with a folder."""
+"""Model folders to models in memory, with every check that can be made before an hour of training is spent."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,120 +14,156 @@ from torch import nn
 from data_processing.errors import ConfigError
 from rlhf_core.config import Dtype
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
-POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
+POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+HEAD_WEIGHT = "score.weight"
+ATTENTION_DROPOUT = "attention_dropout"
 
 
 def check_model_folder(path: Path, *, trust_remote_code: bool = False, max_length_tokens: int | None = None) -> None:
-    """Raise `ConfigError` unless `path` holds a model that can be loaded and is long enough; reads no weights."""
-    if not path.is_dir():
-        raise ConfigError(f"model folder '{path}' does not exist; give a folder in Hugging Face layout")
-    config_file = path / "config.json"
-    if not config_file.is_file():
-        raise ConfigError(f"model folder '{path}' has no config.json; give a folder in Hugging Face layout")
-    if not any(file for pattern in WEIGHT_PATTERNS for file in path.glob(pattern)):
-        raise ConfigError(f"model folder '{path}' has no weights: neither of {', '.join(WEIGHT_PATTERNS)} is there")
-    config = _read_config(config_file)
-    if "auto_map" in config and not trust_remote_code:
-        raise ConfigError(
-            f"model folder '{path}' brings its own Python code (auto_map in config.json); "
-            "set model.trust_remote_code=true if you trust it, or use a model that transformers knows"
-        )
-    check_positions(path, config, max_length_tokens)
-    check_torchvision()
+    """Raise `ConfigError` unless `path` is a complete Hugging Face folder that can be loaded and is long enough.
 
-
-def check_positions(path: Path, config: dict[str, Any], max_length_tokens: int | None) -> None:
-    """Raise `ConfigError` where sequences of `max_length_tokens` are longer than the positions the model has."""
-    positions = next((config[name] for name in POSITION_FIELDS if config.get(name)), None)
+    `max_length_tokens` is the longest sequence that will be run; None skips that check. Reads no weights.
+    """
+    _check_loadable(path, trust_remote_code)
+    if not any((path / name).is_file() for name in TOKENIZER_NAMES):
+        raise ConfigError(f"model folder {path} has no tokenizer ({' or '.join(TOKENIZER_NAMES)}): save one into it")
+    positions = max_positions(path)
     if max_length_tokens is not None and positions is not None and max_length_tokens > positions:
         raise ConfigError(
-            f"max_length_tokens={max_length_tokens} is more than the {positions} positions of the model in '{path}'; "
-            f"set it to at most {positions}"
+            f"max_length_tokens={max_length_tokens} is more than the {positions} positions of model {path}: "
+            f"set it to at most {positions} or choose a model with more"
         )
+    _check_torchvision()
 
 
-def check_torchvision() -> None:
-    """Raise `ConfigError` where a torchvision beside torch cannot be imported: transformers would fail obscurely."""
-    if importlib.util.find_spec("torchvision") is None:
-        return
-    try:
-        import torchvision  # type: ignore[import-not-found,unused-ignore] # noqa: F401
-    except Exception as error:
-        raise ConfigError(
-            f"torchvision is installed but cannot be imported beside torch {torch.__version__}: {error}; "
-            "uninstall it (text models do not need it) or install the build that belongs to this torch"
-        ) from error
+def max_positions(path: Path) -> int | None:
+    """The longest sequence (tokens) that the model in folder `path` has positions for; None where its config has no limit."""
+    config = _read_config(path)
+    for values in (config, config.get("text_config") or {}):
+        for name in POSITION_FIELDS:
+            if isinstance(values.get(name), int):
+                return int(values[name])
+    return None
 
 
-def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder; one without a pad token pads with its end-of-sequence token."""
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, its chat template included; one without a pad token pads with its end token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"model folder {path}: its tokenizer cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_lm(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False) -> Any:
-    """The causal language model of a folder, in `dtype`, in training mode. Missing weights are an error."""
+def load_lm(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model in folder `path`, on the CPU, in eval mode, without dropout.
+
+    Raises `ConfigError` where the folder is incomplete: no weight is ever filled in at random.
+    """
     from transformers import AutoModelForCausalLM
 
-    check_model_folder(path, trust_remote_code=trust_remote_code)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        str(path),
-        dtype=DTYPES[dtype],
-        attn_implementation=attention,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
-    _refuse_missing(path, info["missing_keys"])
-    return model.train()
+    model, missing = _load(AutoModelForCausalLM, path, dtype, attention, trust_remote_code)
+    if missing:
+        raise ConfigError(f"model folder {path} lacks weights of its language model: {_shown(missing)}; it is no causal LM")
+    return model
 
 
-def load_scorer(path: Path, *, dtype: Dtype, attention: str, new_head: bool, trust_remote_code: bool = False) -> Any:
-    """A model with a scalar head named `score`, in `dtype`, in training mode.
+def load_scorer(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False, new_head: bool) -> PreTrainedModel:
+    """A model with one score a sequence (head `score`, [1, hidden]), on the CPU, in eval mode, without dropout.
 
-    `new_head` puts a zero head (every score 0) on the backbone of a language model; otherwise the folder must hold one.
+    `new_head` True puts a head of zeros on a causal LM, so that every score starts at 0. False expects a saved scorer;
+    there a missing weight is a `ConfigError`, as everywhere.
     """
     from transformers import AutoModelForSequenceClassification
 
-    check_model_folder(path, trust_remote_code=trust_remote_code)
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            str(path),
-            num_labels=1,
-            dtype=DTYPES[dtype],
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    except ValueError as error:
-        raise ConfigError(f"model in '{path}' cannot carry a reward head: {str(error).splitlines()[0]}") from error
+    model, missing = _load(AutoModelForSequenceClassification, path, dtype, attention, trust_remote_code, num_labels=1)
     head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear):
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise ConfigError(
-            f"model in '{path}' ({type(model).__name__}) has no linear head named 'score'; choose a decoder-only model"
+            f"model folder {path}: {type(model).__name__} has no linear head 'score' with one output; choose a decoder-only model"
         )
-    missing = set(info["missing_keys"]) - ({"score.weight"} if new_head else set())
-    _refuse_missing(path, missing)
+    if missing - {HEAD_WEIGHT} or (missing and not new_head):
+        raise ConfigError(f"model folder {path} lacks weights of its scorer: {_shown(missing)}; train or convert a reward model")
     if new_head:
         nn.init.zeros_(head.weight)
-    return model.train()
+    return model
 
 
-def _refuse_missing(path: Path, missing: Any) -> None:
-    if missing:
+def _load(auto: Any, path: Path, dtype: Dtype, attention: str, trust: bool, **extra: Any) -> tuple[PreTrainedModel, set[str]]:
+    """The model and the names of the weights that its folder lacks."""
+    _check_loadable(path, trust)
+    settings = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention, "trust_remote_code": trust, **extra}
+    try:
+        model, info = auto.from_pretrained(path, local_files_only=True, output_loading_info=True, **settings)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"model folder {path} cannot be loaded with attention '{attention}': {error}") from error
+    _disable_dropout(model)
+    return model, set(info["missing_keys"])
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """Training and scoring must be one function of the weights, or the first on-policy ratio is not 1."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, ATTENTION_DROPOUT, None), float):
+            setattr(module, ATTENTION_DROPOUT, 0.0)
+
+
+def _check_loadable(path: Path, trust_remote_code: bool) -> None:
+    config = _read_config(path)
+    _check_weights(path)
+    if "auto_map" in config and not trust_remote_code:
         raise ConfigError(
-            f"model folder '{path}' lacks the weights {sorted(missing)[:5]}: they would be random; use a complete folder"
+            f"model folder {path} brings its own Python code ({', '.join(sorted(config['auto_map']))}) and trust_remote_code is "
+            "false: read that code, then set model.trust_remote_code to true, or choose a model that transformers knows"
         )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise ConfigError(f"model folder {path} does not exist: give a folder in Hugging Face layout")
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"'{path}' is not JSON: {error}") from error
+        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model folder {path} has no readable config.json ({error}): give a folder in Hugging Face layout"
+        ) from error
     return config
+
+
+def _check_weights(path: Path) -> None:
+    if not any(file for pattern in WEIGHT_PATTERNS for file in path.glob(pattern)):
+        raise ConfigError(f"model folder {path} has no weights (*.safetensors): save the model into it, or choose another folder")
+    for index in path.glob("*.index.json"):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if absent := {shard for shard in shards if not (path / shard).is_file()}:
+            raise ConfigError(f"model folder {path} lacks {len(absent)} of its {len(shards)} weight files: {_shown(absent)}")
+
+
+def _check_torchvision() -> None:
+    """A torchvision built for another torch breaks transformers and vLLM with an error that names neither."""
+    if find_spec("torchvision") is None:
+        return
+    try:
+        import_module("torchvision")
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise ConfigError(
+            f"the installed torchvision does not fit torch {torch.__version__} ({error}): uninstall torchvision, "
+            "which text models do not need, or install the build that belongs to this torch"
+        ) from error
+
+
+def _shown(names: set[str]) -> str:
+    first = sorted(names)[:4]
+    return ", ".join(first) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,8 +1,10 @@
-"""Low-rank adapters through peft: put into a model in place, and merged into plain weights without changing it."""
+"""Low-rank adapters: put into a model, and merged back into plain weights."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,104 +12,107 @@ from torch import Tensor, nn
 from data_processing.errors import ConfigError
 from rlhf_core.config import LoraSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ADAPTER = "default"
-HEADS = ("lm_head", "embed_out", "score")
+HEAD_NAME = "score"
 
 
-def add_lora(hf: Any, settings: LoraSettings) -> None:
-    """Put adapters into `hf` in place and freeze all else but a `score` head. A fresh adapter changes no output.
+def add_lora(hf_model: PreTrainedModel, settings: LoraSettings) -> None:
+    """Put adapters on the linear layers (all but the head, or `settings.target_modules`), in place.
 
-    Raises `ConfigError` for target names the model does not have, naming those it has.
+    A fresh adapter changes no output. Everything else is frozen, but for a scorer's head, which is trained as it is.
+    Raises `ConfigError` for a target that matches no linear layer, and for layers that peft cannot adapt.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = _targets(hf, settings.target_modules)
-    hf.requires_grad_(False)
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets)
-    inject_adapter_in_model(config, hf, adapter_name=ADAPTER)
-    dtype = next(hf.parameters()).dtype
-    for name, parameter in hf.named_parameters():
-        trained = ".lora_" in name or name.startswith("score.")
-        parameter.requires_grad_(trained)
-        if trained:
-            parameter.data = parameter.data.to(dtype)
-
-
-def lora_settings(hf: Any) -> LoraSettings | None:
-    """The settings of the adapters in `hf`, or None where it has none."""
-    config = getattr(hf, "peft_config", {}).get(ADAPTER)
-    if config is None:
-        return None
-    return LoraSettings(
-        rank=config.r, alpha=config.lora_alpha, dropout=config.lora_dropout, target_modules=sorted(config.target_modules)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=_targets(hf_model, settings.target_modules),
+        fan_in_fan_out=any(_is_conv1d(module) for module in hf_model.modules()),
     )
+    try:
+        inject_adapter_in_model(config, hf_model, adapter_name=ADAPTER)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"lora: {type(hf_model).__name__} cannot take these adapters: {error}") from error
+    for name, parameter in hf_model.named_parameters():
+        parameter.requires_grad_("lora_" in name or name.startswith(f"{HEAD_NAME}."))
 
 
-def merged_state_dict(hf: Any) -> dict[str, Tensor]:
-    """All weights of `hf` under their plain names, fp32 where adapters were merged in; `hf` stays as it is.
+def lora_settings(hf_model: PreTrainedModel) -> LoraSettings | None:
+    """Settings that put the same adapters on the same kind of model again; None for a model without."""
+    adapted = dict(_adapted_layers(hf_model))
+    if not adapted:
+        return None
+    layer = next(iter(adapted.values()))
+    rank = int(layer.r[ADAPTER])
+    return LoraSettings(rank=rank, alpha=float(layer.scaling[ADAPTER]) * rank, target_modules=sorted(adapted))
 
-    Under ZeRO stage 3 every rank must call it: the weights are gathered.
+
+@torch.no_grad()
+def merged_state_dict(hf_model: PreTrainedModel, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """All weights under their plain names, adapters added in fp32 and the sum rounded once to `dtype`.
+
+    `dtype` None leaves sums in fp32 and other weights as they are. The model stays as it is and shares no memory with the
+    result. Of tied weights only the owner is listed. Under ZeRO 3 every rank must call this: the weights are gathered.
     """
-    with gathered(hf):
-        state = {name: value.detach() for name, value in hf.state_dict().items()}
-        merged: dict[str, Tensor] = {}
-        for name, value in state.items():
-            if ".lora_" in name:
+    with gathered(hf_model):
+        owners = {id(parameter): name for name, parameter in hf_model.named_parameters()}
+        adapted = dict(_adapted_layers(hf_model))
+        state: dict[str, Tensor] = {}
+        for name, tensor in hf_model.state_dict(keep_vars=True).items():
+            if "lora_" in name or owners.get(id(tensor), name) != name:
                 continue
-            plain = name.replace(".base_layer.", ".")
-            merged[plain] = _merged(hf, name, value, state) if plain != name and name.endswith(".weight") else value.clone()
-        return merged
+            layer, _, leaf = name.rpartition(".base_layer.")
+            value = tensor.detach()
+            if layer in adapted and leaf == "weight":
+                value = value.float() + _delta(adapted[layer])
+            copied = value.to(dtype or value.dtype, copy=value.data_ptr() == tensor.data_ptr())
+            state[f"{layer}.{leaf}" if layer else name] = copied
+        return state
 
 
-def gathered(hf: nn.Module) -> Any:
-    """A context in which ZeRO-3's parameters are whole; for others it does nothing."""
-    from contextlib import nullcontext
-
-    parameters = [p for p in hf.parameters() if hasattr(p, "ds_id")]
-    if not parameters:
+def gathered(module: nn.Module) -> AbstractContextManager[Any]:
+    """A context in which weights that ZeRO 3 has partitioned are whole, for reading; for others it does nothing."""
+    partitioned = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+    if not partitioned:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parameters)
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(partitioned)
+    return context
 
 
-def _merged(hf: Any, name: str, base: Tensor, state: dict[str, Tensor]) -> Tensor:
-    layer_name = name.removesuffix(".base_layer.weight")
-    layer = hf.get_submodule(layer_name)
-    a, b = state[f"{layer_name}.lora_A.{ADAPTER}.weight"].float(), state[f"{layer_name}.lora_B.{ADAPTER}.weight"].float()
-    delta = (b @ a) * layer.scaling[ADAPTER]
-    # GPT-2's Conv1D keeps its weight as [in, out].
-    return base.float() + (delta.T if layer.fan_in_fan_out else delta)
+def _targets(hf_model: PreTrainedModel, asked: list[str] | None) -> list[str]:
+    head = hf_model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in hf_model.named_modules()
+        if (isinstance(module, nn.Linear) or _is_conv1d(module)) and module is not head and name != HEAD_NAME
+    ]
+    if asked is None:
+        return linear
+    for target in asked:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(f"lora.target_modules: '{target}' is no linear layer of this model; it has {', '.join(known)}")
+    return asked
 
 
-def _targets(hf: Any, wanted: list[str] | None) -> list[str]:
-    """Last parts of the names of the layers that get adapters; by default every linear layer but the heads."""
-    from transformers.pytorch_utils import Conv1D
-
-    linear = {name.rsplit(".", 1)[-1] for name, layer in hf.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
-    available = sorted(linear - set(HEADS))
-    if wanted is None:
-        return available
-    unknown = sorted(set(wanted) - set(available))
-    if unknown:
-        raise ConfigError(f"lora.target_modules {unknown} are not linear layers of {type(hf).__name__}; it has {available}")
-    return wanted
+def _is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer, whose weight is [in, out]."""
+    return type(module).__name__ == "Conv1D"
 
 
-def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that an optimizer updates."""
-    return [p for p in module.parameters() if p.requires_grad]
+def _adapted_layers(hf_model: nn.Module) -> Iterator[tuple[str, Any]]:
+    return ((name, module) for name, module in hf_model.named_modules() if hasattr(module, "lora_A"))
 
 
-def apply_trained(hf: Any, trained: dict[str, Tensor]) -> None:
-    """Copy trained weights (names as in `hf`) into `hf`; every trainable one must be there and nothing else."""
-    expected = {name for name, p in hf.named_parameters() if p.requires_grad}
-    if expected != set(trained):
-        raise ConfigError(
-            f"checkpoint and model do not fit: missing {sorted(expected - set(trained))[:3]}, unknown {sorted(set(trained) - expected)[:3]}; "
-            "convert with the base model the training started from"
-        )
-    with torch.no_grad():
-        for name, parameter in hf.named_parameters():
-            if name in trained:
-                parameter.copy_(trained[name])
+def _delta(layer: Any) -> Tensor:
+    """scaling * B A in fp32, in the layout of the layer's weight."""
+    product: Tensor = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
+    product *= layer.scaling[ADAPTER]
+    return product.T if layer.fan_in_fan_out else product

@@ -1,89 +1,98 @@
-"""What an engine trains: a Hugging Face model, wrapped so that one forward pass gives what an objective needs.
+"""What the training engine wraps: a policy that gives log-probs, a scorer that gives scores and values.
 
-Only positions that predict a target meet the vocabulary, and those in chunks whose logits are computed again in the
-backward pass: a full fp32 [B, T, V] never exists.
+Both run the backbone once over a `ModelBatch` and touch only the hidden states that are asked for.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, scatter
-from rlhf_core.objectives.logprobs import token_logprobs
+from rlhf_core.models.token_logprobs import LogitTransform, token_logprobs
 
-CHUNK_TOKENS = 256
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PolicyModule(nn.Module):
-    """A causal language model that gives log-probs of a batch's targets. `hf` is the model; adapters may live in it."""
+    """A causal LM as a function from batches to log-probs of their targets; the model itself is `hf`."""
 
-    def __init__(self, hf: Any, chunk_tokens: int = CHUNK_TOKENS) -> None:
+    def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
-        self.hf = hf
-        self.chunk_tokens = chunk_tokens
+        self.hf: Any = hf
+        self._head_transform = head_transform(hf.config)
 
-    def forward(self, batch: ModelBatch, temperature: float = 1.0, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Log-probs and (if asked for) entropies, each [n_rows, T] fp32 in nats, of softmax(logits / temperature)."""
-        hidden_NH = hidden_states(self.hf, batch)[batch.target_index]
-        logprobs, entropies = [], []
-        # At least one chunk, even without targets: the head takes part in every rank's collectives.
-        for hidden, labels in zip(hidden_NH.split(self.chunk_tokens), batch.target_ids.split(self.chunk_tokens), strict=True):
-            logprob, entropy = self._chunk(hidden, labels, temperature)
-            logprobs.append(logprob)
-            entropies.append(entropy)
-        entropy_BT = scatter(batch, torch.cat(entropies)) if with_entropy else None
-        return scatter(batch, torch.cat(logprobs)), entropy_BT
+    def forward(
+        self, batch: ModelBatch, temperature: float = 1.0, with_entropy: bool = False, entropy_has_grad: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probs (nats) of the batch's targets, and entropies (nats) where asked for; fp32 [n_rows, T], 0 elsewhere.
 
-    def _chunk(self, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        if not torch.is_grad_enabled():
-            return self._logprobs(hidden, labels, temperature)
-        result: tuple[Tensor, Tensor] = checkpoint(self._logprobs, hidden, labels, temperature, use_reentrant=False)
-        return result
+        Logits are divided by `temperature`. `entropy_has_grad` False saves work where the entropy is only reported.
+        """
+        scale, softcap = self._head_transform
+        head = self.hf.get_output_embeddings()
+        logprobs, entropy = token_logprobs(
+            _hidden_states(self.hf, batch)[batch.target_index],
+            head.weight,
+            head.bias,
+            batch.target_ids,
+            LogitTransform(scale, softcap, temperature),
+            with_entropy=with_entropy,
+            entropy_has_grad=entropy_has_grad,
+        )
+        return scatter(batch, logprobs), None if entropy is None else scatter(batch, entropy)
 
-    def _logprobs(self, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits = finished_logits(self.hf.get_output_embeddings()(hidden), self.hf.config)
-        return token_logprobs(logits, labels, temperature)
+    def borrowed_parameters(self) -> list[nn.Parameter]:
+        """Parameters that `forward` uses without calling the module that owns them; ZeRO 3 has to be told."""
+        head = self.hf.get_output_embeddings()
+        return [head.weight] if head.bias is None else [head.weight, head.bias]
 
 
 class ScoreModule(nn.Module):
-    """A backbone with a scalar head named `score`: a number a sequence (reward), or one a target (value)."""
+    """A scorer (head `score`) as a function from batches to a score a sequence, or a value a target; the model is `hf`."""
 
-    def __init__(self, hf: Any) -> None:
+    def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
-        self.hf = hf
+        self.hf: Any = hf
 
     def forward(self, batch: ModelBatch, per_token: bool = False) -> Tensor:
-        """Scores [n_rows] at each sequence's last token, or with `per_token` values [n_rows, T], fp32.
+        """Scores [n_rows] at each sequence's last token; or with `per_token` values [n_rows, T], fp32, 0 elsewhere.
 
-        A value belongs to the state before its target: it is read where the target is predicted.
+        The value of a target is read where that target is predicted: before it is known.
         """
         index = batch.target_index if per_token else batch.last_index
-        scores = self.hf.score(hidden_states(self.hf, batch)[index]).squeeze(-1).float()
-        return scatter(batch, scores) if per_token else scores
+        values: Tensor = self.hf.score(_hidden_states(self.hf, batch)[index]).squeeze(-1).float()
+        return scatter(batch, values) if per_token else values
+
+    def borrowed_parameters(self) -> list[nn.Parameter]:
+        """None: the head is called as a module."""
+        return []
 
 
-def hidden_states(hf: Any, batch: ModelBatch) -> Tensor:
-    """Last hidden states [B' * S, H] of the backbone of `hf`.
+def head_transform(config: Any) -> tuple[float, float | None]:
+    """(factor, soft cap) that an architecture applies to what its head puts out.
 
-    Packed rows stay apart only with position ids, without an attention mask and without the cache.
+    Raises `ConfigError` for a factor that is not a positive number.
+    """
+    text = config.get_text_config()
+    scale = float(getattr(text, "logit_scale", None) or 1.0) * float(getattr(text, "lm_head_multiplier", None) or 1.0)
+    scale /= float(getattr(text, "logits_scaling", None) or 1.0)
+    if scale <= 0:
+        raise ConfigError(f"config of {text.model_type}: the head's outputs are multiplied by {scale}, which must be positive")
+    cap = getattr(text, "final_logit_softcapping", None)
+    return scale, None if cap is None else float(cap)
+
+
+def _hidden_states(hf: Any, batch: ModelBatch) -> Tensor:
+    """Last hidden states of all positions, [B' * S, H].
+
+    Packed sequences stay apart only with position ids, without a mask and without a cache.
     """
     output = hf.base_model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.attention_mask, use_cache=False
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
     )
     hidden: Tensor = output.last_hidden_state
     return hidden.flatten(0, 1)
-
-
-def finished_logits(logits: Tensor, config: Any) -> Tensor:
-    """What some architectures do to logits behind the head: scale (Cohere, Granite) and soft cap (Gemma)."""
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    if divisor := getattr(config, "logits_scaling", None):
-        logits = logits / divisor
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = cap * torch.tanh(logits / cap)
-    return logits
