@@ -7,6 +7,7 @@ mean over the global batch, so shares add up over micro-batches and ranks, and n
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from data_processing.errors import ConfigError, DataError, DivergedError, Preemp
 from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.config import EngineSettings
+from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.recipes.cursor import DataCursor
 from rlhf_core.recipes.examples import Example, Splits, digest
@@ -131,6 +133,8 @@ class Trainer:
         metrics = {f"eval_{name}": value for name, value in sums.over_ranks(self.engine).items()}
         if self.engine.rank == 0:
             self.job.events.metrics(step, metrics)
+        if not math.isfinite(metrics["eval_loss"]):
+            raise DivergedError(f"eval_loss after step {step} is {metrics['eval_loss']}: lower optimizer.learning_rate")
         return metrics
 
     def _report(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -153,7 +157,9 @@ class Trainer:
             )
         if state["settings"] != self._settings:
             changed = sorted(name for name, value in self._settings.items() if state["settings"].get(name) != value)
-            raise ConfigError(f"checkpoint {folder} was made with other values of {changed}: remove {self.job.resume} or set them back")
+            raise ConfigError(
+                f"checkpoint {folder} was made with other values of {changed}: remove {self.job.resume} or set them back"
+            )
         return int(state["step"])
 
     def _save(self, done: int) -> None:

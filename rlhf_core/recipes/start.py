@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import torch
 
-from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import Dtype
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.load import check_model_folder, load_tokenizer
@@ -25,9 +24,7 @@ class LoadModel(Protocol):
 
 def check_and_load_tokenizer(job: TrainingJob[Any]) -> Any:
     """The model's tokenizer; raises `ConfigError` for a folder that cannot be trained, before anything heavy is loaded."""
-    check_model_folder(
-        job.model, trust_remote_code=job.trust_remote_code, max_length_tokens=job.config.max_length_tokens
-    )
+    check_model_folder(job.model, trust_remote_code=job.trust_remote_code, max_length_tokens=job.config.max_length_tokens)
     return load_tokenizer(job.model, job.trust_remote_code)
 
 

@@ -1,0 +1,19 @@
+"""Stage preference: direct preference optimisation and its kin. Produces a checkpoint."""
+
+from __future__ import annotations
+
+from rlhf_core.config import PreferenceConfig
+from tasks.runtime.context import Stage, StageContext
+from tasks.training import LIBRARIES, run_training
+
+
+def run(context: StageContext[PreferenceConfig]) -> None:
+    """Train on every rank; the checkpoint is the artifact."""
+    from rlhf_core.recipes.preference import train_preference
+
+    run_training(train_preference, context)
+
+
+STAGE = Stage(
+    name="preference", kind="checkpoint", config=PreferenceConfig, inputs=("model", "data"), run=run, libraries=LIBRARIES
+)

@@ -1,0 +1,19 @@
+"""Stage reward_model: a scalar reward head trained on preference pairs. Produces a checkpoint."""
+
+from __future__ import annotations
+
+from rlhf_core.config import RewardModelConfig
+from tasks.runtime.context import Stage, StageContext
+from tasks.training import LIBRARIES, run_training
+
+
+def run(context: StageContext[RewardModelConfig]) -> None:
+    """Train on every rank; the checkpoint is the artifact."""
+    from rlhf_core.recipes.reward_model import train_reward_model
+
+    run_training(train_reward_model, context)
+
+
+STAGE = Stage(
+    name="reward_model", kind="checkpoint", config=RewardModelConfig, inputs=("model", "data"), run=run, libraries=LIBRARIES
+)

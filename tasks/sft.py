@@ -1,0 +1,17 @@
+"""Stage sft: supervised fine-tuning of a language model. Produces a checkpoint."""
+
+from __future__ import annotations
+
+from rlhf_core.config import SftConfig
+from tasks.runtime.context import Stage, StageContext
+from tasks.training import LIBRARIES, run_training
+
+
+def run(context: StageContext[SftConfig]) -> None:
+    """Train on every rank; the checkpoint is the artifact."""
+    from rlhf_core.recipes.sft import train_sft
+
+    run_training(train_sft, context)
+
+
+STAGE = Stage(name="sft", kind="checkpoint", config=SftConfig, inputs=("model", "data"), run=run, libraries=LIBRARIES)
