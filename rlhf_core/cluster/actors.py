@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.cluster.distributed import free_address, set_rank_environment
 from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings, RewardSource, RolloutEngine
 
 if TYPE_CHECKING:
@@ -147,13 +148,8 @@ class TrainingWorker(ScoringWorker):
         from rlhf_core.engine.engine import TrainingEngine
 
         self._remember(setup)
-        module = self._load(setup)
-        for part in module.modules():
-            if isinstance(part, nn.Dropout):
-                # Old log-probs and training passes must come from one and the same function of the weights.
-                part.p = 0.0
         self.engine = TrainingEngine(
-            module, optimizer=setup.optimizer, engine=setup.engine, total_steps=max(1, setup.total_steps)
+            self._load(setup), optimizer=setup.optimizer, engine=setup.engine, total_steps=max(1, setup.total_steps)
         )
         self.module, self.device = self.engine.module, self.engine.device
 
@@ -222,10 +218,11 @@ class PolicyWorker(TrainingWorker):
 
     def weights(self, dtype: Dtype) -> dict[str, Tensor]:
         """All weights under their Hugging Face names, adapters merged in fp32 and then rounded to `dtype`, on the CPU."""
+        from rlhf_core.models.load import TORCH_DTYPES
         from rlhf_core.models.lora import merged_state_dict
 
-        kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-        return {name: tensor.to("cpu", kind) for name, tensor in merged_state_dict(self.module.hf).items()}
+        state: dict[str, Tensor] = merged_state_dict(self.module.hf, TORCH_DTYPES[dtype])
+        return {name: tensor.cpu() for name, tensor in state.items()}
 
 
 class CriticWorker(TrainingWorker):

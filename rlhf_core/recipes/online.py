@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from data_processing.errors import ConfigError, DataError, DivergedError, PreemptedError
+from data_processing.errors import ConfigError, DivergedError, PreemptedError
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.cluster.group import Call, wait
-from rlhf_core.models.load import load_tokenizer
+from rlhf_core.cluster.group import Call, Group, wait
+from rlhf_core.models.load import check_model_folder, load_tokenizer
 from rlhf_core.recipes.online_alarms import Alarms, useless_conditions
-from rlhf_core.recipes.online_checkpoints import latest_pair, remove_older
+from rlhf_core.recipes.online_checkpoints import check_same_run, checkpoint_folder, latest_checkpoints
 from rlhf_core.recipes.online_job import OnlineJob
 from rlhf_core.recipes.online_losses import CriticObjective, PolicyObjective, ResponseLogprobs, ResponseValues
 from rlhf_core.recipes.online_methods import METHODS, Method
@@ -55,18 +55,17 @@ def run_online(job: OnlineJob) -> None:
     the actor's traceback when one dies.
     """
     check_job(job)
-    tokenizer = load_tokenizer(job.model)
+    tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     renderer = Renderer(tokenizer)
     prompts = read_prompts(job, renderer)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else renderer.stop_ids[0]
-    with start_workers(job, pad_id) as workers:
-        run = OnlineRun(job, METHODS[job.config.method], workers, renderer, prompts)
-        run.train()
+    with start_workers(job, tokenizer.pad_token_id) as workers:
+        OnlineRun(job, METHODS[job.config.method], workers, renderer, prompts).train()
 
 
 def check_job(job: OnlineJob) -> None:
     """Raise `ConfigError` for settings that contradict each other or the inputs, before anything is started."""
     config = job.config
+    check_model_folder(job.model, trust_remote_code=job.trust_remote_code, max_length_tokens=config.max_length_tokens)
     if config.lora.dropout > 0:
         raise ConfigError(
             f"lora.dropout={config.lora.dropout} in online training: policy ratios need the same network in every pass; use 0"
@@ -241,30 +240,30 @@ class OnlineRun:
 
     def _resume(self) -> int:
         """Rounds done by earlier attempts; loads their state and sends the weights to the sampler."""
-        found = latest_pair(self.job.resume, with_critic=self.method.critic)
+        found = latest_checkpoints(self.job.resume, list(self._trained))
         if found is None:
             return 0
-        calls = [self.workers.policy.call("load", found.policy)]
-        if self.workers.critic is not None:
-            calls.append(self.workers.critic.call("load", found.critic))
-        [[state, *_], *_] = self._wait(*calls)
-        if state["prompts"] != digest(self.prompts):
-            raise DataError(
-                f"the prompts changed since the checkpoint {found.policy}: a resumed run must go on with the same prompts; "
-                "delete the resume folder to start over"
-            )
+        loaded = self._wait(*[group.call("load", found[role]) for role, group in self._trained.items()])
+        state = loaded[0][0]
+        check_same_run(state, self._identity(), found["policy"])
         self.alarms.counts = dict(state["alarms"])
         self._send_weights(state["step"])
         return int(state["step"])
 
     def _save(self, step: int) -> None:
-        """Keep the state after `step` rounds: the critic first, so that a policy checkpoint is never without its critic."""
-        state: dict[str, Any] = {"step": step, "prompts": digest(self.prompts), "alarms": self.alarms.counts}
-        name = f"step-{step:06d}"
-        if self.workers.critic is not None:
-            self._wait(self.workers.critic.call("save", self.job.resume / "critic" / name, state))
-        self._wait(self.workers.policy.call("save", self.job.resume / "policy" / name, state))
-        remove_older(self.job.resume, name)
+        """Keep the state after `step` rounds: the policy last, so that its checkpoint is never without its critic's."""
+        state = {"step": step, "alarms": self.alarms.counts, **self._identity()}
+        for role, group in reversed(self._trained.items()):
+            self._wait(group.call("save", checkpoint_folder(self.job.resume, role, step), state))
+
+    @property
+    def _trained(self) -> dict[str, Group]:
+        critic = self.workers.critic
+        return {"policy": self.workers.policy} | ({"critic": critic} if critic is not None else {})
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be gone on from."""
+        return {"prompts_sha256": digest(self.prompts), "settings": {**self.job.config.result_fields(), "seed": self.job.seed}}
 
     def _finish(self) -> None:
         self._wait(self.workers.policy.call("save_final", self.job.output))

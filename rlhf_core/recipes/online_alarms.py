@@ -41,7 +41,7 @@ def useless_conditions(config: OnlineConfig, metrics: Mapping[str, float]) -> di
     is_flat = metrics["zero_variance_share"] == 1.0 if grouped else metrics["reward/std"] == 0.0
     problems = {
         "truncated": (
-            truncated >= config.max_truncated_fraction,
+            truncated > config.max_truncated_fraction,
             f"{truncated:.0%} of the responses were cut at {config.rollout.max_new_tokens} tokens: the policy does not end its "
             "answers; raise rollout.max_new_tokens or train it to stop first.",
         ),

@@ -54,7 +54,9 @@ class PolicyObjective:
         config, mask = self.config, target_mask(batch)
         aggregation = self.method.aggregation
         denominator = totals.tokens if aggregation == "token_mean" else totals.sequences
-        logprobs, entropy = module(batch, temperature=config.rollout.temperature, with_entropy=True)
+        logprobs, entropy = module(
+            batch, temperature=config.rollout.temperature, with_entropy=True, entropy_has_grad=config.entropy_coef > 0
+        )
         surrogate = ppo_loss(
             logprobs,
             fields["old_logprobs"],

@@ -21,7 +21,7 @@ def load_function(path: str) -> Callable[..., Any]:
         raise ConfigError(
             f"rewards.function='{path}': module '{module_name}' does not import: {error}; it must be on PYTHONPATH"
         ) from error
-    function = getattr(module, name, None)
+    function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         known = sorted(n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_"))
         raise ConfigError(f"rewards.function='{path}': module '{module_name}' has no function '{name}'; it has {known}")

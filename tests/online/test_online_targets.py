@@ -1,0 +1,105 @@
+"""What a round aims at, by hand: where the KL goes, what advantages are, which rows an update sees, when a run stops."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_processing.errors import DivergedError
+from rlhf_core.config import OnlineConfig
+from rlhf_core.events import EventLog
+from rlhf_core.recipes.online_alarms import Alarms, useless_conditions
+from rlhf_core.recipes.online_methods import METHODS
+from rlhf_core.recipes.online_rollouts import Prompt, mini_batch_plan, prompts_of_step
+from rlhf_core.recipes.online_targets import Targets, compute_targets
+
+MASK = torch.tensor([[1.0, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]])
+LOGPROBS = -torch.tensor([[1.0, 2, 3], [4, 9, 9], [5, 6, 9], [7, 8, 9]])
+REFERENCE = LOGPROBS - 0.5
+SCORES = [1.0, 3.0, 2.0, 2.0]
+
+
+def targets(method: str, **settings: object) -> Targets:
+    config = OnlineConfig.model_validate({"method": method, "prompts_per_step": 2, "samples_per_prompt": 2, **settings})
+    return compute_targets(
+        METHODS[config.method],
+        config,
+        SCORES,
+        mask=MASK,
+        logprobs=LOGPROBS,
+        reference=REFERENCE,
+        values=torch.zeros(4, 3) if METHODS[config.method].critic else None,
+    )
+
+
+def test_ppo_pays_kl_on_every_token_and_the_score_on_the_last() -> None:
+    rewards = targets("ppo", kl_coef=0.1).token_rewards
+    expected = [[-0.05, -0.05, 0.95], [2.95, 0, 0], [-0.05, 1.95, 0], [-0.05, -0.05, 1.95]]
+    torch.testing.assert_close(rewards, torch.tensor(expected))
+
+
+def test_ppo_advantages_are_white_and_returns_are_not() -> None:
+    result = targets("ppo", kl_coef=0.0, gae_lambda=1.0)
+    valid = MASK.bool()
+    assert result.returns is not None
+    # Values are 0, gamma and lambda 1: the return of every token is the score.
+    torch.testing.assert_close(result.returns, torch.tensor(SCORES)[:, None] * MASK)
+    assert abs(float(result.advantages[valid].mean())) < 1e-6
+    assert abs(float(result.advantages[valid].var(correction=0)) - 1) < 1e-5
+    assert not result.advantages[~valid].any()
+
+
+def test_grpo_compares_within_prompts_and_leaves_the_kl_to_the_loss() -> None:
+    result = targets("grpo", kl_coef=0.1)
+    unit = 1 / math.sqrt(2)
+    torch.testing.assert_close(result.advantages, torch.tensor([-unit, unit, 0, 0])[:, None] * MASK)
+    torch.testing.assert_close(result.token_rewards.sum(1), torch.tensor(SCORES))
+    assert result.returns is None
+
+
+def test_score_clip_bounds_what_advantages_see() -> None:
+    torch.testing.assert_close(targets("grpo", score_clip=2.5).token_rewards.sum(1), torch.tensor([1.0, 2.5, 2.0, 2.0]))
+
+
+def test_every_prompt_comes_exactly_once_an_epoch() -> None:
+    prompts = [Prompt(str(i), [], None, [i]) for i in range(7)]
+    seen = [prompt.id for step in range(7) for prompt in prompts_of_step(prompts, step, 3, seed=5)]
+    for epoch in range(3):
+        assert Counter(seen[7 * epoch : 7 * epoch + 7]) == Counter(p.id for p in prompts)
+    assert seen[:7] != seen[7:14]
+    assert seen != [prompt.id for step in range(7) for prompt in prompts_of_step(prompts, step, 3, seed=6)]
+
+
+@pytest.mark.parametrize(("passes", "mini_batches"), [(1, 1), (2, 1), (1, 4), (3, 2)])
+def test_every_pass_uses_every_row_once(passes: int, mini_batches: int) -> None:
+    plan = mini_batch_plan(8, passes, mini_batches, seed=0, step=3)
+    assert [len(rows) for rows in plan] == [8 // mini_batches] * (passes * mini_batches)
+    for k in range(passes):
+        assert sorted(i for rows in plan[k * mini_batches : (k + 1) * mini_batches] for i in rows) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "name"),
+    [
+        ({"truncated_share": 1.0}, "responses were cut"),
+        ({"zero_variance_share": 1.0}, "rewards of each prompt are equal"),
+        ({"policy/grad_norm": 0.0}, "gradient is exactly 0"),
+    ],
+)
+def test_rounds_that_teach_nothing_warn_then_stop(tmp_path: Path, metrics: dict[str, float], name: str) -> None:
+    healthy = {
+        "truncated_share": 0.1,
+        "zero_variance_share": 0.5,
+        "reward/mean": 0.3,
+        "reward/std": 0.1,
+        "policy/grad_norm": 0.7,
+    }
+    log = EventLog(tmp_path / "events.jsonl")
+    alarms, config = Alarms(log), OnlineConfig()
+    for step, bad in enumerate([True, True, False, True, True]):
+        alarms.check(step, useless_conditions(config, healthy | metrics if bad else healthy))
+    assert log.path.read_text().count('"warning"') == 4
+    with pytest.raises(DivergedError, match=f"round 6: .*{name}"):
+        alarms.check(5, useless_conditions(config, healthy | metrics))
