@@ -1,0 +1,112 @@
+"""Training checkpoint to Hugging Face folder: ZeRO shards put together, adapters merged, reloaded and compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_processing.errors import ConfigError
+from rlhf_core.config import ConvertConfig
+from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, copy_tokenizer, read_policy
+from rlhf_core.models.load import load_lm, load_scorer
+from rlhf_core.models.lora import add_lora, merged_state_dict
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PROBE_TOKENS = 16
+
+
+def convert_checkpoint(
+    checkpoint: Path, base: Path, output: Path, config: ConvertConfig, lineage: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the model of `checkpoint` (trained from the folder `base`) to `output`; returns facts about it.
+
+    Weights are merged in fp32 and rounded once. Raises `ConfigError` where checkpoint and base do not fit, and where the
+    written folder does not give exactly the outputs of the model in memory.
+    """
+    policy = read_policy(checkpoint)
+    trained = _loaded(base, policy, "fp32", new_head=policy.head == "score")
+    if policy.lora is not None:
+        add_lora(trained, policy.lora)
+    _put_in(trained, _trained_weights(checkpoint), everything=False)
+    state = merged_state_dict(trained, DTYPES[config.dtype])
+    del trained
+    model = _loaded(base, policy, config.dtype, new_head=policy.head == "score")
+    _put_in(model, state, everything=True)
+    model.save_pretrained(output, max_shard_size=f"{config.max_shard_gib}GB")
+    copy_tokenizer(checkpoint, output)
+    facts = {
+        "architecture": policy.architecture,
+        "head": policy.head,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": config.dtype,
+    }
+    (output / "README.md").write_text(_model_card(facts, policy, lineage), encoding="utf-8")
+    _check_reloaded(model, _loaded(output, policy, config.dtype, new_head=False), output)
+    return facts
+
+
+def _loaded(folder: Path, policy: PolicyDescription, dtype: Any, *, new_head: bool) -> Any:
+    if policy.head == "lm":
+        return load_lm(folder, dtype=dtype, attention="sdpa", trust_remote_code=True)
+    return load_scorer(folder, dtype=dtype, attention="sdpa", trust_remote_code=True, new_head=new_head)
+
+
+def _trained_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The trained weights in fp32, under their names in the Hugging Face model."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    weights = checkpoint / WEIGHTS_NAME
+    tag = (weights / "latest").read_text(encoding="utf-8").strip()
+    if list((weights / tag).glob("*_optim_states.pt")):
+        state = get_fp32_state_dict_from_zero_checkpoint(str(weights), tag=tag, exclude_frozen_parameters=True)
+    else:  # ZeRO stage 0 shards nothing: the weights are in the model's own file
+        (file,) = (weights / tag).glob("mp_rank_00_model_states.pt")
+        state = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    return {name.removeprefix("hf."): value.float() for name, value in state.items()}
+
+
+def _put_in(model: Any, trained: dict[str, Tensor], *, everything: bool) -> None:
+    """Copy weights into the model: each must have its place, and each trainable place (or every one) its weight."""
+    expected = {name for name, parameter in model.named_parameters() if everything or parameter.requires_grad}
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    missing, unknown = expected - set(trained), set(trained) - known
+    if missing or unknown:
+        raise ConfigError(
+            f"checkpoint and base model do not fit: the checkpoint lacks {sorted(missing)[:3]} and has unknown "
+            f"{sorted(unknown)[:3]}; convert with the model folder that the training started from"
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in trained:
+                parameter.copy_(trained[name])
+
+
+@torch.no_grad()
+def _check_reloaded(model: Any, reloaded: Any, output: Path) -> None:
+    """A written folder must give, bit for bit, what the model in memory gives."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.arange(1, PROBE_TOKENS + 1)[None] * 7 % vocabulary
+    expected, got = (m.eval()(input_ids=ids).logits for m in (model, reloaded))
+    if not torch.equal(expected, got):
+        gap = (expected.float() - got.float()).abs().max().item()
+        raise ConfigError(
+            f"the model written to {output} differs from the one in memory (largest logit gap {gap:.3g}); do not use it"
+        )
+
+
+def _model_card(facts: dict[str, Any], policy: PolicyDescription, lineage: dict[str, Any]) -> str:
+    """The README.md of a model folder: what it is, what it was made from, how to load it."""
+    task = "text-generation" if policy.head == "lm" else "text-classification"
+    auto = "AutoModelForCausalLM" if policy.head == "lm" else "AutoModelForSequenceClassification"
+    adapters = "all weights" if policy.lora is None else f"LoRA rank {policy.lora.rank}, alpha {policy.lora.alpha:g}, merged"
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [alignflow]\n---\n\n"
+        f"# {policy.architecture}, trained by alignflow\n\n"
+        f"- parameters: {facts['parameters']:,}\n- precision: {facts['dtype']}\n- trained: {adapters}, in {policy.dtype}\n\n"
+        f"Load it with `{auto}.from_pretrained(folder)`.\n\n"
+        f"## Lineage\n\n```json\n{json.dumps(lineage, indent=2)}\n```\n"
+    )

@@ -1,0 +1,27 @@
+"""Stage convert: a training checkpoint becomes a model folder that every later stage, and everybody else, can load."""
+
+from __future__ import annotations
+
+from rlhf_core.config import ConvertConfig
+from tasks.runtime.context import Stage, StageContext
+
+
+def run(context: StageContext[ConvertConfig]) -> None:
+    """Convert the checkpoint against the model its training started from; the model card carries the lineage."""
+    from rlhf_core.models.convert import convert_checkpoint
+
+    context.events.progress(0, 1, "merging and writing weights")
+    lineage = {name: ref.model_dump(exclude={"uri"}) for name, ref in context.refs.items()}
+    facts = convert_checkpoint(context.inputs["checkpoint"], context.inputs["base"], context.output, context.config, lineage)
+    context.events.summary(facts)
+    context.events.progress(1, 1, "model folder written and checked against the model in memory")
+
+
+STAGE = Stage(
+    name="convert",
+    kind="model",
+    config=ConvertConfig,
+    inputs=("checkpoint", "base"),
+    run=run,
+    libraries=("torch", "transformers", "deepspeed", "peft"),
+)

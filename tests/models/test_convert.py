@@ -1,0 +1,92 @@
+"""A converted checkpoint is the trained model: same numbers, every architecture, every ZeRO stage, adapters or not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from data_processing.errors import ConfigError
+from rlhf_core.batching.collate import ModelBatch, collate
+from rlhf_core.batching.rows import TokenRow
+from rlhf_core.config import ConvertConfig, EngineSettings, LoraSettings, OptimizerSettings
+from rlhf_core.engine.engine import TrainingEngine
+from rlhf_core.models.convert import convert_checkpoint
+from rlhf_core.models.load import load_lm, load_scorer
+from rlhf_core.models.lora import add_lora
+from rlhf_core.models.modules import PolicyModule, ScoreModule
+
+CASES = [
+    ("llama", True, 4, 1, "lm"),
+    ("llama", False, 0, 2, "lm"),
+    ("llama", True, 0, 3, "lm"),
+    ("gpt2", True, 0, 0, "lm"),
+    ("gpt2", True, 4, 2, "score"),
+    ("qwen3", False, 4, 3, "lm"),
+    ("gemma", True, 0, 1, "score"),
+]
+
+
+def batch() -> ModelBatch:
+    return collate([TokenRow.from_prompt_response([5, 6, 7], [8, 9, 10])], pad_id=0, packed=True)
+
+
+def module(folder: Path, head: str, rank: int, new_head: bool) -> torch.nn.Module:
+    if head == "lm":
+        model = load_lm(folder, dtype="fp32", attention="sdpa")
+    else:
+        model = load_scorer(folder, dtype="fp32", attention="sdpa", new_head=new_head)
+    if rank:
+        add_lora(model, LoraSettings(rank=rank))
+    return PolicyModule(model) if head == "lm" else ScoreModule(model)
+
+
+def outputs(of: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        result = of.eval()(batch())
+    return result[0] if isinstance(result, tuple) else result
+
+
+def trained(base: Path, output: Path, head: str, rank: int, zero_stage: int) -> torch.Tensor:
+    """Three steps from `base`; leaves the checkpoint artifact in `output`, returns the trained model's outputs."""
+    engine = TrainingEngine(
+        module(base, head, rank, new_head=True),
+        optimizer=OptimizerSettings(learning_rate=1e-2),
+        engine=EngineSettings(dtype="fp32", zero_stage=zero_stage),
+        total_steps=3,
+    )
+
+    def loss() -> torch.Tensor:
+        result = engine.module(batch())
+        return -(result[0] if isinstance(result, tuple) else result).sum() / 3
+
+    for _ in range(3):
+        engine.train_step([loss])
+    output.mkdir()
+    engine.save_final(output)
+    with engine.evaluating():
+        return outputs(engine.module)
+
+
+@pytest.mark.parametrize(("architecture", "tied", "rank", "zero_stage", "head"), CASES)
+def test_converted_model_gives_what_the_trained_one_gave(
+    tmp_path: Path, architecture: str, tied: bool, rank: int, zero_stage: int, head: str
+) -> None:
+    base = tiny_model(tmp_path, architecture, tied=tied)
+    expected = trained(base, tmp_path / "checkpoint", head, rank, zero_stage)
+    before = outputs(module(base, head, 0, new_head=True))
+    facts = convert_checkpoint(tmp_path / "checkpoint", base, tmp_path / "out", ConvertConfig(dtype="fp32"), {"from": "base"})
+    got = outputs(module(tmp_path / "out", head, 0, new_head=False))
+    assert not torch.allclose(expected, before, atol=1e-3), "training changed nothing, so the comparison shows nothing"
+    assert torch.allclose(got, expected, atol=2e-6)
+    assert facts["head"] == head
+    assert '"from": "base"' in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_base_model_of_another_shape_is_refused(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "a", "llama", tied=True)
+    trained(base, tmp_path / "checkpoint", "lm", 0, 1)
+    other = tiny_model(tmp_path / "b", "gpt2", tied=True)
+    with pytest.raises(ConfigError, match="do not fit"):
+        convert_checkpoint(tmp_path / "checkpoint", other, tmp_path / "out", ConvertConfig(), {})
