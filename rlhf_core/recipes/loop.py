@@ -177,7 +177,7 @@ class Trainer:
     def _keep_bad_batch(self, step: int, examples: Sequence[Example], error: DivergedError) -> None:
         if self.engine.rank == 0:
             rows = [{"id": e.id, "rows": [{"ids": row.ids, "is_target": row.is_target} for row in e.rows]} for e in examples]
-            bad_batch = {"step": step, "error": str(error), "examples": rows}
+            bad_batch = {"step": step + 1, "error": str(error), "examples": rows}
             (self.job.resume / BAD_BATCH_NAME).write_text(json.dumps(bad_batch), encoding="utf-8")
 
 

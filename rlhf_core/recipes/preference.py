@@ -83,7 +83,7 @@ def train_preference(job: TrainingJob[PreferenceConfig]) -> None:
         return {
             "loss": result.losses.sum() / totals.examples + config.nll_coef * nll,
             "nll": nll,
-            **{name: values_B.sum() / totals.examples for name, values_B in means.items()},
+            **{name: values_B.double().sum() / totals.examples for name, values_B in means.items()},
         }
 
     evaluation = Trainer(job, engine, cursor, splits, loss, tokenizer.pad_token_id).run()

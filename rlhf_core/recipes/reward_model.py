@@ -53,7 +53,7 @@ def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:
             "score_mean": (chosen_B + rejected_B) / 2,
             "score_square": (chosen_B.square() + rejected_B.square()) / 2,
         }
-        return {name: values_B.sum() / totals.examples for name, values_B in shares_B.items()}
+        return {name: values_B.double().sum() / totals.examples for name, values_B in shares_B.items()}
 
     evaluation = Trainer(job, engine, cursor, splits, loss, tokenizer.pad_token_id).run()
     finish(job, engine, splits, evaluation | _score_statistics(evaluation))

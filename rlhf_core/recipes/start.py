@@ -25,7 +25,7 @@ class LoadModel(Protocol):
 def check_and_load_tokenizer(job: TrainingJob[Any]) -> Any:
     """The model's tokenizer; raises `ConfigError` for a folder that cannot be trained, before anything heavy is loaded."""
     check_model_folder(job.model, trust_remote_code=job.trust_remote_code, max_length_tokens=job.config.max_length_tokens)
-    return load_tokenizer(job.model, job.trust_remote_code)
+    return load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
 
 
 def load_examples(job: TrainingJob[Any], table: TrainingTable, render: Callable[[Mapping[str, Any]], Example]) -> Splits:

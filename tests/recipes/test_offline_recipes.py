@@ -1,0 +1,223 @@
+"""SFT, reward model and preference training on tiny models: they learn, and only what the settings say changes the result."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from data_processing.errors import ConfigError, DivergedError
+from rlhf_core.batching.templates import Renderer
+from rlhf_core.config import OptimizerSettings, PreferenceMethod
+from rlhf_core.engine.checkpoint import latest_checkpoint
+from rlhf_core.models.load import load_tokenizer
+from rlhf_core.recipes.cursor import DataCursor
+from rlhf_core.recipes.loop import BAD_BATCH_NAME
+from rlhf_core.recipes.preference import train_preference
+from rlhf_core.recipes.reward_model import train_reward_model
+from rlhf_core.recipes.sft import train_sft
+from tests.recipes.small_jobs import (
+    FULL,
+    curve,
+    engine,
+    events,
+    job,
+    preference_config,
+    reward_config,
+    sft_config,
+    sft_row,
+    summary,
+    weights,
+    write_data,
+)
+from tests.tiny_models import ARCHITECTURES, Architecture, tiny_model
+
+Models = dict[Architecture, Path]
+
+RECIPES: dict[str, tuple[Any, Any]] = {
+    "sft": (train_sft, sft_config),
+    "reward_model": (train_reward_model, reward_config),
+    "preference": (train_preference, preference_config),
+}
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
+# A large epsilon keeps AdamW from blowing up the last bits of near-zero gradients.
+SMOOTH = OptimizerSettings(learning_rate=1e-2, schedule="constant", warmup_fraction=0.0, epsilon=1e-3)
+
+
+def trained(recipe: str, model: Path, data: Path, work: Path, **changes: Any) -> Any:
+    train, config = RECIPES[recipe]
+    run = job(config(**changes), model, data, work)
+    train(run)
+    return run
+
+
+@every_recipe
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_loss_falls_on_rows_seen_again(recipe: str, arch: Architecture, models: Models, data: Path, tmp_path: Path) -> None:
+    run = trained(recipe, models[arch], data, tmp_path, batch_size=10, max_steps=8)
+    losses = curve(run, "loss")
+    assert losses[-1] < losses[0] - 0.05
+    assert all(b < a for a, b in zip(losses[::3], losses[3::3], strict=False))
+
+
+@every_recipe
+def test_full_training_learns_too(recipe: str, models: Models, data: Path, tmp_path: Path) -> None:
+    run = trained(recipe, models["llama"], data, tmp_path, learning_rate=3e-3, batch_size=10, max_steps=8, lora=FULL)
+    assert curve(run, "loss")[-1] < curve(run, "loss")[0] - 0.05
+    assert not any("lora" in name for name in weights(run))
+
+
+@every_recipe
+def test_learning_rate_zero_changes_nothing(recipe: str, models: Models, data: Path, tmp_path: Path) -> None:
+    run = trained(recipe, models["llama"], data, tmp_path, learning_rate=0.0, batch_size=10, max_steps=3, lora=FULL)
+    assert len(set(curve(run, "loss"))) == 1 or max(curve(run, "loss")) - min(curve(run, "loss")) < 1e-6
+    before = AutoModelForCausalLM.from_pretrained(models["llama"], dtype=torch.float32).state_dict()
+    after = {name.removeprefix("hf."): value for name, value in weights(run).items()}
+    shared = before.keys() & after.keys()
+    assert len(shared) > 15
+    assert all(torch.equal(before[name], after[name]) for name in shared)
+
+
+@every_recipe
+def test_the_cut_into_micro_batches_changes_nothing(recipe: str, models: Models, data: Path, tmp_path: Path) -> None:
+    whole, cut = (
+        trained(
+            recipe,
+            models["llama"],
+            data,
+            tmp_path / str(tokens),
+            batch_size=8,
+            optimizer=SMOOTH,
+            engine=engine(micro_batch_tokens=tokens),
+        )
+        for tokens in (4096, 16)
+    )
+    assert curve(whole, "loss") == pytest.approx(curve(cut, "loss"), abs=2e-6)
+    assert curve(whole, "grad_norm") == pytest.approx(curve(cut, "grad_norm"), rel=1e-4)
+    assert curve(whole, "eval_loss") == pytest.approx(curve(cut, "eval_loss"), abs=2e-6)
+    other = weights(cut)
+    assert all(torch.allclose(value, other[name], atol=2e-6) for name, value in weights(whole).items())
+
+
+@every_recipe
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_packing_changes_nothing(recipe: str, arch: Architecture, models: Models, data: Path, tmp_path: Path) -> None:
+    packed, padded = (
+        trained(recipe, models[arch], data, tmp_path / str(on), optimizer=SMOOTH, max_steps=3, engine=engine(packing=on))
+        for on in (True, False)
+    )
+    assert curve(packed, "loss") == pytest.approx(curve(padded, "loss"), abs=1e-5)
+
+
+def test_every_step_reports_what_a_user_watches(models: Models, data: Path, tmp_path: Path) -> None:
+    run = trained("preference", models["llama"], data, tmp_path, eval_every_steps=2, max_steps=5)
+    steps = [event for event in events(run, "metrics") if "loss" in event["values"]]
+    assert [event["step"] for event in steps] == [1, 2, 3, 4, 5]
+    common = {"loss", "grad_norm", "learning_rate", "tokens", "tokens_per_s", "seconds", "epoch"}
+    own = {"rewards/chosen", "rewards/rejected", "margin", "accuracy", "nll", "log_ratio_per_token"}
+    assert all(common | own == set(event["values"]) for event in steps)
+    assert [event["step"] for event in events(run, "metrics") if "eval_loss" in event["values"]] == [2, 4, 5]
+    assert events(run, "progress")[-1]["done"] == events(run, "progress")[-1]["total"] == 5
+    assert summary(run)["train_rows"] == 10
+
+
+def test_the_sft_loss_is_the_mean_over_all_assistant_tokens(models: Models, data: Path, tmp_path: Path) -> None:
+    run = trained("sft", models["llama"], data, tmp_path, batch_size=10, max_steps=1)
+    renderer = Renderer(load_tokenizer(models["llama"]))
+    model = AutoModelForCausalLM.from_pretrained(models["llama"], dtype=torch.float32).eval()
+    total, targets = 0.0, 0
+    for row in (renderer.conversation(sft_row(number)["messages"]) for number in range(10)):
+        labels = torch.tensor([[i if target else -100 for i, target in zip(row.ids, row.is_target, strict=True)]])
+        total += model(torch.tensor([row.ids]), labels=labels).loss.item() * row.n_targets
+        targets += row.n_targets
+    assert curve(run, "loss")[0] == pytest.approx(total / targets, abs=1e-5)
+
+
+def test_each_preference_method_takes_its_own_path(models: Models, data: Path, tmp_path: Path) -> None:
+    paths = {}
+    for method in PreferenceMethod:
+        smoothing = 0.2 if method in (PreferenceMethod.cdpo, PreferenceMethod.robust) else 0.0
+        run = trained("preference", models["llama"], data, tmp_path / method.value, method=method, label_smoothing=smoothing)
+        paths[method] = torch.cat([value.flatten() for value in weights(run).values()])
+    for one, other in combinations(PreferenceMethod, 2):
+        assert not torch.allclose(paths[one], paths[other], atol=1e-4), f"{one} and {other} end in the same weights"
+
+
+@pytest.mark.parametrize("change", [{"beta": 0.5}, {"nll_coef": 1.0}])
+def test_preference_coefficients_change_the_path(change: dict[str, float], models: Models, data: Path, tmp_path: Path) -> None:
+    plain, changed = (trained("preference", models["llama"], data, tmp_path / str(len(c)), **c) for c in ({}, change))
+    assert curve(plain, "margin")[-1] / 0.1 != pytest.approx(curve(changed, "margin")[-1] / change.get("beta", 0.1), rel=1e-2)
+
+
+def test_before_the_first_update_the_policy_is_the_reference(models: Models, data: Path, tmp_path: Path) -> None:
+    run = trained("preference", models["gemma"], data, tmp_path, max_steps=1)
+    assert curve(run, "loss")[0] == pytest.approx(0.693147, abs=1e-5)
+    assert curve(run, "log_ratio_per_token")[0] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_centre_penalty_pulls_scores_to_zero(models: Models, data: Path, tmp_path: Path) -> None:
+    free, centred = (
+        trained("reward_model", models["qwen3"], data, tmp_path / str(coef), center_coef=coef, max_steps=12)
+        for coef in (0.0, 1.0)
+    )
+    assert abs(summary(centred)["score_mean"]) < abs(summary(free)["score_mean"])
+    assert summary(centred)["score_std"] > 0
+
+
+def test_margins_of_the_table_enter_the_reward_loss(models: Models, data: Path, tmp_path: Path) -> None:
+    run = trained("reward_model", models["llama"], data, tmp_path, batch_size=10, max_steps=1)
+    # The head starts at zero, so every pair costs softplus(margin): four of ten pairs have a margin of 0.5.
+    expected = (4 * torch.nn.functional.softplus(torch.tensor(0.5)).item() + 6 * 0.693147) / 10
+    assert curve(run, "loss")[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_batch_with_nan_stops_the_run_and_is_kept(data: Path, tmp_path: Path) -> None:
+    model = _poisoned(tiny_model(tmp_path, "qwen3"), token="@")
+    cursor = DataCursor(10, 4, seed=3, total_steps=6)
+    poisoned = cursor.batch(2)[1]
+    write_data(tmp_path / "data")
+    _replace_answer(tmp_path / "data", poisoned, "write to me @ home")
+    run = job(sft_config(checkpoint_every_steps=1), model, tmp_path / "data", tmp_path / "run")
+    with pytest.raises(DivergedError, match="step 3 is nan"):
+        train_sft(run)
+    kept = json.loads((run.resume / BAD_BATCH_NAME).read_text())
+    assert kept["step"] == 3
+    assert [example["id"] for example in kept["examples"]] == [f"row{i}" for i in cursor.batch(2)]
+    assert all(len(row["ids"]) == len(row["is_target"]) for example in kept["examples"] for row in example["rows"])
+    assert latest_checkpoint(run.resume) == run.resume / "step_00000002"
+    assert not any(run.output.iterdir())
+
+
+def _poisoned(model: Path, token: str) -> Path:
+    """The model with NaN in the embedding of one token that only one row has; it has an untied head."""
+    file = model / "model.safetensors"
+    state = load_file(file)
+    state["model.embed_tokens.weight"][load_tokenizer(model).convert_tokens_to_ids(token)] = float("nan")
+    save_file(state, file, metadata={"format": "pt"})
+    return model
+
+
+def _replace_answer(data: Path, number: int, answer: str) -> None:
+    from data_processing.schemas import to_table, write_table
+
+    rows = [sft_row(i) for i in range(10)]
+    rows[number]["messages"][-1]["content"] = answer
+    write_table("sft", to_table("sft", rows), data / "sft" / "train.parquet")
+
+
+@every_recipe
+def test_rows_longer_than_the_model_are_refused_before_any_work(recipe: str, models: Models, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_length_tokens=300 .* 256 positions"):
+        trained(recipe, models["gpt2"], data, tmp_path, max_length_tokens=300)
+    assert not (tmp_path / "events.jsonl").exists()
+
+
+@every_recipe
+def test_a_run_without_validation_rows_says_so(recipe: str, models: Models, tmp_path: Path) -> None:
+    run = trained(recipe, models["llama"], write_data(tmp_path, validation_rows=0), tmp_path, max_steps=1)
+    assert any("validation" in event["message"] for event in events(run, "warning"))
+    assert not any(name.startswith("eval") for name in summary(run))
