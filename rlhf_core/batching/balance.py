@@ -26,10 +26,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, world_size: int, pack
     while (bins := _fill(lengths, max_tokens, n_bins, packed)) is None:
         n_bins += world_size
     bins.sort(key=lambda rows: (-_cost([lengths[i] for i in rows], packed), rows))
-    # Dealt back and forth, so that no rank always gets the larger one.
-    rounds = [bins[k : k + world_size] for k in range(0, n_bins, world_size)]
-    dealt = [group if k % 2 == 0 else group[::-1] for k, group in enumerate(rounds)]
-    return [[group[rank] for group in dealt] for rank in range(world_size)]
+    return [bins[rank::world_size] for rank in range(world_size)]
 
 
 def _fill(lengths: Sequence[int], max_tokens: int, n_bins: int, packed: bool) -> list[list[int]] | None:

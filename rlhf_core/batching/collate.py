@@ -97,5 +97,4 @@ def _padded_grid(rows: Sequence[TokenRow], pad_id: int) -> tuple[Tensor, Tensor,
     input_ids = torch.tensor([[*row.ids, *[pad_id] * (longest - len(row))] for row in rows])
     lengths = torch.tensor([[len(row)] for row in rows])
     positions = torch.arange(longest).expand(len(rows), longest)
-    # Padding repeats the last position: it is never beyond the positions that the model has.
-    return input_ids, torch.minimum(positions, lengths - 1), (positions < lengths).long()
+    return input_ids, positions.contiguous(), (positions < lengths).long()

@@ -156,8 +156,8 @@ def _shared_start(one: str, other: str) -> str:
 def _rewrites(where: str) -> ConfigError:
     return ConfigError(
         f"chat_template renders {where} differently once the conversation goes on (templates that drop earlier reasoning do), so "
-        "its tokens cannot be told from the user's: make each assistant turn a row of its own, with the turns before it as "
-        "prompt, or give a template that keeps turns as they were in model.chat_template"
+        "its tokens cannot be told from the user's: give rows with a single assistant turn, or a template that keeps turns as "
+        "they were in model.chat_template"
     )
 
 

@@ -103,7 +103,7 @@ def test_only_the_response_is_learnt_after_a_prompt_with_answers(case: Case) -> 
 
 def test_a_template_that_drops_earlier_reasoning_is_refused_for_several_answers() -> None:
     renderer = Renderer(byte_level(IM_TOKENS, bos=None, eos="<|im_end|>"), THINKING)
-    with pytest.raises(ConfigError, match=r"make each assistant turn a row of its own"):
+    with pytest.raises(ConfigError, match=r"give rows with a single assistant turn"):
         renderer.conversation(CONVERSATION)
 
 

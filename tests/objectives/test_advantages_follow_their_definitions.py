@@ -88,6 +88,18 @@ def test_the_score_stands_on_the_last_valid_token_and_the_kl_on_every_one() -> N
     assert rewards.tolist() == [[-0.5, -0.5, -0.5, 4.5], [-0.5, -10.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
 
 
+def test_advantages_and_returns_carry_no_gradient() -> None:
+    leaf = torch.ones(3, 4, requires_grad=True)
+    results = [
+        shape_rewards(leaf[:, 0], leaf, MASK, kl_coef=0.1),
+        *gae(leaf, leaf, MASK, gamma=1.0, lam=0.9),
+        discounted_returns(leaf, MASK, gamma=0.9),
+        whiten(leaf, MASK),
+        group_advantages(leaf, "group_norm"),
+    ]
+    assert not any(result.requires_grad for result in results)
+
+
 def _on_two_ranks(function: Callable[[int, Callable[[Tensor], Tensor]], Tensor]) -> list[Tensor]:
     """Run `function(rank, all_sum)` on two threads whose `all_sum` adds up what both bring."""
     barrier, brought, results = threading.Barrier(2, timeout=30), [torch.empty(0)] * 2, [torch.empty(0)] * 2

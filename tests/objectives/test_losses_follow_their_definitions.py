@@ -121,6 +121,28 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
     assert gradient.item() == pytest.approx(-1.5)
 
 
+def test_cispo_weighs_the_logprob_gradient_by_the_ratio_and_does_not_move_the_ratio() -> None:
+    ones = torch.ones(1, 1)
+    _, gradient = loss_and_gradient(lambda x: cispo_loss(x, 0 * ones, ones, ones, clip_high=0.5).losses.sum(), 0.1 * ones)
+    assert gradient.item() == pytest.approx(-math.exp(0.1))
+
+
+def test_references_and_teachers_carry_no_gradient() -> None:
+    reference = torch.full((2,), -3.0, requires_grad=True)
+    policy = torch.full((2,), -2.0, requires_grad=True)
+    lengths = {"chosen_lengths": torch.ones(2), "rejected_lengths": torch.ones(2)}
+    losses = preference_loss(policy, 2 * policy, reference, reference * 1.5, kind="sigmoid", beta=0.1, **lengths).losses
+    losses = losses + kto_loss(policy, reference, torch.tensor([1, 0]), kto_reference(reference), beta=0.1)
+    losses.sum().backward()
+    assert policy.grad is not None
+    assert reference.grad is None
+    student, teacher = torch.randn(1, 2, 4, requires_grad=True), torch.randn(1, 2, 4, requires_grad=True)
+    for kind in ("forward_kl", "reverse_kl"):
+        distillation_loss(student, teacher, torch.ones(1, 2), kind).sum().backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
 def test_what_weighs_a_gradient_carries_none(tokens: dict[str, Tensor]) -> None:
     constants = {name: tokens[name].clone().requires_grad_() for name in ("old_logprobs", "advantages")}
     logprobs = tokens["logprobs"].clone().requires_grad_()
