@@ -292,6 +292,12 @@ def test_kto_pulls_desirable_up_and_undesirable_down_around_a_detached_reference
     assert gradient[0] < 0 < gradient[1]
 
 
+def test_the_kto_reference_point_is_the_mean_over_all_ranks() -> None:
+    other_rank = torch.tensor([9.0, 1.0])  # sum and number of its log-ratios
+    assert kto_reference(torch.tensor([1.0, 2.0]), lambda totals: totals + other_rank).item() == 4.0
+    assert kto_reference(torch.empty(0)).item() == 0.0
+
+
 def test_the_pairwise_margin_asks_for_more() -> None:
     chosen, rejected = torch.tensor([2.0]), torch.tensor([1.0])
     assert pairwise_reward_loss(chosen, rejected).item() == pytest.approx(math.log(1 + math.exp(-1)))
