@@ -40,6 +40,8 @@ class StepStats:
 class TrainingEngine:
     """A module (`PolicyModule` or `ScoreModule`) with its optimizer, sharded as `engine` says. Every method is collective."""
 
+    module: Any
+
     def __init__(self, module: nn.Module, *, optimizer: OptimizerSettings, engine: EngineSettings, total_steps: int) -> None:
         import deepspeed
 
@@ -47,8 +49,8 @@ class TrainingEngine:
             raise ConfigError(f"total_steps={total_steps}: training needs at least one optimizer step")
         init_distributed()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        self.module: Any = module
-        self.module.train()
+        module.train()
+        self.module = module
         self.steps_done = 0
         self._optimizer_settings, self._engine_settings, self._total_steps = optimizer, engine, total_steps
         if engine.gradient_checkpointing:
@@ -92,6 +94,7 @@ class TrainingEngine:
         total = torch.zeros((), device=self.device)
         for i, forward in enumerate(forwards):
             self._deepspeed.set_gradient_accumulation_boundary(i == len(forwards) - 1)
+            self._announce_forward()
             loss = forward()
             total += loss.detach().float()
             # DeepSpeed averages gradients over ranks; the losses are shares of a sum.
@@ -171,6 +174,12 @@ class TrainingEngine:
         """What a checkpoint's files depend on, by the names of the settings."""
         settings = self._engine_settings
         return {"world_size": self.world_size, "zero_stage": settings.zero_stage, "dtype": settings.dtype}
+
+    def _announce_forward(self) -> None:
+        """What `DeepSpeedEngine.forward` would say. Without it ZeRO 3 keeps only the last micro-batch's gradient."""
+        announce = getattr(self._deepspeed.optimizer, "clear_backward_seen_flag", None)
+        if announce is not None:
+            announce()
 
     def _step(self) -> float:
         """Take the optimizer step unless the gradient norm is not finite; returns that norm."""
