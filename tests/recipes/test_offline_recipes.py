@@ -159,13 +159,23 @@ def test_before_the_first_update_the_policy_is_the_reference(models: Models, dat
     assert curve(run, "log_ratio_per_token")[0] == pytest.approx(0.0, abs=1e-5)
 
 
-def test_the_centre_penalty_pulls_scores_to_zero(models: Models, data: Path, tmp_path: Path) -> None:
+def test_the_centre_penalty_is_the_squared_sum_of_scores(models: Models, data: Path, tmp_path: Path) -> None:
+    # The new head is zero, so the first step is the same for both; the second starts from the same weights.
     free, centred = (
-        trained("reward_model", models["qwen3"], data, tmp_path / str(coef), center_coef=coef, max_steps=12)
+        trained("reward_model", models["qwen3"], data, tmp_path / str(coef), center_coef=coef, batch_size=1, max_steps=3)
         for coef in (0.0, 1.0)
     )
-    assert abs(summary(centred)["score_mean"]) < abs(summary(free)["score_mean"])
-    assert summary(centred)["score_std"] > 0
+    first, second, _ = (b - a for a, b in zip(curve(free, "loss"), curve(centred, "loss"), strict=True))
+    assert first == 0.0
+    assert second == pytest.approx((2 * curve(free, "score_mean")[1]) ** 2, rel=1e-4)
+    assert second > 1e-4
+    assert curve(free, "score_mean")[2] != curve(centred, "score_mean")[2]
+
+
+def test_the_summary_has_what_normalises_rewards(models: Models, data: Path, tmp_path: Path) -> None:
+    facts = summary(trained("reward_model", models["llama"], data, tmp_path))
+    assert facts["score_std"] > 0
+    assert facts["score_mean"] ** 2 + facts["score_std"] ** 2 == pytest.approx(facts["eval_score_square"])
 
 
 def test_margins_of_the_table_enter_the_reward_loss(models: Models, data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,214 @@
+"""A run that was stopped and resumed ends where one that was never stopped ends, and refuses what would make that untrue."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_processing.errors import ConfigError, DataError, PreemptedError
+from rlhf_core.config import LoraSettings
+from rlhf_core.engine.checkpoint import latest_checkpoint
+from rlhf_core.events import EventLog
+from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.recipes.preference import train_preference
+from rlhf_core.recipes.reward_model import train_reward_model
+from rlhf_core.recipes.sft import train_sft
+from rlhf_core.recipes.stop import STOP_FILE_NAME
+from tests.recipes.small_jobs import (
+    FULL,
+    curve,
+    events,
+    job,
+    preference_config,
+    reward_config,
+    sft_config,
+    weights,
+    write_data,
+)
+from tests.tiny_models import Architecture
+
+Models = dict[Architecture, Path]
+Job = TrainingJob[Any]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Dropout, so that a resumed run must also draw the same numbers.
+DROPOUT = LoraSettings(rank=4, alpha=8, dropout=0.2)
+
+
+class Crash(Exception):
+    """What ends a run in these tests."""
+
+
+@dataclass(frozen=True)
+class CrashingLog(EventLog):
+    """An event log on a disk that fails when the metrics of one step are written."""
+
+    crash_at: int = 0
+
+    def metrics(self, step: int, values: Any) -> None:
+        if step == self.crash_at:
+            raise Crash
+        super().metrics(step, values)
+
+
+def crash(train: Any, run: Job, at: int) -> None:
+    with pytest.raises(Crash):
+        train(replace(run, events=CrashingLog(run.events.path, crash_at=at)))
+
+
+def same_weights(one: Job, other: Job) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("lora", [DROPOUT, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("train", "config"),
+    [(train_sft, sft_config), (train_reward_model, reward_config), (train_preference, preference_config)],
+    ids=["sft", "reward_model", "preference"],
+)
+def test_a_crashed_run_ends_with_the_same_weights(
+    train: Any, config: Any, lora: LoraSettings, models: Models, data: Path, tmp_path: Path
+) -> None:
+    settings = config(lora=lora, checkpoint_every_steps=2, max_steps=7)
+    whole, resumed = (job(settings, models["llama"], data, tmp_path / name) for name in ("whole", "resumed"))
+    train(whole)
+    crash(train, resumed, at=6)
+    train(resumed)
+    assert same_weights(whole, resumed)
+    by_step = {event["step"]: event["values"]["loss"] for event in events(resumed, "metrics") if "loss" in event["values"]}
+    assert [by_step[step] for step in range(1, 8)] == curve(whole, "loss")
+    assert [event["step"] for event in events(resumed, "metrics") if "loss" in event["values"]] == [1, 2, 3, 4, 5, 5, 6, 7]
+
+
+def test_a_finished_run_that_could_not_publish_only_saves_again(models: Models, data: Path, tmp_path: Path) -> None:
+    run = job(sft_config(checkpoint_every_steps=3), models["llama"], data, tmp_path)
+    train_sft(run)
+    before = weights(run)
+    train_sft(run)
+    assert len(curve(run, "loss")) == 6
+    assert all(torch.equal(value, before[name]) for name, value in weights(run).items())
+
+
+def test_a_changed_table_is_refused(models: Models, data: Path, tmp_path: Path) -> None:
+    run = job(sft_config(checkpoint_every_steps=1), models["llama"], data, tmp_path)
+    crash(train_sft, run, at=3)
+    with pytest.raises(DataError, match=r"other rows.*remove"):
+        train_sft(replace(run, data=write_data(tmp_path / "other", train_rows=11)))
+
+
+def test_changed_settings_are_refused_by_name(models: Models, data: Path, tmp_path: Path) -> None:
+    run = job(sft_config(checkpoint_every_steps=1), models["llama"], data, tmp_path)
+    crash(train_sft, run, at=3)
+    with pytest.raises(ConfigError, match="batch_size"):
+        train_sft(replace(run, config=sft_config(batch_size=5)))
+    with pytest.raises(ConfigError, match="seed"):
+        train_sft(replace(run, seed=4))
+
+
+def test_a_stop_request_saves_the_step_it_came_at(models: Models, data: Path, tmp_path: Path) -> None:
+    whole, stopped = (job(sft_config(checkpoint_every_steps=0), models["gpt2"], data, tmp_path / n) for n in ("whole", "stopped"))
+    train_sft(whole)
+
+    class StoppingLog(EventLog):
+        def metrics(self, step: int, values: Any) -> None:
+            super().metrics(step, values)
+            if step == 3:
+                (stopped.resume / STOP_FILE_NAME).touch()
+
+    with pytest.raises(PreemptedError):
+        train_sft(replace(stopped, events=StoppingLog(stopped.events.path)))
+    assert latest_checkpoint(stopped.resume) == stopped.resume / "step_00000003"
+    (stopped.resume / STOP_FILE_NAME).unlink()
+    train_sft(stopped)
+    assert same_weights(whole, stopped)
+
+
+SIGTERM_SCRIPT = """
+import sys
+from pathlib import Path
+from rlhf_core.config import SftConfig
+from rlhf_core.events import EventLog
+from data_processing.errors import AlignflowError
+from tasks.runtime.context import StageContext
+from tasks.sft import STAGE
+
+config, model, data, work = SftConfig.model_validate_json(sys.argv[1]), *map(Path, sys.argv[2:])
+inputs = {"model": model, "data": data}
+context = StageContext(config, inputs, {}, work / "output", work / "resume", 3, 1, EventLog(work / "events.jsonl"))
+try:
+    STAGE.run(context)
+except AlignflowError as error:
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_stage_goes_on_from_there(models: Models, data: Path, tmp_path: Path) -> None:
+    settings = sft_config(max_steps=120, learning_rate=1e-3, checkpoint_every_steps=0)
+    whole, stopped = (job(settings, models["llama"], data, tmp_path / name) for name in ("whole", "stopped"))
+    arguments = [settings.model_dump_json(), str(models["llama"]), str(data), str(stopped.resume.parent)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SIGTERM_SCRIPT, *arguments], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (stopped.events.path.is_file() and len(events(stopped, "progress")) >= 3):
+            assert time.monotonic() < deadline, "no third step within two minutes"
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == PreemptedError.exit_code
+    finally:
+        process.kill()
+    steps_done = len(curve(stopped, "loss"))
+    assert 3 <= steps_done < 120
+    assert latest_checkpoint(stopped.resume) == stopped.resume / f"step_{steps_done:08d}"
+    (stopped.resume / STOP_FILE_NAME).unlink()
+    train_sft(stopped)
+    train_sft(whole)
+    assert curve(stopped, "loss") == curve(whole, "loss")
+    assert same_weights(whole, stopped)
+
+
+def test_reference_logprobs_are_computed_once(models: Models, data: Path, tmp_path: Path) -> None:
+    run = job(preference_config(checkpoint_every_steps=2), models["llama"], data, tmp_path)
+    crash(train_preference, run, at=4)
+    [cache] = run.resume.glob("reference_logps-*.safetensors")
+    written, content = cache.stat().st_mtime_ns, cache.read_bytes()
+    assert _scoring_passes(run) > 0
+    passes = _scoring_passes(run)
+    crash(train_preference, run, at=6)
+    assert (cache.stat().st_mtime_ns, _scoring_passes(run)) == (written, passes)
+    cache.unlink()
+    train_preference(run)
+    # The policy has been trained since, and still the reference is the model it started from.
+    assert (cache.read_bytes(), _scoring_passes(run)) == (content, 2 * passes)
+
+
+def test_a_truncated_reference_file_is_computed_again(models: Models, data: Path, tmp_path: Path) -> None:
+    run = job(preference_config(), models["llama"], data, tmp_path)
+    crash(train_preference, run, at=1)
+    [cache] = run.resume.glob("reference_logps-*.safetensors")
+    content = cache.read_bytes()
+    cache.write_bytes(content[: len(content) // 2])
+    crash(train_preference, run, at=1)
+    assert cache.read_bytes() == content
+
+
+def test_another_model_has_another_reference(models: Models, data: Path, tmp_path: Path) -> None:
+    run = job(preference_config(), models["llama"], data, tmp_path)
+    crash(train_preference, run, at=1)
+    crash(train_preference, replace(run, model=models["qwen3"]), at=1)
+    assert len(list(run.resume.glob("reference_logps-*.safetensors"))) == 2
+
+
+def _scoring_passes(run: Job) -> int:
+    return sum("reference" in event["message"] for event in events(run, "progress"))
