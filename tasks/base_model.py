@@ -22,6 +22,7 @@ SKIPPED_SUFFIXES = {".bin", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf"}
 
 def run(context: StageContext[BaseModelConfig]) -> None:
     """Fetch or link the model into the artifact and write the chosen chat template with the tokenizer."""
+    from rlhf_core.batching.templates import Renderer
     from rlhf_core.models.load import check_model_folder, load_tokenizer
 
     config = context.config
@@ -31,9 +32,11 @@ def run(context: StageContext[BaseModelConfig]) -> None:
     for path in model_files(folder):
         (context.output / path.name).symlink_to(path.resolve())
     context.events.progress(1, 2, "weights and config in place")
-    if config.chat_template is not None:
-        tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
-        tokenizer.chat_template = config.chat_template
+    tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
+    template = Renderer(tokenizer, config.chat_template).template
+    if template != tokenizer.chat_template:
+        # Written into the model, so that whoever loads what is trained from it renders as training did.
+        tokenizer.chat_template = template
         _replace_links(context.output, tokenizer)
     context.events.summary({"model": config.path, "files": len(list(context.output.iterdir()))})
     context.events.progress(2, 2, "base model ready")
