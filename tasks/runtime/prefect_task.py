@@ -26,7 +26,7 @@ from tasks.runtime.start import Runtime, run_stage
 from tasks.runtime.tracking import Tracker
 
 _PROGRESS_EVERY_S = 2.0
-_LAST_REPORT_LIMIT_S = 5.0
+_LAST_REPORT_LIMIT_S = 10.0
 
 T = TypeVar("T")
 
@@ -132,9 +132,11 @@ async def _progress_artifact(node: str, shown: _PrefectObserver) -> AsyncIterato
 async def _keep_progress(node: str, shown: _PrefectObserver, done: asyncio.Event) -> None:
     artifact = None
     reported: float | None = None
-    while not done.is_set():
+    ended = False
+    while not ended:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(done.wait(), _PROGRESS_EVERY_S)
+        ended = done.is_set()  # before the report, so that the last one tells the end
         if shown.percent is None or shown.percent == reported:
             continue
         reported = shown.percent

@@ -24,7 +24,7 @@ from tasks.runtime.start import Runtime, run_stage
 from tests.runtime.conftest import REPOSITORY, Heard
 from tests.runtime.ray_head import RayHead
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 Requests = Callable[..., StageRequest]
 
 

@@ -27,6 +27,7 @@ from tasks.runtime.subprocess_executor import SubprocessExecutor
 from tests.runtime.conftest import REPOSITORY, Heard
 from tests.runtime.stages import JoinConfig
 
+pytestmark = pytest.mark.timeout(60)
 Requests = Callable[..., StageRequest]
 
 

@@ -27,6 +27,7 @@ from tasks.runtime.tracking import Tracker, recover
 from tests.runtime.conftest import REPOSITORY
 from tests.runtime.stages import CountConfig
 
+pytestmark = pytest.mark.timeout(60)
 Requests = Callable[..., StageRequest]
 
 
