@@ -17,6 +17,7 @@ from rlhf_core.models.lora import add_lora, merged_state_dict
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PROBE_TOKENS = 16
+_OPTIMIZER, _FLAT = "optimizer_state_dict", "single_partition_of_fp32_groups"
 
 
 def convert_checkpoint(
@@ -57,16 +58,44 @@ def _loaded(folder: Path, policy: PolicyDescription, dtype: Any, *, new_head: bo
 
 def _trained_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The trained weights in fp32, under their names in the Hugging Face model."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    root = checkpoint / WEIGHTS_NAME
+    folder = root / (root / "latest").read_text(encoding="utf-8").strip()
+    shards = sorted(folder.glob("*_optim_states.pt"), key=_rank_of)
+    if not shards:  # ZeRO stage 0 shards nothing: the weights are in the model's own file
+        state = _read(folder / "mp_rank_00_model_states.pt")["module"]
+    elif "zero_stage" not in _read(shards[0])[_OPTIMIZER]:
+        state = _bf16_stage_1_weights(folder, shards)
+    else:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    weights = checkpoint / WEIGHTS_NAME
-    tag = (weights / "latest").read_text(encoding="utf-8").strip()
-    if list((weights / tag).glob("*_optim_states.pt")):
-        state = get_fp32_state_dict_from_zero_checkpoint(str(weights), tag=tag, exclude_frozen_parameters=True)
-    else:  # ZeRO stage 0 shards nothing: the weights are in the model's own file
-        (file,) = (weights / tag).glob("mp_rank_00_model_states.pt")
-        state = torch.load(file, map_location="cpu", weights_only=False)["module"]
+        state = get_fp32_state_dict_from_zero_checkpoint(str(root), tag=folder.name, exclude_frozen_parameters=True)
     return {name.removeprefix("hf."): value.float() for name, value in state.items()}
+
+
+def _bf16_stage_1_weights(folder: Path, shards: list[Path]) -> dict[str, Tensor]:
+    """The fp32 master weights of DeepSpeed's bf16 optimizer, which `zero_to_fp32` does not read.
+
+    Every rank's file holds one flat slice a parameter group, and says where each parameter's piece of it begins.
+    """
+    shapes = {
+        name: shape for group in _read(folder / "mp_rank_00_model_states.pt")["param_shapes"] for name, shape in group.items()
+    }
+    pieces: dict[str, list[Tensor]] = {}
+    for shard in shards:
+        optimizer = _read(shard)[_OPTIMIZER]
+        for flat, places in zip(optimizer[_FLAT], optimizer["param_slice_mappings"], strict=True):
+            for name, place in places.items():
+                pieces.setdefault(name, []).append(flat[place.start : place.start + place.numel])
+    return {name: torch.cat(parts).reshape(shapes[name]) for name, parts in pieces.items()}
+
+
+def _rank_of(shard: Path) -> int:
+    return int(shard.name.split("_pp_rank_")[1].split("_")[0])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+    return state
 
 
 def _put_in(model: Any, trained: dict[str, Tensor], *, everything: bool) -> None:

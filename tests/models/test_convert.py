@@ -9,7 +9,7 @@ from tiny_models import tiny_model
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.config import ConvertConfig, EngineSettings, LoraSettings, OptimizerSettings
+from rlhf_core.config import ConvertConfig, Dtype, EngineSettings, LoraSettings, OptimizerSettings
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_lm, load_scorer
@@ -18,6 +18,7 @@ from rlhf_core.models.modules import PolicyModule, ScoreModule
 
 CASES = [
     ("llama", True, 4, 1, "lm"),
+    ("llama", True, 0, 1, "lm"),
     ("llama", False, 0, 2, "lm"),
     ("llama", True, 0, 3, "lm"),
     ("gpt2", True, 0, 0, "lm"),
@@ -31,11 +32,11 @@ def batch() -> ModelBatch:
     return collate([TokenRow.from_prompt_response([5, 6, 7], [8, 9, 10])], pad_id=0, packed=True)
 
 
-def module(folder: Path, head: str, rank: int, new_head: bool) -> torch.nn.Module:
+def module(folder: Path, head: str, rank: int, new_head: bool, dtype: Dtype = "fp32") -> torch.nn.Module:
     if head == "lm":
-        model = load_lm(folder, dtype="fp32", attention="sdpa")
+        model = load_lm(folder, dtype=dtype, attention="sdpa")
     else:
-        model = load_scorer(folder, dtype="fp32", attention="sdpa", new_head=new_head)
+        model = load_scorer(folder, dtype=dtype, attention="sdpa", new_head=new_head)
     if rank:
         add_lora(model, LoraSettings(rank=rank))
     return PolicyModule(model) if head == "lm" else ScoreModule(model)
@@ -47,12 +48,12 @@ def outputs(of: torch.nn.Module) -> torch.Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
-def trained(base: Path, output: Path, head: str, rank: int, zero_stage: int) -> torch.Tensor:
+def trained(base: Path, output: Path, head: str, rank: int, zero_stage: int, dtype: Dtype = "fp32") -> torch.Tensor:
     """Three steps from `base`; leaves the checkpoint artifact in `output`, returns the trained model's outputs."""
     engine = TrainingEngine(
-        module(base, head, rank, new_head=True),
+        module(base, head, rank, new_head=True, dtype=dtype),
         optimizer=OptimizerSettings(learning_rate=1e-2),
-        engine=EngineSettings(dtype="fp32", zero_stage=zero_stage),
+        engine=EngineSettings(dtype=dtype, zero_stage=zero_stage),
         total_steps=3,
     )
 
@@ -82,6 +83,19 @@ def test_converted_model_gives_what_the_trained_one_gave(
     assert facts["head"] == head
     assert '"from": "base"' in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_bf16_checkpoints_keep_their_fp32_master_weights(tmp_path: Path, zero_stage: int, rank: int) -> None:
+    base = tiny_model(tmp_path, "llama", tied=True)
+    expected = trained(base, tmp_path / "checkpoint", "lm", rank, zero_stage, dtype="bf16")
+    convert_checkpoint(tmp_path / "checkpoint", base, tmp_path / "out", ConvertConfig(dtype="fp32"), {})
+    got = outputs(module(tmp_path / "out", "lm", 0, new_head=False))
+    assert torch.allclose(got, expected, atol=0.1)
+    weights = load_lm(tmp_path / "out", dtype="fp32", attention="sdpa").state_dict()
+    finer_than_bf16 = [name for name, w in weights.items() if not torch.equal(w, w.bfloat16().float())]
+    assert finer_than_bf16, "the fp32 masters were rounded on the way"
 
 
 def test_base_model_of_another_shape_is_refused(tmp_path: Path) -> None:
