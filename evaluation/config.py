@@ -29,7 +29,9 @@ class EvaluateConfig(Settings):
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the intervals")
     engine: RolloutEngine = Field(RolloutEngine.auto, description="auto: vLLM where it imports, else transformers")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="Precision of generation and scoring")
-    micro_batch_tokens: int = Field(4096, ge=16, description="Most tokens in one scoring pass")
+    micro_batch_tokens: int = Field(
+        512, ge=16, description="Most tokens in one scoring pass; attention costs its square, so a CPU wants few, a GPU many"
+    )
     gpus: float = operational(0.0, "GPUs reserved for the stage", ge=0.0)
     threads: int = operational(1, "OpenMP threads", ge=1)
     kv_cache_mib: int = operational(256, "vLLM's key-value cache on CPU, in MiB", ge=16)

@@ -86,7 +86,9 @@ def kl(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     sampled = [answer for answer in answers if answer.decoding == "sampled"]
     rows = [answer.row for answer in sampled]
     ours = token_logprobs(job.model, rows, job.config, job.config.temperature)
-    theirs = token_logprobs(job.base, rows, job.config, job.config.temperature)
+    # The base against itself: the same folder gives the same numbers, so they are not computed twice.
+    is_base = job.model.samefile(job.base)
+    theirs = ours if is_base else token_logprobs(job.base, rows, job.config, job.config.temperature)
     scores: list[Score] = []
     for answer, model_logprobs, base_logprobs in zip(sampled, ours, theirs, strict=True):
         nats, tokens = float((model_logprobs.double() - base_logprobs.double()).sum()), len(model_logprobs)

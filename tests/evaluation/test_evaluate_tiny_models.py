@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,8 @@ from rlhf_core.models.load import load_scorer, load_tokenizer
 from tasks.compare import STAGE as COMPARE
 from tasks.evaluate import STAGE as EVALUATE
 from tasks.runtime.context import ArtifactRef, StageContext
+from tests.conftest import REPOSITORY
+from tests.rollout.sampled import wide_headed_model
 from tests.tiny_models import tiny_model
 
 SETTINGS = EvaluateConfig(
@@ -151,8 +156,9 @@ def test_the_reward_is_what_transformers_gives_for_the_sampled_tokens(world: Wor
 
 
 def test_kl_of_a_model_to_itself_is_exactly_zero(world: World, tmp_path: Path) -> None:
-    for dtype in ("fp32", "bf16"):
-        table = evaluate(world.job(tmp_path / dtype, world.base, metrics=["kl"], dtype=dtype))
+    copy = shutil.copytree(world.base, tmp_path / "copy")
+    for dtype, model in (("fp32", world.base), ("fp32", copy), ("bf16", copy)):
+        table = evaluate(world.job(tmp_path / f"{dtype} {model.name}", model, metrics=["kl"], dtype=dtype))
         assert (table["sampled"]["kl"].mean, table["sampled"]["kl"].low, table["sampled"]["kl"].high) == (0.0, 0.0, 0.0)
         assert table["sampled"]["kl_per_token"].mean == 0.0
 
@@ -271,10 +277,10 @@ def test_both_stages_run_end_to_end_and_leave_a_verdict_and_a_report(world: Worl
     for name, model in (("base", world.base), ("sft", world.other), ("online", world.base)):
         output = tmp_path / name
         inputs = {"model": model, "base": world.base, "data": world.data, "reward_model": world.reward_model}
-        EVALUATE.run(_context(EVALUATE.config, SETTINGS, inputs, output))
+        EVALUATE.run(_context(SETTINGS, inputs, output))
         evaluated[name] = output
     config = CompareConfig(primary_metric="reward", bootstrap_resamples=200, samples_shown=3)
-    COMPARE.run(_context(COMPARE.config, config, evaluated, tmp_path / "compare"))
+    COMPARE.run(_context(config, evaluated, tmp_path / "compare"))
     verdict = json.loads((tmp_path / "compare" / "verdict.json").read_text())
     assert set(verdict["models"]) == {"base", "sft", "online"}
     # The same weights under another name answer the same: no difference at all.
@@ -284,7 +290,39 @@ def test_both_stages_run_end_to_end_and_leave_a_verdict_and_a_report(world: Worl
     assert len(page.get_element_by_id("samples").xpath(".//article")) == 3
 
 
-def _context(_: Any, config: Any, inputs: dict[str, Path], output: Path) -> StageContext[Any]:
+VLLM_SCRIPT = """
+import sys
+from pathlib import Path
+from evaluation.config import EvaluateConfig
+from evaluation.evaluate import evaluate
+from evaluation.job import EvaluationJob
+from rlhf_core.events import EventLog
+base, copy, data, output = map(Path, sys.argv[1:])
+for engine in ("hf", "vllm"):
+    config = EvaluateConfig(engine=engine, dtype="fp32", metrics=["kl", "length"], max_new_tokens=12, kv_cache_mib=16)
+    events = EventLog(output / f"{engine}.jsonl")
+    evaluate(EvaluationJob(config, copy, "m", base, data, None, output / engine, seed=3, events=events))
+"""
+
+
+@pytest.mark.slow
+def test_vllm_answers_as_transformers_and_leaves_scoring_undisturbed(tmp_path: Path) -> None:
+    """In a process of its own, as a stage is: vLLM changes global state that other tests would see."""
+    pytest.importorskip("vllm")
+    write_plain_prompts(tmp_path)
+    base = wide_headed_model(tmp_path / "base", "llama", tied=True)
+    copy = shutil.copytree(base, tmp_path / "copy")
+    paths = [str(path) for path in (base, copy, tmp_path, tmp_path / "out")]
+    subprocess.run([sys.executable, "-c", VLLM_SCRIPT, *paths], check=True, cwd=REPOSITORY, timeout=300)
+    answers = {}
+    for engine in ("hf", "vllm"):
+        rows = read_table("predictions", tmp_path / "out" / engine / "predictions.parquet").to_pylist()
+        answers[engine] = [(row["prompt_id"], row["response"]) for row in rows if row["decoding"] == "greedy"]
+        assert metrics_of(tmp_path / "out" / engine)["sampled"]["kl"]["mean"] == 0.0
+    assert answers["hf"] == answers["vllm"]
+
+
+def _context(config: Any, inputs: dict[str, Path], output: Path) -> StageContext[Any]:
     output.mkdir()
     refs = {n: ArtifactRef(kind="k", key=f"key-of-{p.name}", uri=p.as_uri(), sha256="0", producer="p") for n, p in inputs.items()}
     events = EventLog(output.with_suffix(".events.jsonl"))
