@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 
 from data_processing.schemas import read_table, to_table, write_table
 from rlhf_core.config import OnlineConfig
@@ -32,13 +32,15 @@ def online_job(folder: Path, model: Path, data: Path, **settings: Any) -> Online
     """A run below `folder`; `settings` replace those here, dotted names reach into sections."""
     values: dict[str, Any] = {
         "steps": 2,
-        "prompts_per_step": 4,
-        "samples_per_prompt": 4,
+        "prompts_per_step": 8,
+        "samples_per_prompt": 8,
+        "updates_per_step": 2,
+        "kl_coef": 0.0,
         "rewards": [{"kind": "python", "function": f"{REWARD}:vowels"}],
         "lora": {"rank": 0},
-        "optimizer": {"learning_rate": 3e-3, "schedule": "constant", "warmup_fraction": 0.0},
+        "optimizer": {"learning_rate": 1e-2, "schedule": "constant", "warmup_fraction": 0.0},
         "engine": {"dtype": "fp32", "micro_batch_tokens": 256, "zero_stage": 1},
-        "rollout": {"engine": "hf", "max_new_tokens": 12},
+        "rollout": {"engine": "hf", "max_new_tokens": 8},
         "max_length_tokens": 64,
         "max_truncated_fraction": 1.0,
         "critic_learning_rate": 1e-2,
@@ -79,6 +81,9 @@ def rollouts(job: OnlineJob) -> pa.Table:
     return pa.concat_tables([read_table("rollouts", path) for path in files])
 
 
-def raw_rollouts(path: Path) -> pa.Table:
-    """One file of rollouts, unchecked."""
-    return pq.read_table(path)
+def final_weights(job: OnlineJob) -> dict[str, torch.Tensor]:
+    """The trained weights in the artifact, as DeepSpeed puts them together."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    state: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(job.output / "zero"))
+    return state
