@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 
+MIN_BATCHED_TOKENS = 2048
+
 
 class VllmGenerator:
     """vLLM with weights that are replaced in place; implements `rlhf_core.rollout.base.Generator`.
@@ -48,8 +50,15 @@ class VllmGenerator:
         from vllm import LLM
 
         on_gpu = torch.cuda.is_available()
-        memory: dict[str, Any] = (
-            {"gpu_memory_utilization": gpu_memory_fraction} if on_gpu else {"kv_cache_memory_bytes": kv_cache_mib << 20}
+        place: dict[str, Any] = (
+            {"gpu_memory_utilization": gpu_memory_fraction}
+            if on_gpu
+            # A seeded prompt that is prefilled in chunks crashes on CPU, whose generators keep no offset.
+            else {
+                "kv_cache_memory_bytes": kv_cache_mib << 20,
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(max_model_len, MIN_BATCHED_TOKENS),
+            }
         )
         self._llm = LLM(
             str(model),
@@ -64,7 +73,7 @@ class VllmGenerator:
             enforce_eager=not on_gpu,
             worker_extension_cls="rlhf_core.rollout.vllm_weights.WeightUpdate",
             trust_remote_code=trust_remote_code,
-            **memory,
+            **place,
         )
         self._max_model_len = max_model_len
         self._version = 0
