@@ -28,7 +28,7 @@ async def finish(
     result: dict[str, Any] = {"run": folder.name, "folder": str(folder.path), "report": None, "challenger": None}
     if "compare" not in outcomes:
         return result
-    folder.copy_results(Path(unquote(urlsplit(outcomes["compare"].ref.uri).path)))
+    folder.keep_results(Path(unquote(urlsplit(outcomes["compare"].ref.uri).path)))
     verdict = folder.read_verdict()
     if folder.report.is_file():
         result["report"] = str(folder.report)

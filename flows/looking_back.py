@@ -63,4 +63,4 @@ def _rebuild_report(home: Home, folder: RunFolder) -> None:
         raise ConfigError(
             f"run '{folder.name}': its comparison is no longer in the store; alignflow run --config {folder.path / 'config.yaml'}"
         )
-    folder.copy_results(Path(unquote(urlsplit(record.ref.uri).path)))
+    folder.keep_results(Path(unquote(urlsplit(record.ref.uri).path)))

@@ -76,11 +76,12 @@ class RunFolder:
         }
         write_json(self.path / "timings.json", values)
 
-    def copy_results(self, comparison: Path) -> None:
-        """Copy report and verdict out of a comparison artifact."""
-        for name in (REPORT_FILE, VERDICT_FILE):
-            if (comparison / name).is_file():
-                shutil.copyfile(comparison / name, self.path / name)
+    def keep_results(self, comparison: Path) -> None:
+        """Copy the verdict out of a comparison artifact and build this run's report: curves, lineage and timings are its own."""
+        from evaluation.report_run import build_report
+
+        shutil.copyfile(comparison / VERDICT_FILE, self.path / VERDICT_FILE)
+        build_report(self.path)
 
     def read_verdict(self) -> dict[str, Any] | None:
         """The content of the verdict, or None where the run did not get that far."""
