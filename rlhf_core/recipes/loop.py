@@ -126,10 +126,12 @@ class Trainer:
         if not self.splits.validation:
             return {}
         totals, sums = Totals.of(self.splits.validation), Sums()
+        parts = self._parts(self.splits.validation)
         with self.engine.evaluating():
-            for part in self._parts(self.splits.validation):
+            for number, part in enumerate(parts, start=1):
                 stop_if_requested(self.engine, self.job.resume)
                 self._forward(part, totals, sums)
+                self._progress(step, f"validation after step {step}: micro-batch {number} of {len(parts)}")
         metrics = {f"eval_{name}": value for name, value in sums.over_ranks(self.engine).items()}
         if self.engine.rank == 0:
             self.job.events.metrics(step, metrics)
@@ -139,10 +141,13 @@ class Trainer:
 
     def _report(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.engine.rank == 0:
-            total = self.cursor.total_steps
-            line = f"step {step} of {total}: loss {metrics['loss']:.4f}, {metrics['tokens_per_s']:.0f} tokens/s"
             self.job.events.metrics(step, metrics)
-            self.job.events.progress(step, total, line)
+        loss, speed = f"loss {metrics['loss']:.4f}", f"{metrics['tokens_per_s']:.0f} tokens/s"
+        self._progress(step, f"step {step} of {self.cursor.total_steps}: {loss}, {speed}")
+
+    def _progress(self, step: int, message: str) -> None:
+        if self.engine.rank == 0:
+            self.job.events.progress(step, self.cursor.total_steps, message)
 
     def _resume(self) -> int:
         """Steps already done: loads the latest checkpoint, if there is one and it belongs to this run."""

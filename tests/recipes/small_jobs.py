@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,12 @@ def job(config: TrainingConfig, model: Path, data: Path, work: Path, seed: int =
     output.mkdir(parents=True, exist_ok=True)
     (work / "resume").mkdir(exist_ok=True)
     return TrainingJob(config, model, data, output, work / "resume", seed, EventLog(work / "events.jsonl"))
+
+
+def train_each(plan: Sequence[tuple[Callable[[TrainingJob[Any]], None], TrainingJob[Any]]]) -> None:
+    """Run recipes one after the other in this process; here, so that the ranks' processes can import it."""
+    for train, run in plan:
+        train(run)
 
 
 def events(run: TrainingJob[Any], kind: str) -> list[Settings]:

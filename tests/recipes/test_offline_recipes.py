@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import OptimizerSettings, PreferenceMethod
+from rlhf_core.config import ConvertConfig, OptimizerSettings, PreferenceMethod
 from rlhf_core.engine.checkpoint import latest_checkpoint
+from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.cursor import DataCursor
 from rlhf_core.recipes.loop import BAD_BATCH_NAME
@@ -27,6 +28,7 @@ from tests.recipes.small_jobs import (
     events,
     job,
     preference_config,
+    preference_row,
     reward_config,
     sft_config,
     sft_row,
@@ -69,6 +71,12 @@ def test_full_training_learns_too(recipe: str, models: Models, data: Path, tmp_p
     run = trained(recipe, models["llama"], data, tmp_path, learning_rate=3e-3, batch_size=10, max_steps=8, lora=FULL)
     assert curve(run, "loss")[-1] < curve(run, "loss")[0] - 0.05
     assert not any("lora" in name for name in weights(run))
+
+
+@every_recipe
+def test_bf16_with_adapters_learns_too(recipe: str, models: Models, data: Path, tmp_path: Path) -> None:
+    run = trained(recipe, models["llama"], data, tmp_path, batch_size=10, max_steps=8, engine=engine(dtype="bf16"))
+    assert curve(run, "loss")[-1] < curve(run, "loss")[0] - 0.05
 
 
 @every_recipe
@@ -176,6 +184,23 @@ def test_the_summary_has_what_normalises_rewards(models: Models, data: Path, tmp
     facts = summary(trained("reward_model", models["llama"], data, tmp_path))
     assert facts["score_std"] > 0
     assert facts["score_mean"] ** 2 + facts["score_std"] ** 2 == pytest.approx(facts["eval_score_square"])
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gemma"])
+def test_the_converted_reward_model_gives_the_scores_of_training(
+    arch: Architecture, models: Models, data: Path, tmp_path: Path
+) -> None:
+    run = trained("reward_model", models[arch], data, tmp_path)
+    convert_checkpoint(run.output, models[arch], tmp_path / "model", ConvertConfig(dtype="fp32"), lineage={})
+    scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    renderer = Renderer(load_tokenizer(tmp_path / "model"))
+    scores = []
+    for row in map(preference_row, range(1000, 1005)):
+        for answer in (row["chosen"], row["rejected"]):
+            ids = renderer.prompt_and_response(row["prompt"], answer).ids
+            scores.append(scorer(torch.tensor([ids]), use_cache=False).logits.item())
+    assert sum(scores) / len(scores) == pytest.approx(summary(run)["score_mean"], abs=1e-5)
+    assert torch.tensor(scores).std(correction=0).item() == pytest.approx(summary(run)["score_std"], abs=1e-5)
 
 
 def test_margins_of_the_table_enter_the_reward_loss(models: Models, data: Path, tmp_path: Path) -> None:
