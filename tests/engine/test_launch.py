@@ -1,0 +1,65 @@
+"""Ranks: the same losses on two as on one, and the first failure ends the run."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_processing.errors import ConfigError, DivergedError
+from rlhf_core.cluster.launch import launch
+from rlhf_core.config import EngineSettings, LoraSettings
+from tests.engine.ranks import fail_on_rank_one, save_and_resume, who_am_i
+from tests.engine.training import Run, train
+from tests.tiny_models import tiny_model
+
+
+def test_one_rank_without_a_gpu_runs_in_this_process() -> None:
+    pid = launch(lambda job: (job, os.getpid()), "job", world_size=1, gpus_per_rank=0.0, threads=1, timeout_s=1)
+    assert pid == ("job", os.getpid())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+class TestTwoRanks:
+    @pytest.mark.parametrize("stage", [0, 1, 2, 3])
+    def test_losses_gradients_and_weights_are_those_of_one(self, tmp_path: Path, stage: int) -> None:
+        model = tiny_model(tmp_path, "llama")
+        # Eight rows in five micro-batches a rank: the last ones are empty.
+        settings = EngineSettings(world_size=2, zero_stage=stage, dtype="fp32")
+        two = launch(train, Run(model, settings, micro_batches=5), world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60)
+        one = train(Run(model, EngineSettings(zero_stage=stage, dtype="fp32")))
+        assert two.losses == pytest.approx(one.losses, abs=5e-6)
+        assert two.grad_norms == pytest.approx(one.grad_norms, rel=1e-5)
+        for name, weight in one.weights.items():
+            torch.testing.assert_close(two.weights[name], weight, atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize(("stage", "lora"), [(1, None), (3, LoraSettings(rank=4))])
+    def test_a_resumed_run_goes_on_exactly(self, tmp_path: Path, stage: int, lora: LoraSettings | None) -> None:
+        run = Run(tiny_model(tmp_path, "llama"), EngineSettings(world_size=2, zero_stage=stage, dtype="bf16"), lora)
+        job = (run, tmp_path / "resume")
+        assert launch(save_and_resume, job, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60) == [True, True]
+
+    def test_every_rank_has_its_place_and_threads(self) -> None:
+        assert launch(who_am_i, None, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60) == (0, 2, 1)
+
+    @pytest.mark.parametrize(
+        ("kind", "error", "message"),
+        [
+            ("diverged", DivergedError, "rank 1.*loss is nan"),
+            ("raise", RuntimeError, "(?s)rank 1.*fail_on_rank_one.*wrong shape"),
+            ("crash", RuntimeError, "rank 1.*died"),
+        ],
+    )
+    def test_the_first_rank_that_fails_ends_the_run(self, kind: str, error: type[Exception], message: str) -> None:
+        started = time.monotonic()
+        with pytest.raises(error, match=message):
+            launch(fail_on_rank_one, kind, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60)
+        assert time.monotonic() - started < 60
+
+    def test_ranks_that_cannot_be_placed_are_an_error_after_the_deadline(self) -> None:
+        with pytest.raises(ConfigError, match="no room for 9 actors"):
+            launch(who_am_i, None, world_size=9, gpus_per_rank=0.0, threads=1, timeout_s=2)
