@@ -45,7 +45,9 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
         inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}
         key = stage_key(node.stage, node.config(config), inputs, config.run.seed)
         hit = None if name in selection.forced else store.lookup(key.stage.kind, key.key)
-        reason = _reason(node, key, hit, name in selection.forced, home)
+        reason = (
+            f"made by {hit.producer.run}" if hit else "forced" if name in selection.forced else _reason(node, key, plan, home)
+        )
         plan[name] = PlannedNode(node, key, hit, reason, _estimate(node, hit, config, home, parameters))
     _check_given(plan, selection)
     return plan
@@ -68,17 +70,17 @@ def _check_given(plan: Plan, selection: Selection) -> None:
         )
 
 
-def _reason(node: Node, key: StageKey, hit: Manifest | None, forced: bool, home: Home) -> str:
-    if hit:
-        return f"made by {hit.producer.run}"
-    if forced:
-        return "forced"
+def _reason(node: Node, key: StageKey, plan: Plan, home: Home) -> str:
+    """Why a node that is not cached has to run: what it is made from, and its own fields that differ from the last run's."""
+    follows = [made_by for made_by in dict.fromkeys(node.inputs.values()) if plan[made_by].runs]
+    reasons = [f"follows {', '.join(follows)}"] if follows else []
     for run, record in runs_with_node(home, node.name):
-        differences = explain_difference(record.description, key.description)
-        if not differences:
+        changed = explain_difference(record.description, key.description)
+        if not changed:
             return f"not finished, or not kept, since {run}"
-        more = f" and {len(differences) - _DIFFERENCES_SHOWN} more" if len(differences) > _DIFFERENCES_SHOWN else ""
-        return "; ".join(differences[:_DIFFERENCES_SHOWN]) + more
+        own = [line for line in changed if not line.startswith("inputs.")]
+        more = [f"and {len(own) - _DIFFERENCES_SHOWN} more"] if len(own) > _DIFFERENCES_SHOWN else []
+        return "; ".join([*reasons, *own[:_DIFFERENCES_SHOWN], *more]) or "made from other inputs"
     return "never run here"
 
 

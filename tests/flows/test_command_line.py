@@ -1,0 +1,81 @@
+"""The command line answers at once, and says what is wrong in one message with the right exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "prefect", "mlflow", "ray", "deepspeed", "vllm", "pyarrow", "pandas")
+
+
+def _alignflow(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ALIGNFLOW_HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_needs_none_of_the_heavy_libraries() -> None:
+    code = (
+        "import sys; sys.argv = ['alignflow', '--help']\n"
+        "from flows.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    assert "LOADED []" in answer.stdout
+    for command in ("run", "plan", "up", "status", "down", "doctor", "fetch", "report", "cache"):
+        assert f" {command} " in answer.stdout
+
+
+def test_help_answers_within_the_time_people_notice(tmp_path: Path) -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        assert _alignflow(tmp_path, "--help").returncode == 0
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(5)) < 0.7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--preset", "quikstart"], "did you mean 'quickstart'"),
+        (["run", "--set", "online.kl_coeff=1"], "did you mean 'kl_coef'"),
+        (["run", "--set", "online.kl_coef"], "expected section.field=value"),
+        (["run", "--config", "missing.yaml"], "no file at missing.yaml"),
+        (["run", "--until", "evaluat"], "did you mean 'evaluate'"),
+        (["plan", "--from", "ppo"], "allowed are base_model"),
+        (["plan", "--from", "sft"], "base_model: never run here"),
+        (["plan", "--set", "model.path=/no/such/folder"], "/no/such/folder"),
+        (["report", "nightly"], "got 'nightly'"),
+        (["cache", "why", "latest", "sft"], "runs in"),
+        (["fetch", "smollm"], "packaged are smollm2-135m"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_10(tmp_path: Path, arguments: list[str], said: str) -> None:
+    answer = _alignflow(tmp_path, *arguments)
+    assert answer.returncode == 10, answer.stderr
+    assert said in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr.startswith("error: ")
+
+
+def test_plan_lists_every_node_and_runs_nothing(tmp_path: Path) -> None:
+    answer = _alignflow(tmp_path / "home", "plan", "--preset", "quickstart")
+    assert answer.returncode == 0, answer.stderr
+    for node in ("base_model", "prepare_data", "convert_reward_model", "online", "evaluate_preference", "compare"):
+        assert node in answer.stdout
+    assert "15 of 15 stages run" in answer.stdout
+    assert list((tmp_path / "home" / "store").iterdir()) == []
+
+
+def test_status_and_down_without_services_say_so(tmp_path: Path) -> None:
+    assert "not started" in _alignflow(tmp_path, "status").stdout
+    assert "nothing of ours was running" in _alignflow(tmp_path, "down").stdout

@@ -1,0 +1,140 @@
+"""The whole product on a tiny model: real Prefect server and worker, real Ray, real MLflow, from `up` to `down`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from tiny_models import tiny_model
+
+from flows.processes import Records, free_port
+from tasks.runtime.home import Home
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NODES = 15
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@dataclass
+class Installation:
+    """A home with running services, and the model that is aligned in it."""
+
+    home: Home
+    environment: dict[str, str]
+    model: Path
+
+    def run(self, *command: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *command],
+            env=self.environment,
+            cwd=self.home.root,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def newest_run(self) -> Path:
+        return max(self.home.runs.iterdir(), key=lambda folder: folder.stat().st_mtime)
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    root = Path(tempfile.mkdtemp(prefix="e2e", dir="/tmp"))
+    model = tiny_model(tmp_path_factory.mktemp("model"), "llama")
+    foreign = ("PREFECT_", "MLFLOW_", "RAY_", "ALIGNFLOW_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment |= {"HOME": str(root / "user"), "ALIGNFLOW_HOME": str(root / "home"), "PYTHONPATH": str(REPOSITORY)}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    (root / "user").mkdir()
+    place = Installation(Home.open(root / "home"), environment, model)
+    ports = [f"--{name}-port={free_port()}" for name in ("prefect", "mlflow", "ray", "ray-dashboard")]
+    try:
+        answer = place.run("flows.cli", "up", *ports, timeout_s=300)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        exports = dict(re.findall(r"^export (\w+)=(.*)$", answer.stdout, flags=re.MULTILINE))
+        environment.update(exports)
+        yield place
+    finally:
+        place.run("flows.cli", "down", timeout_s=200)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def test_a_deployed_run_goes_from_a_model_folder_to_a_report_and_leaves_its_traces(installation: Installation) -> None:
+    overrides = json.dumps({"model.path": str(installation.model), "compare.candidates": ["preference", "online"]})
+    answer = installation.run(
+        *("prefect", "deployment", "run", "align/local", "-p", "preset=tiny", "-p", f"overrides={overrides}", "--watch")
+    )
+    worker_log = (installation.home.root / "logs" / "worker.log").read_text()
+    assert answer.returncode == 0, answer.stdout[-3000:] + worker_log[-6000:]
+
+    folder = installation.newest_run()
+    assert json.loads((folder / "status.json").read_text())["status"] == "finished"
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert set(verdict["models"]) == {"base", "sft", "preference", "online"}
+    report = (folder / "report.html").read_text()
+    assert "<svg" in report
+    assert "http" not in "".join(re.findall(r'(?:src|href)="([^"]*)"', report)), "the report needs nothing from elsewhere"
+    assert len(list((folder / "nodes").iterdir())) == NODES
+
+    client = MlflowClient(installation.environment["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == NODES + 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.run_name == folder.name
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["report.html"]
+    online = next(run for run in runs if run.info.run_name == "online")
+    assert any("kl" in name for name in online.data.metrics)
+
+
+def test_the_same_run_again_finds_everything_cached(installation: Installation) -> None:
+    answer = installation.run("flows.cli", "run", "--preset", "tiny", "--set", f"model.path={installation.model}")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.stdout.count(" cached (") == NODES
+    assert "report: " in answer.stdout
+    shown = installation.run("prefect", "artifact", "inspect", "verdict")
+    assert "procedures.score" in shown.stdout
+
+
+def test_one_online_setting_reruns_online_and_what_follows(installation: Installation) -> None:
+    setting = ("--preset", "tiny", "--set", f"model.path={installation.model}", "--set", "online.kl_coef=0.5")
+    answer = installation.run("flows.cli", "plan", *setting)
+    assert answer.returncode == 0, answer.stderr
+    to_run = re.findall(r"^(\w+) +run ", answer.stdout, flags=re.MULTILINE)
+    assert to_run == ["online", "convert_online", "evaluate_online", "compare"]
+    assert "config.kl_coef: 0.02 -> 0.5" in answer.stdout
+    refused = installation.run("flows.cli", "plan", *setting, "--from", "compare")
+    assert refused.returncode == 10
+    assert "start with --from online" in refused.stderr
+
+
+def test_a_wrong_parameter_is_refused_before_a_run_is_made(installation: Installation) -> None:
+    answer = installation.run("prefect", "deployment", "run", "align/local", "-p", 'sft={"batch_sise": 3}')
+    assert answer.returncode != 0
+    assert "batch_sise" in answer.stdout + answer.stderr
+
+
+def test_down_ends_every_service_with_its_children(installation: Installation) -> None:
+    records = Records(installation.home.pids).all()
+    assert {record.name for record in records} == {"prefect", "mlflow", "ray", "worker"}
+    families = [p for r in records if r.process for p in (r.process, *r.process.children(recursive=True))]
+    answer = installation.run("flows.cli", "down", timeout_s=200)
+    assert answer.returncode == 0, answer.stderr
+    assert "ended 4 services" in answer.stdout
+    _, alive = psutil.wait_procs(families, timeout=5)
+    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []

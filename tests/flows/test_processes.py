@@ -1,0 +1,182 @@
+"""Services end with all they started, and nothing else is ever touched."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_processing.errors import ConfigError
+from flows.owned import abandoned, serving_this_run
+from flows.processes import (
+    LOOPBACK,
+    ProcessRecord,
+    Records,
+    ServiceError,
+    check_port_free,
+    free_port,
+    start_process,
+    stop_process,
+)
+from flows.services import Ports, down, status, up
+from flows.waiting import wait_until_answers
+from tasks.runtime.home import Home
+
+# A parent, a child in a session of its own, and a grandchild whose parent has gone: what servers do.
+FAMILY = """
+import subprocess, sys, time
+sleeper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleeper!r}], stdout=subprocess.PIPE, start_new_session=True).stdout.readline()"
+child = subprocess.Popen([sys.executable, "-c", sleeper], stdout=subprocess.PIPE, start_new_session=True)
+child.stdout.readline()
+subprocess.run([sys.executable, "-c", start])
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.open(tmp_path / "home")
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def _start(home: Home, code: str, name: str = "service") -> ProcessRecord:
+    log = home.root / f"{name}.log"
+    return start_process(name, [sys.executable, "-c", code], os.environ, url="http://127.0.0.1:1", log=log, cwd=home.root)
+
+
+def _family(home: Home) -> tuple[ProcessRecord, list[psutil.Process]]:
+    record = _start(home, FAMILY)
+    deadline = time.monotonic() + 30
+    while "ready" not in record.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    marked = [p for p in psutil.process_iter() if _environment(p).get("ALIGNFLOW_PROCESS_MARK") == record.mark]
+    assert len(marked) == 3
+    return record, marked
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_stopping_a_service_ends_its_children_and_the_orphans_among_them(home: Home) -> None:
+    record, family = _family(home)
+    killed = stop_process(record, grace_s=0.5)
+    assert killed == 2, "those that ignore SIGTERM are killed after the grace"
+    assert not any(_lives(process) for process in family)
+    assert record.process is None
+
+
+def test_orphans_are_found_when_the_service_itself_was_killed(home: Home) -> None:
+    record, family = _family(home)
+    psutil.Process(record.pid).kill()
+    stop_process(record, grace_s=0.5)
+    assert not any(_lives(process) for process in family)
+
+
+def test_down_never_touches_a_process_that_took_over_a_recorded_id(home: Home, bystander: subprocess.Popen[bytes]) -> None:
+    stale = ProcessRecord(
+        name="ray",
+        pid=bystander.pid,
+        created=psutil.Process(bystander.pid).create_time() - 100,
+        mark="none",
+        url="",
+        log=home.root / "x",
+    )
+    Records(home.pids).write(stale)
+    said: list[str] = []
+    assert down(home, said.append) == 0
+    assert bystander.poll() is None
+    assert Records(home.pids).all() == []
+
+
+def test_down_ends_what_is_recorded_and_leaves_a_living_run_its_server(home: Home, bystander: subprocess.Popen[bytes]) -> None:
+    recorded, served = (
+        _start(home, "import time; time.sleep(600)", "mlflow"),
+        _start(home, "import time; time.sleep(600)", "ray-1-1"),
+    )
+    owner = psutil.Process(bystander.pid)
+    served = served.model_copy(update={"owner_pid": owner.pid, "owner_created": owner.create_time()})
+    for record in (recorded, served):
+        Records(home.pids).write(record)
+    try:
+        assert down(home, lambda _: None) == 1
+        assert recorded.process is None
+        assert served.process is not None
+        assert abandoned(home, "ray-") is None
+        bystander.kill()
+        bystander.wait()
+        assert abandoned(home, "ray-") == served
+        assert down(home, lambda _: None) == 1
+        assert served.process is None
+    finally:
+        stop_process(served, 0.5)
+
+
+def test_a_process_that_serves_a_run_ends_with_it_also_when_the_run_fails(home: Home) -> None:
+    record = _start(home, "import time; time.sleep(600)", "prefect-1-1")
+    with pytest.raises(ValueError, match="the run"), serving_this_run(home, record, grace_s=2.0):
+        assert Records(home.pids).running("prefect-1-1")
+        raise ValueError("the run")
+    assert record.process is None
+    assert Records(home.pids).all() == []
+
+
+def test_a_port_in_use_is_named_with_the_process_that_holds_it(home: Home) -> None:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"--mlflow-port: port {port} is in use by .*\(process {os.getpid()}\)"):
+            check_port_free(port, "--mlflow-port")
+        with pytest.raises(ConfigError, match=rf"port {port}"):
+            up(home, Ports(free_port(), port, free_port(), free_port()), lambda _: None)
+        assert Records(home.pids).all() == [], "nothing was started"
+    check_port_free(port, "--mlflow-port")
+
+
+def test_a_service_that_dies_while_starting_is_reported_with_its_log(home: Home) -> None:
+    record = _start(home, "raise SystemExit('no such database')")
+    with pytest.raises(ServiceError, match="no such database"):
+        wait_until_answers(record, "/health", timeout_s=30)
+
+
+def test_a_service_that_does_not_answer_in_time_is_reported(home: Home) -> None:
+    record = _start(home, "import time; time.sleep(600)")
+    try:
+        with pytest.raises(ServiceError, match=r"does not answer .* after 0\.3 s"):
+            wait_until_answers(record, "/health", timeout_s=0.3)
+    finally:
+        stop_process(record, 0.5)
+
+
+def test_status_has_a_line_for_every_service_also_before_any_was_started(home: Home) -> None:
+    assert [(line.name, line.state) for line in status(home)] == [
+        (name, "not started") for name in ("prefect", "mlflow", "ray", "worker")
+    ]

@@ -1,0 +1,124 @@
+"""The real flow, Prefect server, workers and tracker, around stages that compute nothing: how runs end, and what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from flows.plan import runs_with_node
+from flows.processes import Records
+from flows.why import differences
+from tasks.runtime.home import Home
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home.open(tmp_path_factory.mktemp("toy"))
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, str(HERE / "toy_flow.py"), *arguments]
+
+
+def _environment(home: Home) -> dict[str, str]:
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "PREFECT_HOME")
+    }
+    return {**kept, "ALIGNFLOW_HOME": str(home.root), "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(HERE)])}
+
+
+def _run(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_command(*arguments), env=_environment(home), capture_output=True, text=True, timeout=240, check=False)
+
+
+def _newest(home: Home) -> tuple[str, dict[str, Any]]:
+    folder = max(home.runs.iterdir(), key=lambda f: f.stat().st_mtime)
+    return folder.name, json.loads((folder / "status.json").read_text())
+
+
+def _tracked(home: Home, run: str) -> dict[str, str]:
+    """Name -> status of the tracker's runs of a flow run."""
+    client = MlflowClient(f"sqlite:///{home.mlflow / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    parent = next(r for r in client.search_runs([experiment.experiment_id]) if r.info.run_name == run)
+    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    return {run: parent.info.status, **{str(r.info.run_name): r.info.status for r in children}}
+
+
+def test_a_second_run_takes_everything_from_the_store_and_leaves_no_process(home: Home) -> None:
+    graph = ("base_model=writes", "left=writes:base_model", "right=writes:base_model,left")
+    first = _run(home, *graph)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("done in") == 3
+    second = _run(home, *graph)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count(" cached (") == 3
+    assert "done in" not in second.stdout
+    run, status = _newest(home)
+    assert status["status"] == "finished"
+    assert _tracked(home, run) == {run: "FINISHED", "base_model": "FINISHED", "left": "FINISHED", "right": "FINISHED"}
+    timings = json.loads((home.runs / run / "timings.json").read_text())
+    assert timings["work_s"] == 0
+    assert set(timings["nodes"]) == {"base_model", "left", "right"}
+    assert Records(home.pids).all() == []
+
+
+def test_a_failing_stage_is_explained_and_does_not_keep_back_its_siblings(home: Home) -> None:
+    answer = _run(home, "base_model=writes", "bad=diverges:base_model", "after=writes:bad", "beside=writes:base_model,base_model")
+    assert answer.returncode == 12
+    assert "stage 'bad' failed: training diverged (exit code 12)" in answer.stderr
+    assert "loss is nan at step 3" in answer.stderr
+    assert "Not started, because they need it: after" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    run, status = _newest(home)
+    assert status["status"] == "failed"
+    assert {name: state for name, state in _tracked(home, run).items() if name != run} == {
+        "base_model": "FINISHED",
+        "bad": "FAILED",
+        "beside": "FINISHED",
+    }
+    assert _tracked(home, run)[run] == "FAILED"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_stops_its_workers_and_says_so_to_the_tracker(home: Home, number: signal.Signals) -> None:
+    output = home.root / f"interrupted-{number}.txt"
+    with output.open("wb") as stream:
+        process = subprocess.Popen(
+            _command("base_model=writes", "w=waits:base_model"), env=_environment(home), stdout=stream, stderr=stream
+        )
+    deadline = time.monotonic() + 120
+    while "0/1 waiting" not in output.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, output.read_text()
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    run, status = _newest(home)
+    assert status["status"] == "killed"
+    assert _tracked(home, run) == {run: "KILLED", "base_model": "FINISHED", "w": "KILLED"}
+    workers = [p for p in psutil.process_iter(["cmdline"]) if str(home.root) in " ".join(p.info["cmdline"] or [])]
+    assert workers == []
+    assert Records(home.pids).all() == []
+
+
+def test_why_names_the_field_that_made_a_stage_run_again(home: Home) -> None:
+    run, _ = next(runs_with_node(home, "right"))
+    assert "cached, made by" in differences(home, run, "right")[0]
+    records = sorted(runs_with_node(home, "base_model"))
+    assert "no earlier run" in differences(home, records[0][0], "base_model")[0]
