@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from data_processing.errors import ConfigError
+from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import ConvertConfig
 from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, copy_tokenizer, read_policy
-from rlhf_core.models.load import load_lm, load_scorer
+from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer
 from rlhf_core.models.lora import add_lora, merged_state_dict
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -37,8 +38,11 @@ def convert_checkpoint(
     del trained
     model = _loaded(base, policy, config.dtype, new_head=policy.head == "score")
     _put_in(model, state, everything=True)
-    model.save_pretrained(output, max_shard_size=f"{config.max_shard_gib}GB")
+    output.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(checkpoint, output)
+    if policy.head == "score":
+        _tell_padding_from_the_end(model, output)
+    model.save_pretrained(output, max_shard_size=f"{config.max_shard_gib}GB")
     facts = {
         "architecture": policy.architecture,
         "head": policy.head,
@@ -112,6 +116,22 @@ def _put_in(model: Any, trained: dict[str, Tensor], *, everything: bool) -> None
         for name, parameter in model.named_parameters():
             if name in trained:
                 parameter.copy_(trained[name])
+
+
+def _tell_padding_from_the_end(model: Any, folder: Path) -> None:
+    """Give a scorer a pad token that ends no response.
+
+    transformers reads the score at the rightmost token that is not padding. Where padding is the end token, that is one
+    token before the place where the score was trained. Without another special token it scores one sequence at a time.
+    """
+    tokenizer = load_tokenizer(folder)
+    ends = set(Renderer(tokenizer).stop_ids)
+    candidates = [tokenizer.pad_token_id, *tokenizer.all_special_ids]
+    pad_id = next((i for i in candidates if i is not None and i not in ends), None)
+    model.config.pad_token_id = pad_id
+    if pad_id != tokenizer.pad_token_id:
+        tokenizer.pad_token = None if pad_id is None else tokenizer.convert_ids_to_tokens(pad_id)
+        tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -186,7 +186,7 @@ def test_the_summary_has_what_normalises_rewards(models: Models, data: Path, tmp
     assert facts["score_mean"] ** 2 + facts["score_std"] ** 2 == pytest.approx(facts["eval_score_square"])
 
 
-@pytest.mark.parametrize("arch", ["qwen3", "gemma"])
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3", "gemma"])
 def test_the_converted_reward_model_gives_the_scores_of_training(
     arch: Architecture, models: Models, data: Path, tmp_path: Path
 ) -> None:
