@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, scatter
+from rlhf_core.models.attention import sequence_lengths, use_attention_by_sequence
 from rlhf_core.models.token_logprobs import LogitTransform, token_logprobs
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.hf: Any = hf
         self._head_transform = head_transform(hf.config)
+        self._by_sequence = use_attention_by_sequence(hf)
 
     def forward(
         self, batch: ModelBatch, temperature: float = 1.0, with_entropy: bool = False, entropy_has_grad: bool = True
@@ -35,7 +37,7 @@ class PolicyModule(nn.Module):
         scale, softcap = self._head_transform
         head = self.hf.get_output_embeddings()
         logprobs, entropy = token_logprobs(
-            _hidden_states(self.hf, batch)[batch.target_index],
+            _hidden_states(self.hf, batch, self._by_sequence)[batch.target_index],
             head.weight,
             head.bias,
             batch.target_ids,
@@ -57,6 +59,7 @@ class ScoreModule(nn.Module):
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf: Any = hf
+        self._by_sequence = use_attention_by_sequence(hf)
 
     def forward(self, batch: ModelBatch, per_token: bool = False) -> Tensor:
         """Scores [n_rows] at each sequence's last token; or with `per_token` values [n_rows, T], fp32, 0 elsewhere.
@@ -64,7 +67,7 @@ class ScoreModule(nn.Module):
         The value of a target is read where that target is predicted: before it is known.
         """
         index = batch.target_index if per_token else batch.last_index
-        values: Tensor = self.hf.score(_hidden_states(self.hf, batch)[index]).squeeze(-1).float()
+        values: Tensor = self.hf.score(_hidden_states(self.hf, batch, self._by_sequence)[index]).squeeze(-1).float()
         return scatter(batch, values) if per_token else values
 
     def borrowed_parameters(self) -> list[nn.Parameter]:
@@ -86,13 +89,19 @@ def head_transform(config: Any) -> tuple[float, float | None]:
     return scale, None if cap is None else float(cap)
 
 
-def _hidden_states(hf: Any, batch: ModelBatch) -> Tensor:
+def _hidden_states(hf: Any, batch: ModelBatch, by_sequence: bool) -> Tensor:
     """Last hidden states of all positions, [B' * S, H].
 
     Packed sequences stay apart only with position ids, without a mask and without a cache.
     """
+    lengths = sequence_lengths(batch) if by_sequence else None
+    extra = {} if lengths is None else {"sequence_lengths": lengths}
     output = hf.base_model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        **extra,
     )
     hidden: Tensor = output.last_hidden_state
     return hidden.flatten(0, 1)
