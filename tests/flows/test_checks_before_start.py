@@ -1,0 +1,146 @@
+"""What is refused before anything is submitted, what is estimated, and what a verdict looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import tiny_model
+
+from data_processing.errors import ConfigError, DivergedError
+from flows.estimates import estimate, parameters_of
+from flows.failures import explained
+from flows.graph import build_graph
+from flows.plan import Plan, make_plan
+from flows.preflight import check_before_start
+from flows.presets import Preset, resolve
+from flows.processes import free_port
+from flows.results import markdown, verdict_table
+from flows.run_folder import NodeTimes, RunFolder, overhead_s
+from flows.selection import select
+from tasks.runtime.home import Home
+
+QUICKSTART = resolve(Preset.quickstart)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path))
+    return Home.open(tmp_path)
+
+
+def _plan(home: Home, **overrides: Any) -> tuple[Any, Plan]:
+    config = resolve(Preset.quickstart, overrides=overrides)
+    return config, make_plan(config, select(build_graph(config)), home)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("RAY_ADDRESS", "127.0.0.1:6379", r"RAY_ADDRESS: got '127\.0\.0\.1:6379'; allowed is the http address"),
+        ("RAY_ADDRESS", "http://127.0.0.1:{port}", r"RAY_ADDRESS: nothing listens at http://127\.0\.0\.1"),
+        ("MLFLOW_TRACKING_URI", "http://127.0.0.1:{port}", r"MLFLOW_TRACKING_URI: nothing answers at http://127\.0\.0\.1"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value.format(port=free_port()))
+    with pytest.raises(ConfigError, match=said):
+        check_before_start(*_plan(home), home)
+
+
+def test_too_little_disk_is_answered_with_what_is_there_and_what_to_do(home: Home) -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.min_free_disk_gib: 1e\+09 GiB wanted, .* GiB free at"):
+        check_before_start(*_plan(home, **{"runtime.min_free_disk_gib": 1e9}), home)
+
+
+def test_a_reward_function_that_cannot_be_imported_is_named(home: Home) -> None:
+    rewards = [{"kind": "python", "function": "no_such_module:reward"}]
+    with pytest.raises(ConfigError, match="no_such_module"):
+        check_before_start(*_plan(home, **{"online.rewards": rewards}), home)
+
+
+def test_a_model_folder_without_weights_is_refused(home: Home, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "models", "llama")
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="weights"):
+        check_before_start(*_plan(home, **{"model.path": str(folder)}), home)
+
+
+def test_parameters_are_counted_in_the_files_without_loading_them(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    folder = tiny_model(tmp_path, "qwen3")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        counted = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    assert parameters_of(str(folder)) == counted
+    assert parameters_of("smollm2-135m") == 134_515_008
+    assert parameters_of(str(tmp_path)) is None
+
+
+def test_estimates_grow_with_the_model_and_the_work() -> None:
+    longer = resolve(Preset.quickstart, overrides={"online.steps": 2 * QUICKSTART.online.steps})
+    for section in ("sft", "reward_model", "preference", "online", "evaluate"):
+        small, large = (estimate(section, section, QUICKSTART, n) for n in (10**8, 10**9))
+        assert small.memory_gib < large.memory_gib
+        assert small.seconds is not None and large.seconds is not None and small.seconds < large.seconds
+    once, twice = (estimate("online", "online", config, 10**8).seconds for config in (QUICKSTART, longer))
+    assert once is not None and twice is not None and 1.5 * once < twice < 2 * once
+
+
+def test_a_stage_on_a_gpu_has_no_estimated_time() -> None:
+    config = resolve(Preset.quickstart, overrides={"sft.engine.gpus_per_rank": 1})
+    assert estimate("sft", "sft", config, 10**8).seconds is None
+
+
+def test_overhead_is_the_time_in_which_no_stage_worked() -> None:
+    nodes = {"a": NodeTimes(10.0, 20.0, 8.0), "b": NodeTimes(15.0, 30.0, 15.0), "c": NodeTimes(35.0, 36.0, 0.0)}
+    assert overhead_s(5.0, 40.0, nodes) == pytest.approx((5 + 5 + 4) + 2 + 0 + 1)
+
+
+def test_the_first_failure_decides_the_exit_code_and_names_the_rest(home: Home) -> None:
+    errors = {"online": DivergedError("reward is nan at step 2"), "preference": RuntimeError("worker died")}
+    error = explained(errors, ["compare"], RunFolder(home, "r"))
+    assert error.exit_code == 12
+    for text in ("stage 'online'", "reward is nan at step 2", "preference", "compare", "learning rate", str(home.runs / "r")):
+        assert text in str(error)
+
+
+def test_a_verdict_becomes_a_table_of_means_with_intervals() -> None:
+    def interval(mean: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "n": 64}
+
+    table = verdict_table(
+        {
+            "models": {
+                name: {
+                    "sampled": {"procedures.score": interval(m), "length": interval(100)},
+                    "greedy": {"procedures.score": interval(m)},
+                }
+                for name, m in (("sft", 0.25), ("online", 0.5))
+            },
+            "paired": {"online": {"sampled": {"procedures.score": interval(0.25)}}},
+            "challenger": "online",
+            "reason": "online is better",
+            "primary_metric": "procedures.score",
+            "decoding": "sampled",
+            "baseline": "sft",
+        }
+    )
+    assert table.columns == (
+        "model",
+        "procedures.score (sampled)",
+        "procedures.score (greedy)",
+        "length (sampled)",
+        "procedures.score vs sft",
+    )
+    assert table.rows[1] == ("online", "0.5 [0.45, 0.55]", "0.5 [0.45, 0.55]", "100 [100, 100]", "+0.25 [+0.2, +0.3]")
+    assert table.rows[0][-1] == "–"
+    text = markdown(table, "run-1", "file:///report.html")
+    assert "| online | 0.5 [0.45, 0.55] |" in text
+    assert "challenger: online. online is better" in text
