@@ -13,10 +13,9 @@ from data_processing.errors import ConfigError
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import ConvertConfig
 from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, copy_tokenizer, read_policy
-from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer
+from rlhf_core.models.load import TORCH_DTYPES, load_lm, load_scorer, load_tokenizer
 from rlhf_core.models.lora import add_lora, merged_state_dict
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PROBE_TOKENS = 16
 _OPTIMIZER, _FLAT = "optimizer_state_dict", "single_partition_of_fp32_groups"
 
@@ -34,7 +33,7 @@ def convert_checkpoint(
     if policy.lora is not None:
         add_lora(trained, policy.lora)
     _put_in(trained, _trained_weights(checkpoint), everything=False)
-    state = merged_state_dict(trained, DTYPES[config.dtype])
+    state = merged_state_dict(trained, TORCH_DTYPES[config.dtype])
     del trained
     model = _loaded(base, policy, config.dtype, new_head=policy.head == "score")
     _put_in(model, state, everything=True)
@@ -42,6 +41,8 @@ def convert_checkpoint(
     copy_tokenizer(checkpoint, output)
     if policy.head == "score":
         _tell_padding_from_the_end(model, output)
+    else:
+        _tell_where_responses_stop(model, output)
     model.save_pretrained(output, max_shard_size=f"{config.max_shard_gib}GB")
     facts = {
         "architecture": policy.architecture,
@@ -124,7 +125,7 @@ def _tell_padding_from_the_end(model: Any, folder: Path) -> None:
     transformers reads the score at the rightmost token that is not padding. Where padding is the end token, that is one
     token before the place where the score was trained. Without another special token it scores one sequence at a time.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code=True)
     ends = set(Renderer(tokenizer).stop_ids)
     candidates = [tokenizer.pad_token_id, *tokenizer.all_special_ids]
     pad_id = next((i for i in candidates if i is not None and i not in ends), None)
@@ -132,6 +133,12 @@ def _tell_padding_from_the_end(model: Any, folder: Path) -> None:
     if pad_id != tokenizer.pad_token_id:
         tokenizer.pad_token = None if pad_id is None else tokenizer.convert_ids_to_tokens(pad_id)
         tokenizer.save_pretrained(folder)
+
+
+def _tell_where_responses_stop(model: Any, folder: Path) -> None:
+    """`generate` stops at a list of tokens in the generation config: the template's end of turn must be among them."""
+    stop_ids = Renderer(load_tokenizer(folder, trust_remote_code=True)).stop_ids
+    model.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
 
 
 @torch.no_grad()

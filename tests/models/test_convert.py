@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_model
+from transformers import AutoModelForSequenceClassification, GenerationConfig
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, collate
@@ -12,9 +12,10 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.config import ConvertConfig, Dtype, EngineSettings, LoraSettings, OptimizerSettings
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.convert import convert_checkpoint
-from rlhf_core.models.load import load_lm, load_scorer
+from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer
 from rlhf_core.models.lora import add_lora
 from rlhf_core.models.modules import PolicyModule, ScoreModule
+from tests.tiny_models import tiny_model
 
 CASES = [
     ("llama", True, 4, 1, "lm"),
@@ -104,3 +105,35 @@ def test_base_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "b", "gpt2", tied=True)
     with pytest.raises(ConfigError, match="do not fit"):
         convert_checkpoint(tmp_path / "checkpoint", other, tmp_path / "out", ConvertConfig(), {})
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gemma"])
+def test_converted_scorer_reads_a_row_at_its_end_token_even_if_that_pads_elsewhere(tmp_path: Path, architecture: str) -> None:
+    base = tiny_model(tmp_path, architecture)
+    trained(base, tmp_path / "checkpoint", "score", 0, 1)
+    convert_checkpoint(tmp_path / "checkpoint", base, tmp_path / "out", ConvertConfig(dtype="fp32"), {})
+    tokenizer = load_tokenizer(tmp_path / "out")
+    row = [5, 6, 7, 8, tokenizer.eos_token_id]
+    scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    score = scorer(input_ids=torch.tensor([row])).logits[0, 0].item()
+    ours = ScoreModule(load_scorer(tmp_path / "out", dtype="fp32", attention="sdpa", new_head=False))
+    rows = [TokenRow.from_prompt_response(row[:2], row[2:]), TokenRow.from_prompt_response([5], [6])]
+    assert ours(collate(rows, pad_id=0, packed=True))[0].item() == pytest.approx(score, abs=1e-6)
+    pad = scorer.config.pad_token_id
+    if architecture == "gpt2":  # its only special token ends sequences, so there is none to pad with
+        assert pad is None
+        return
+    assert pad == tokenizer.pad_token_id
+    padded = torch.tensor([[*row, pad, pad], [*row, 9, 10]])
+    mask = (padded != pad).long()
+    assert scorer(input_ids=padded, attention_mask=mask).logits[0, 0].item() == pytest.approx(score, abs=1e-5)
+
+
+def test_converted_lm_stops_where_its_template_ends_a_turn(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path, "gemma")
+    trained(base, tmp_path / "checkpoint", "lm", 4, 1)
+    convert_checkpoint(tmp_path / "checkpoint", base, tmp_path / "out", ConvertConfig(), {})
+    tokenizer = load_tokenizer(tmp_path / "out")
+    stops = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
+    assert sorted(stops) == sorted([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")])
+    assert tokenizer.chat_template == load_tokenizer(base).chat_template
