@@ -125,7 +125,9 @@ def start_services(ports: Ports) -> None:
     home = Home.open()
     for name, value in up(home, ports, print).items():
         print(f"export {name}={value}")
-    print(f"then: prefect deployment run {DEPLOYMENT} -p preset=quickstart --watch     (or alignflow run, which finds them by itself)")
+    print(
+        f"then: prefect deployment run {DEPLOYMENT} -p preset=quickstart --watch     (or alignflow run, which finds them by itself)"
+    )
 
 
 def show_services() -> None:

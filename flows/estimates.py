@@ -22,7 +22,9 @@ _START_S = 15.0  # to start one and load a model
 _FLOPS = {"bf16": 1.3e11, "fp32": 0.5e11}  # a second on one core: measured on a 135M model's training step
 _SAMPLED_PER_S = 6e10  # parameters x tokens a second, batched generation on one core: 450 tokens/s at 135M
 _TOKENS_A_ROW = 256  # what a row is taken to have where nothing is known
-_ACTIVATION_BYTES = 250  # a token and a square root of a parameter: attention, MLP and their gradients; 1.4 GiB measured at 135M, 1,024 tokens
+_ACTIVATION_BYTES = (
+    250  # a token and a square root of a parameter: attention, MLP and their gradients; 1.4 GiB measured at 135M, 1,024 tokens
+)
 _TRAINED_BYTES = 16  # fp32 weights, gradients and two moments of each trained parameter
 
 
