@@ -29,7 +29,7 @@ def generate_answers(job: EvaluationJob) -> list[Answer]:
     The engine is gone when this returns. Raises `ConfigError` for a prompt that leaves no room for an answer,
     `DataError` where there are no test prompts.
     """
-    tokenizer = load_tokenizer(job.model)
+    tokenizer = load_tokenizer(job.model, trust_remote_code=True)
     renderer = Renderer(tokenizer, None)
     prompts = read_prompts(job, renderer)
     generator = _start(job, prompts)
@@ -66,15 +66,16 @@ def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
         kv_cache_mib=config.kv_cache_mib,
         gpu_memory_fraction=0.4,
         threads=config.threads,
-        trust_remote_code=False,
+        trust_remote_code=True,
     )
 
 
 def _check_room(job: EvaluationJob, longest: int) -> None:
     """Raise `ConfigError` where the longest prompt and its answer have more tokens than the model has positions."""
-    check_model_folder(job.model)
+    room = longest + job.config.max_new_tokens
+    check_model_folder(job.model, trust_remote_code=True)
     try:
-        check_model_folder(job.model, max_length_tokens=longest + job.config.max_new_tokens)
+        check_model_folder(job.model, trust_remote_code=True, max_length_tokens=room)
     except ConfigError as error:
         raise ConfigError(
             f"evaluate.max_new_tokens={job.config.max_new_tokens} behind the longest test prompt of {longest} tokens: {error}"

@@ -16,7 +16,10 @@ from rlhf_core.rewards.base import ScoredResponse
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One model to be measured. All paths are artifact folders; `model_name` stands in the predictions table."""
+    """One model to be measured; `model_name` stands in the predictions table.
+
+    All paths are artifact folders. Code in them is trusted: the base_model stage lets it into the store only where allowed.
+    """
 
     config: EvaluateConfig
     model: Path

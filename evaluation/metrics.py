@@ -72,6 +72,7 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         attention=ATTENTION,
         micro_batch_tokens=job.config.micro_batch_tokens,
         packed=True,
+        trust_remote_code=True,
     )
     values = scorer.score([answer.to_scored_response() for answer in answers])
     return [Score(answer.id, REWARD, value) for answer, value in zip(answers, values, strict=True)]
@@ -107,7 +108,7 @@ def perplexity(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     path = job.data / "sft" / "test.parquet"
     if not path.is_file():
         raise NotMeasured("the data has no test split of the sft table")
-    renderer = Renderer(load_tokenizer(job.model), None)
+    renderer = Renderer(load_tokenizer(job.model, trust_remote_code=True), None)
     held_out = read_table("sft", path).slice(0, job.config.max_prompts).to_pylist()
     rows = [renderer.conversation(row["messages"]) for row in held_out]
     logprobs = token_logprobs(job.model, rows, job.config)

@@ -28,7 +28,7 @@ def token_logprobs(model: Path, rows: Sequence[TokenRow], config: EvaluateConfig
     """
     torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = PolicyModule(load_lm(model, dtype=config.dtype, attention=ATTENTION)).to(device).eval()
+    module = PolicyModule(load_lm(model, dtype=config.dtype, attention=ATTENTION, trust_remote_code=True)).to(device).eval()
     found: dict[int, Tensor] = {}
     for indices in micro_batches([len(row) for row in rows], config.micro_batch_tokens, world_size=1)[0]:
         batch = collate([rows[i] for i in indices], pad_id=0, packed=True).to(device)
@@ -39,7 +39,8 @@ def token_logprobs(model: Path, rows: Sequence[TokenRow], config: EvaluateConfig
 
 def check_same_tokens(model: Path, base: Path) -> None:
     """Raise `ConfigError` unless the tokenizers of both folders give every token the same id."""
-    if load_tokenizer(model).get_vocab() != load_tokenizer(base).get_vocab():
+    ours, theirs = (load_tokenizer(folder, trust_remote_code=True).get_vocab() for folder in (model, base))
+    if ours != theirs:
         raise ConfigError(
             f"evaluate.metrics: 'kl' cannot apply: the tokenizers of {model.name} and of the base {base.name} differ, so a token "
             "id means different things to them; compare models that share a tokenizer, or leave 'kl' out"

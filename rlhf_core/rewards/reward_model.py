@@ -36,7 +36,10 @@ class RewardModelScorer:
         packed: bool,
         trust_remote_code: bool = False,
     ) -> None:
-        if load_tokenizer(model).get_vocab() != load_tokenizer(policy_model).get_vocab():
+        ours, theirs = (
+            load_tokenizer(folder, trust_remote_code=trust_remote_code).get_vocab() for folder in (model, policy_model)
+        )
+        if ours != theirs:
             raise ConfigError(
                 f"reward model {model} and policy {policy_model} have different vocabularies: train the reward model from the same base"
             )

@@ -116,6 +116,16 @@ def test_every_metric_has_an_interval_in_the_decodings_it_applies_to(measured: P
             assert interval["n"] == 6
 
 
+def test_a_model_with_code_of_its_own_is_measured_as_the_model_it_is(world: World, measured: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(world.other, tmp_path / "mine"))
+    code = "from transformers import LlamaForCausalLM\n\nclass Mine(LlamaForCausalLM):\n    pass\n"
+    (folder / "modeling_mine.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}))
+    evaluate(world.job(tmp_path / "evaluation", folder))
+    assert metrics_of(tmp_path / "evaluation") == metrics_of(measured)
+
+
 def test_predictions_are_all_samples_of_every_prompt_with_their_labels(world: World, measured: Path) -> None:
     predictions = read_table("predictions", measured / "predictions.parquet").to_pylist()
     prompts = read_table("prompts", world.data / "prompts" / "test.parquet").to_pylist()[:6]
