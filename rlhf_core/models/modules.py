@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, scatter
 from rlhf_core.models.attention import sequence_lengths, use_attention_by_sequence
-from rlhf_core.models.token_logprobs import LogitTransform, token_logprobs
+from rlhf_core.models.head import LogitTransform
+from rlhf_core.models.token_logprobs import token_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,11 +30,18 @@ class PolicyModule(nn.Module):
         self._by_sequence = use_attention_by_sequence(hf)
 
     def forward(
-        self, batch: ModelBatch, temperature: float = 1.0, with_entropy: bool = False, entropy_has_grad: bool = True
+        self,
+        batch: ModelBatch,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        entropy_has_grad: bool = True,
+        expected_grad: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs (nats) of the batch's targets, and entropies (nats) where asked for; fp32 [n_rows, T], 0 elsewhere.
 
-        Logits are divided by `temperature`. `entropy_has_grad` False saves work where the entropy is only reported.
+        Logits are divided by `temperature`. `entropy_has_grad` False saves work where the entropy is only reported. So does
+        `expected_grad`, a number or [n_rows, T], where the loss is known to have this gradient at the log-probs (up to one
+        factor): backward raises `ValueError` if it has another.
         """
         scale, softcap = self._head_transform
         head = self.hf.get_output_embeddings()
@@ -44,6 +53,7 @@ class PolicyModule(nn.Module):
             LogitTransform(scale, softcap, temperature),
             with_entropy=with_entropy,
             entropy_has_grad=entropy_has_grad,
+            expected_grad_N=None if expected_grad is None else _at_targets(batch, expected_grad),
         )
         return scatter(batch, logprobs), None if entropy is None else scatter(batch, entropy)
 
@@ -87,6 +97,13 @@ def head_transform(config: Any) -> tuple[float, float | None]:
         raise ConfigError(f"config of {text.model_type}: the head's outputs are multiplied by {scale}, which must be positive")
     cap = getattr(text, "final_logit_softcapping", None)
     return scale, None if cap is None else float(cap)
+
+
+def _at_targets(batch: ModelBatch, values: float | Tensor) -> Tensor:
+    """Values [N] of the targets, from one number for all or from [n_rows, T]."""
+    if isinstance(values, Tensor):
+        return values[batch.target_row, batch.target_column]
+    return torch.full(batch.target_ids.shape, values, device=batch.target_ids.device)
 
 
 def _hidden_states(hf: Any, batch: ModelBatch, by_sequence: bool) -> Tensor:

@@ -1,29 +1,24 @@
 """Log-probs of chosen tokens from hidden states, without ever holding logits of more than a chunk of rows.
 
-The head is applied chunk by chunk and the log-sum-exp is taken in fp32. What backward needs is either kept small (one
-hidden-sized vector a row, when the head itself is frozen) or computed again.
+What backward needs is computed as early as it can be: with the head frozen, one hidden-sized vector a row; with a gradient
+known beforehand, the gradients themselves. Otherwise the exponentials of as many rows as fit a budget wait for backward,
+and those of the others are computed again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-# fp32 logits of one chunk: 64 MiB.
-CHUNK_ELEMENTS = 1 << 24
+from rlhf_core.models.head import Chunk, Gradients, Head, LogitTransform
 
-
-@dataclass(frozen=True, slots=True)
-class LogitTransform:
-    """From the head's output to logits: multiply by `scale`, cap softly at +-`softcap`, divide by `temperature`."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-    temperature: float = 1.0
+# Exponentials that may wait for the backward pass, in bytes.
+KEPT_BYTES = 1 << 28
+# Between the gradient that was promised and the one that came, as norms, relative to the latter.
+PROMISE_TOLERANCE = 1e-4
 
 
 def token_logprobs(
@@ -35,21 +30,25 @@ def token_logprobs(
     *,
     with_entropy: bool = False,
     entropy_has_grad: bool = True,
+    expected_grad_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs (nats) of `token_ids_N` and, if asked for, the entropies (nats) of the distributions; both fp32 [N].
 
-    `N` may be 0: the results still hang on the graph.
+    `N` may be 0: the results still hang on the graph. `expected_grad_N` promises the gradient of the loss at the log-probs, up
+    to one factor: where the head is trained that saves a quarter of the work. The entropies then have no gradient, and
+    backward raises `ValueError` where the promise is broken.
     """
-    entropy_grad = with_entropy and entropy_has_grad
+    head = Head(weight_VH, bias_V, transform)
+    entropy_grad = with_entropy and entropy_has_grad and expected_grad_N is None
     apply: Any = _TokenLogprobs.apply
-    logprobs, entropy = apply(
-        hidden_NH, weight_VH, bias_V, token_ids_N, transform, with_entropy, entropy_grad, torch.is_grad_enabled()
+    logprobs, entropies = apply(
+        hidden_NH, weight_VH, bias_V, token_ids_N, expected_grad_N, head, with_entropy, entropy_grad, torch.is_grad_enabled()
     )
-    return logprobs, (entropy if with_entropy else None)
+    return logprobs, (entropies if with_entropy else None)
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Every row's outputs depend on that row's hidden state alone, so backward is a row-wise scaling of fixed vectors."""
+    """Every row's outputs depend on that row's hidden state alone, so a frozen head's backward is a row-wise scaling."""
 
     @staticmethod
     def forward(  # noqa: PLR0917
@@ -58,111 +57,141 @@ class _TokenLogprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         ids: Tensor,
-        transform: LogitTransform,
+        expected_grad: Tensor | None,
+        head: Head,
         with_entropy: bool,
         entropy_grad: bool,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
         head_grad = weight.requires_grad or (bias is not None and bias.requires_grad)
-        keep = grad_enabled and hidden.requires_grad and not head_grad
-        logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        entropy = torch.zeros_like(logprobs)
-        slope = torch.empty_like(hidden) if keep else None
-        entropy_slope = torch.empty_like(hidden) if keep and entropy_grad else None
-        for rows in _chunks(len(hidden), len(weight)):
-            chunk = _Chunk(hidden[rows], weight, bias, ids[rows], transform)
-            logprobs[rows] = chunk.logprobs
-            if with_entropy:
-                entropy[rows] = chunk.entropy()
-            if entropy_slope is not None:
-                entropy_slope[rows] = chunk.entropy_gradient() @ weight
-            if slope is not None:
-                slope[rows] = chunk.logprob_gradient() @ weight
-        ctx.transform, ctx.entropy_grad, ctx.head_grad = transform, entropy_grad, head_grad
-        if head_grad and grad_enabled:
-            ctx.save_for_backward(hidden, weight, bias, ids)
+        if not grad_enabled or not (head_grad or hidden.requires_grad):
+            plan: _Plan = _Plan(head, hidden)
+        elif not head_grad:
+            plan = _RowSlopes(head, hidden, entropy_grad)
+        elif expected_grad is not None:
+            plan = _EarlyGradients(head, hidden, expected_grad)
         else:
-            ctx.save_for_backward(slope, entropy_slope)
+            plan = _LateGradients(head, hidden)
+        logprobs = torch.empty(len(hidden), dtype=head.dtype, device=hidden.device)
+        entropies = torch.empty_like(logprobs)
+        for rows in head.chunks(len(hidden)):
+            chunk = head.read(hidden[rows], ids[rows], plan.scratch, plan.room(rows), with_entropy)
+            logprobs[rows], entropies[rows] = chunk.logprobs, chunk.entropies
+            plan.take(chunk, rows)
+        ctx.plan, ctx.entropy_grad = plan, entropy_grad
         if not entropy_grad:
-            ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, entropy_grad = grads[0], (grads[1] if ctx.entropy_grad else None)
-        if ctx.head_grad:
-            return *_head_gradients(ctx, grad, entropy_grad), None, None, None, None, None
-        slope, entropy_slope = ctx.saved_tensors
-        grad_hidden = slope * grad[:, None].to(slope.dtype)
-        if entropy_grad is not None:
-            grad_hidden += entropy_slope * entropy_grad[:, None].to(slope.dtype)
-        return grad_hidden, None, None, None, None, None, None, None
+        # Let go here, so that the engine may take the gradients over instead of copying them.
+        plan, ctx.plan = ctx.plan, None
+        gradients = plan.gradients(grads[0], grads[1] if ctx.entropy_grad else None)
+        return gradients.hidden, gradients.weight, gradients.bias, None, None, None, None, None, None
 
 
-def _head_gradients(ctx: Any, grad: Tensor, entropy_grad: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of hidden states, weight and bias; the logits are computed again."""
-    hidden, weight, bias, ids = ctx.saved_tensors
-    grad_hidden = torch.empty_like(hidden)
-    # Chunks are added up in fp32, so that how many there are leaves no trace in a bf16 gradient.
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-    grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-    for rows in _chunks(len(hidden), len(weight)):
-        chunk = _Chunk(hidden[rows], weight, bias, ids[rows], ctx.transform)
-        logit_grad = chunk.entropy_gradient(entropy_grad[rows]) if entropy_grad is not None else 0.0
-        logit_grad = chunk.logprob_gradient(grad[rows]) + logit_grad
-        grad_hidden[rows] = logit_grad @ weight
-        grad_weight += logit_grad.T @ hidden[rows]
-        if grad_bias is not None:
-            grad_bias += logit_grad.sum(0, dtype=torch.float32)
-    return grad_hidden, grad_weight.to(weight.dtype), None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
+class _Plan:
+    """What a forward pass leaves for backward; this one nothing."""
+
+    def __init__(self, head: Head, hidden: Tensor) -> None:
+        self.head, self.hidden, self.dtype = head, hidden, hidden.dtype
+        self.largest = max((rows.stop - rows.start for rows in head.chunks(len(hidden))), default=0)
+        self.scratch = head.scratch(self.largest)
+
+    def room(self, rows: slice) -> list[Tensor]:
+        """Where the exponentials of the next chunk, `rows`, are to stay, if at all."""
+        return []
+
+    def take(self, chunk: Chunk, rows: slice) -> None:
+        """Do with the chunk what can be done now."""
+
+    def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
+        """Those of a loss with these gradients at log-probs and entropies, each [N]."""
+        raise NotImplementedError
 
 
-class _Chunk:
-    """The distributions of a few rows, as normalised fp32 log-probs [C, V]; gradients come in the head's precision."""
+class _RowSlopes(_Plan):
+    """The head is frozen: what log-prob and entropy of a row make of its hidden state waits, [N, H] each."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, transform: LogitTransform) -> None:
-        self._dtype = weight.dtype
-        self._ids = ids[:, None]
-        # d logit / d head output: a number, or [C, V] where a soft cap makes it differ.
-        self._chain: float | Tensor = transform.scale / transform.temperature
-        logits = functional.linear(hidden, weight, bias).float()
-        if transform.scale != 1.0:
-            logits *= transform.scale
-        if transform.softcap is not None:
-            logits.div_(transform.softcap).tanh_()
-            self._chain = logits.square().neg_().add_(1.0).mul_(self._chain)
-            logits *= transform.softcap
-        if transform.temperature != 1.0:
-            logits /= transform.temperature
-        self._all_logprobs = logits.sub_(logits.logsumexp(-1, keepdim=True))
-        self.logprobs = self._all_logprobs.gather(-1, self._ids)[:, 0]
+    def __init__(self, head: Head, hidden: Tensor, entropy_grad: bool) -> None:
+        super().__init__(head, hidden)
+        self.slopes = torch.empty_like(hidden)
+        self.entropy_slopes = torch.empty_like(hidden) if entropy_grad else None
+        self._room = head.room(self.largest)
 
-    def entropy(self) -> Tensor:
-        """[C], fp32; a probability of 0 adds 0 even where the log-prob is -inf."""
-        entropy: Tensor = torch.special.entr(self._all_logprobs.exp()).sum(-1)
-        return entropy
+    def room(self, rows: slice) -> list[Tensor]:
+        return self._room
 
-    def entropy_gradient(self, factor: Tensor | None = None) -> Tensor:
-        """d entropy / d head output, [C, V], times `factor` [C]."""
-        probs = self._all_logprobs.exp()
-        finite = self._all_logprobs.clamp_min(torch.finfo(torch.float32).min)
-        return self._scaled((finite + self.entropy()[:, None]).mul_(probs).neg_(), factor)
+    def take(self, chunk: Chunk, rows: slice) -> None:
+        ones = torch.ones_like(chunk.logprobs)
+        if self.entropy_slopes is not None:
+            # Exponentials are used up, and computed again for the second use.
+            into = Gradients(self.entropy_slopes[rows])
+            self.head.add_gradients(chunk, torch.zeros_like(ones), ones, self.scratch, into)
+            chunk = replace(chunk, exponentials=[])
+        self.head.add_gradients(chunk, ones, None, self.scratch, Gradients(self.slopes[rows]))
 
-    def logprob_gradient(self, factor: Tensor | None = None) -> Tensor:
-        """d log-prob / d head output, [C, V], times `factor` [C]. Uses up the chunk: call it last."""
-        gradient = self._all_logprobs.exp_().neg_()
-        gradient.scatter_add_(-1, self._ids, torch.ones_like(self.logprobs)[:, None])
-        return self._scaled(gradient, factor)
-
-    def _scaled(self, gradient: Tensor, factor: Tensor | None) -> Tensor:
-        if not isinstance(self._chain, float) or self._chain != 1.0:
-            gradient *= self._chain
-        if factor is not None:
-            gradient *= factor[:, None]
-        return gradient.to(self._dtype)
+    def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
+        hidden = self.slopes * grad[:, None].to(self.dtype)
+        if self.entropy_slopes is not None and entropy_grad is not None:
+            hidden += self.entropy_slopes * entropy_grad[:, None].to(self.dtype)
+        return Gradients(hidden)
 
 
-def _chunks(n_rows: int, vocabulary: int) -> list[slice]:
-    """Row ranges whose fp32 logits fit in `CHUNK_ELEMENTS`; they cover all rows."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+class _EarlyGradients(_Plan):
+    """The gradient at the log-probs is known up to a factor: all others are computed while the exponentials are there."""
+
+    def __init__(self, head: Head, hidden: Tensor, expected_grad: Tensor) -> None:
+        super().__init__(head, hidden)
+        self.expected = expected_grad.to(head.dtype)
+        self.sums = _new_gradients(head, hidden)
+        self._room = head.room(self.largest)
+
+    def room(self, rows: slice) -> list[Tensor]:
+        return self._room
+
+    def take(self, chunk: Chunk, rows: slice) -> None:
+        self.head.add_gradients(chunk, self.expected[rows], None, self.scratch, self.sums.of(rows))
+
+    def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
+        return self.sums.times(_factor(grad, self.expected)).to(self.dtype)
+
+
+class _LateGradients(_Plan):
+    """Nothing is known: exponentials wait as far as the budget goes."""
+
+    def __init__(self, head: Head, hidden: Tensor) -> None:
+        super().__init__(head, hidden)
+        self.chunks: list[tuple[slice, Chunk]] = []
+        self._left_bytes = KEPT_BYTES
+
+    def room(self, rows: slice) -> list[Tensor]:
+        head = self.head
+        self._left_bytes -= (rows.stop - rows.start) * len(head.weight) * head.dtype.itemsize
+        return head.room(rows.stop - rows.start) if self._left_bytes >= 0 else []
+
+    def take(self, chunk: Chunk, rows: slice) -> None:
+        self.chunks.append((rows, chunk))
+
+    def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
+        sums = _new_gradients(self.head, self.hidden)
+        for rows, chunk in self.chunks:
+            entropy_part = None if entropy_grad is None else entropy_grad[rows]
+            self.head.add_gradients(chunk, grad[rows], entropy_part, self.scratch, sums.of(rows))
+        return sums.to(self.dtype)
+
+
+def _new_gradients(head: Head, hidden: Tensor) -> Gradients:
+    """Chunks are added up in fp32, so that how many there are leaves no trace in a bf16 gradient."""
+    bias = None if head.bias is None else torch.zeros_like(head.bias, dtype=head.dtype)
+    return Gradients(torch.empty_like(hidden), torch.zeros_like(head.weight, dtype=head.dtype), bias)
+
+
+def _factor(grad: Tensor, expected: Tensor) -> float:
+    """The number that takes the promised gradient to the one that came."""
+    came, promised = grad.double(), expected.double()
+    factor = float(came @ promised / (promised @ promised)) if promised.any() else 1.0
+    if (came - factor * promised).norm() > PROMISE_TOLERANCE * came.norm():
+        raise ValueError("the gradient at the log-probs is not the one promised as expected_grad: correct it or leave it out")
+    return factor

@@ -36,7 +36,8 @@ def train_sft(job: TrainingJob[SftConfig]) -> None:
     )
 
     def loss(batch: ModelBatch, examples: Sequence[Example], totals: Totals) -> dict[str, Tensor]:
-        logprobs_BT, _ = engine.module(batch)
+        # Every target weighs the same, so the head's gradient need not wait for the loss.
+        logprobs_BT, _ = engine.module(batch, expected_grad=-1.0 / totals.targets)
         return {"loss": -logprobs_BT.sum() / totals.targets}
 
     evaluation = Trainer(job, engine, cursor, splits, loss, tokenizer.pad_token_id).run()
