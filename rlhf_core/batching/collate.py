@@ -1,20 +1,28 @@
 """Token rows to the tensors of one forward pass, and per-target values back to one row a sequence.
 
-A batch is packed (all rows after one another in one line, told apart by position ids) or padded on the right. Whoever
-uses the model's outputs sees no difference: targets are addressed by flat index either way.
+A batch is packed (all rows after one another in one line, told apart by position ids) or padded on the right; a packed line
+may hold a prompt once for several rows. Whoever uses the model's outputs sees no difference: targets are addressed by flat
+index in any layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.sharing import runs_of_a_prompt
+
+
+class Segment(NamedTuple):
+    """Consecutive tokens of a packed line. They see themselves, and the whole of segment number `prompt` if there is one."""
+
+    length: int
+    prompt: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,7 @@ class ModelBatch:
     input_ids: Tensor  # [B', S]
     position_ids: Tensor  # [B', S], from 0 in every sequence
     attention_mask: Tensor | None  # [B', S] 1 on tokens, 0 on padding; None when packed
+    segments: tuple[Segment, ...]  # of the packed line, in order; none when padded
     target_index: Tensor  # [N] flat index of the hidden state that PREDICTS each target
     target_ids: Tensor  # [N] the tokens predicted
     target_row: Tensor  # [N] the sequence each target belongs to
@@ -41,31 +50,36 @@ class ModelBatch:
         return replace(self, **tensors)
 
 
-def collate(rows: Sequence[TokenRow], *, pad_id: int, packed: bool) -> ModelBatch:
+class _Layout(NamedTuple):
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    segments: tuple[Segment, ...]
+    places: list[Tensor]  # flat indices of each row's tokens
+
+
+def collate(rows: Sequence[TokenRow], *, pad_id: int, packed: bool, shared: bool = False) -> ModelBatch:
     """Rows in one forward pass, in their order.
 
-    Without rows it is one padding token and no sequence: a rank with nothing left runs the same forward pass as the
-    others and gets zero-sized outputs that still hang on the graph, so collectives match.
+    With `shared` a packed line has a prompt once for all rows that follow one another with it; for modules that
+    `share_prompts` only. Without rows it is one padding token and no sequence: a rank with nothing left runs the same
+    forward pass as the others and gets zero-sized outputs that still hang on the graph, so collectives match.
     """
-    starts = _starts([len(row) for row in rows], packed)
-    input_ids, position_ids, attention_mask = _packed_grid(rows, pad_id) if packed or not rows else _padded_grid(rows, pad_id)
-    targets = [
-        (start + i - 1, row.ids[i], r, column)
-        for r, (row, start) in enumerate(zip(rows, starts, strict=True))
-        for column, i in enumerate(j for j, is_target in enumerate(row.is_target) if is_target)
-    ]
-    target_index, target_ids, target_row, target_column = torch.tensor(targets, dtype=torch.long).reshape(-1, 4).unbind(1)
+    layout = _line(rows, pad_id, shared) if packed or not rows else _grid(rows, pad_id)
+    learnt = [torch.tensor(row.is_target).nonzero()[:, 0] for row in rows]
+    counts = torch.tensor([len(columns) for columns in learnt], dtype=torch.long)
     return ModelBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        attention_mask=attention_mask,
-        target_index=target_index,
-        target_ids=target_ids,
-        target_row=target_row,
-        target_column=target_column,
-        last_index=torch.tensor([start + len(row) - 1 for row, start in zip(rows, starts, strict=True)], dtype=torch.long),
+        input_ids=layout.input_ids,
+        position_ids=layout.position_ids,
+        attention_mask=layout.attention_mask,
+        segments=layout.segments,
+        target_index=_joined([places[columns - 1] for places, columns in zip(layout.places, learnt, strict=True)]),
+        target_ids=_joined([torch.tensor(row.ids)[columns] for row, columns in zip(rows, learnt, strict=True)]),
+        target_row=torch.arange(len(rows)).repeat_interleave(counts),
+        target_column=_joined([torch.arange(len(columns)) for columns in learnt]),
+        last_index=torch.tensor([int(places[-1]) for places in layout.places], dtype=torch.long),
         n_rows=len(rows),
-        width=max((row.n_targets for row in rows), default=0),
+        width=max((len(columns) for columns in learnt), default=0),
     )
 
 
@@ -80,21 +94,37 @@ def target_mask(batch: ModelBatch) -> Tensor:
     return scatter(batch, torch.ones_like(batch.target_ids, dtype=torch.bool))
 
 
-def _starts(lengths: Sequence[int], packed: bool) -> list[int]:
-    """Flat index of each row's first token."""
-    steps = lengths if packed else [max(lengths, default=0)] * len(lengths)
-    return [0, *accumulate(steps)][: len(lengths)]
+def _line(rows: Sequence[TokenRow], pad_id: int, shared: bool) -> _Layout:
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    places: list[Tensor] = []
+
+    def append(row: TokenRow, start: int, stop: int, prompt: int | None) -> Tensor:
+        ids.extend(row.ids[start:stop])
+        positions.extend(range(start, stop))
+        segments.append(Segment(stop - start, prompt))
+        return torch.arange(len(ids) - (stop - start), len(ids))
+
+    for run in runs_of_a_prompt(rows) if shared else [[i] for i in range(len(rows))]:
+        first = rows[run[0]]
+        if len(run) == 1:
+            places.append(append(first, 0, len(first), None))
+            continue
+        length, number = first.prompt_length, len(segments)
+        prompt = append(first, 0, length, None)
+        places += [torch.cat([prompt, append(rows[i], length, len(rows[i]), number)]) for i in run]
+    return _Layout(torch.tensor([ids or [pad_id]]), torch.tensor([positions or [0]]), None, tuple(segments), places)
 
 
-def _packed_grid(rows: Sequence[TokenRow], pad_id: int) -> tuple[Tensor, Tensor, None]:
-    ids = [i for row in rows for i in row.ids] or [pad_id]
-    positions = [p for row in rows for p in range(len(row))] or [0]
-    return torch.tensor([ids]), torch.tensor([positions]), None
-
-
-def _padded_grid(rows: Sequence[TokenRow], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+def _grid(rows: Sequence[TokenRow], pad_id: int) -> _Layout:
     longest = max(len(row) for row in rows)
     input_ids = torch.tensor([[*row.ids, *[pad_id] * (longest - len(row))] for row in rows])
     lengths = torch.tensor([[len(row)] for row in rows])
     positions = torch.arange(longest).expand(len(rows), longest)
-    return input_ids, positions.contiguous(), (positions < lengths).long()
+    places = [torch.arange(i * longest, i * longest + len(row)) for i, row in enumerate(rows)]
+    return _Layout(input_ids, positions.contiguous(), (positions < lengths).long(), (), places)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)

@@ -37,6 +37,11 @@ class TokenRow:
         """How many tokens enter the loss."""
         return sum(self.is_target)
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first that enters the loss; all of them where none does."""
+        return self.is_target.index(True) if True in self.is_target else len(self)
+
     @classmethod
     def from_prompt_response(cls, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> TokenRow:
         """A row whose targets are exactly the response; the prompt must not be empty."""

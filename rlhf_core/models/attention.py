@@ -1,46 +1,64 @@
-"""Attention over a packed line, one sequence at a time: the cost is that of the sequences, not of the line's square.
+"""Attention over a packed line, one segment at a time: the cost is that of the sequences, not of the line's square.
 
-transformers computes packed lines with one mask over all pairs of tokens. Here each sequence meets only its own part of
-that mask, so whatever the mask says (windows, chunks) still holds, and where the sequences are not told it is used whole.
+transformers computes packed lines with one mask over all pairs of tokens. Here it is asked for the mask of a single sequence
+as long as the longest in the line, and each sequence meets its own part of that; so whatever the mask says (windows, chunks)
+still holds, also for a response whose prompt stands elsewhere in the line.
 """
 
 from __future__ import annotations
 
 import inspect
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rlhf_core.batching.collate import ModelBatch
+from rlhf_core.batching.collate import ModelBatch, Segment
 
-NAME = "sdpa_by_sequence"
+NAME = "sdpa_by_segment"
 
 
-def use_attention_by_sequence(hf_model: Any) -> bool:
-    """Switch a model that computes with SDPA over to this; False where it uses another or cannot take it."""
+def use_attention_by_segment(hf_model: Any) -> bool:
+    """Switch a model that computes with SDPA over to this; False where it uses another or cannot take it.
+
+    Only attention knows of segments, so a model with recurrent layers, or one that counts positions itself, cannot.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
-    takes_arguments = any(
-        parameter.kind is parameter.VAR_KEYWORD
-        for parameter in inspect.signature(hf_model.base_model.forward).parameters.values()
-    )
-    if hf_model.config._attn_implementation not in ("sdpa", NAME) or not takes_arguments:
+    parameters = inspect.signature(hf_model.base_model.forward).parameters
+    takes_segments = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if (
+        hf_model.config._attn_implementation not in ("sdpa", NAME)
+        or not takes_segments
+        or "position_ids" not in parameters
+        or hf_model._is_stateful
+        or not type(hf_model).__module__.startswith("transformers.")
+    ):
         return False
     AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, _mask)
     hf_model.set_attn_implementation(NAME)
     return bool(hf_model.config._attn_implementation == NAME)
 
 
-def sequence_lengths(batch: ModelBatch) -> list[int] | None:
-    """Tokens of each sequence of a packed line, in order; None where nothing is packed."""
-    if batch.attention_mask is not None or batch.n_rows < 2:
-        return None
-    starts = (batch.position_ids[0] == 0).nonzero()[:, 0].tolist()
-    return [end - start for start, end in pairwise([*starts, batch.position_ids.shape[1]])]
+def segment_arguments(batch: ModelBatch) -> dict[str, Any]:
+    """What the model's forward pass takes for a packed line, its mask among them; empty where nothing is packed."""
+    if len(batch.segments) < 2:
+        return {}
+    longest = max(length + _prompt_length(batch.segments, prompt) for length, prompt in batch.segments)
+    return {"attention_mask": batch.input_ids.new_ones(1, longest), "segments": batch.segments}
+
+
+def _mask(*, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """As transformers' mask for SDPA; for a packed line that of its longest sequence, which `kv_length` tells."""
+    from transformers.masking_utils import sdpa_mask
+
+    mask: Tensor | None
+    if kv_length < q_length:
+        mask = sdpa_mask(q_length=kv_length, kv_length=kv_length, attention_mask=None, **kwargs)
+    else:
+        mask = sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)
+    return mask
 
 
 def _attention(  # noqa: PLR0917
@@ -49,19 +67,37 @@ def _attention(  # noqa: PLR0917
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    sequence_lengths: list[int] | None = None,
+    segments: tuple[Segment, ...] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers' SDPA: `query` [1, heads, S, D] to [1, S, heads, D]; `attention_mask` [1, 1, S, S]."""
+    """As transformers' SDPA: `query` [1, heads, S, D] to [1, S, heads, D]; `attention_mask` that of the longest sequence."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if sequence_lengths is None or attention_mask is None or kwargs.get("position_bias") is not None:
+    if segments is None:
         whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return whole
+    lengths = [segment.length for segment in segments]
+    # Split, not sliced: the backward pass of a slice is as large as the line.
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     outputs = []
-    for start, end in pairwise(accumulate(sequence_lengths, initial=0)):
-        own = slice(start, end)
-        mask = attention_mask[:, :, own, own]
-        output, _ = sdpa_attention_forward(module, query[:, :, own], key[:, :, own], value[:, :, own], mask, **kwargs)
-        outputs.append(output)
+    for i, (_, prompt) in enumerate(segments):
+        own_key, own_value = keys[i], values[i]
+        if prompt is not None:
+            own_key, own_value = torch.cat([keys[prompt], own_key], 2), torch.cat([values[prompt], own_value], 2)
+        mask = _part_of_mask(attention_mask, lengths[i], own_key)
+        outputs.append(sdpa_attention_forward(module, queries[i], own_key, own_value, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
+
+
+def _part_of_mask(mask: Tensor | None, length: int, key: Tensor) -> Tensor | None:
+    """For the last `length` tokens of a sequence with `key`; None where SDPA's own causal mask is right."""
+    total = key.shape[2]
+    if mask is not None:
+        return mask[:, :, total - length : total, :total]
+    if total == length:
+        return None
+    return torch.ones(length, total, dtype=torch.bool, device=key.device).tril_(total - length)
+
+
+def _prompt_length(segments: tuple[Segment, ...], prompt: int | None) -> int:
+    return 0 if prompt is None else segments[prompt].length

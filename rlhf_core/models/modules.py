@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, scatter
-from rlhf_core.models.attention import sequence_lengths, use_attention_by_sequence
+from rlhf_core.models.attention import segment_arguments, use_attention_by_segment
 from rlhf_core.models.head import LogitTransform
 from rlhf_core.models.token_logprobs import token_logprobs
 
@@ -27,7 +27,8 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.hf: Any = hf
         self._head_transform = head_transform(hf.config)
-        self._by_sequence = use_attention_by_sequence(hf)
+        # Whether batches may hold a prompt once for several rows (`collate(shared=True)`).
+        self.shares_prompts = use_attention_by_segment(hf)
 
     def forward(
         self,
@@ -46,7 +47,7 @@ class PolicyModule(nn.Module):
         scale, softcap = self._head_transform
         head = self.hf.get_output_embeddings()
         logprobs, entropy = token_logprobs(
-            _hidden_states(self.hf, batch, self._by_sequence)[batch.target_index],
+            _hidden_states(self.hf, batch, self.shares_prompts)[batch.target_index],
             head.weight,
             head.bias,
             batch.target_ids,
@@ -69,7 +70,8 @@ class ScoreModule(nn.Module):
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf: Any = hf
-        self._by_sequence = use_attention_by_sequence(hf)
+        # Whether batches may hold a prompt once for several rows (`collate(shared=True)`).
+        self.shares_prompts = use_attention_by_segment(hf)
 
     def forward(self, batch: ModelBatch, per_token: bool = False) -> Tensor:
         """Scores [n_rows] at each sequence's last token; or with `per_token` values [n_rows, T], fp32, 0 elsewhere.
@@ -77,7 +79,7 @@ class ScoreModule(nn.Module):
         The value of a target is read where that target is predicted: before it is known.
         """
         index = batch.target_index if per_token else batch.last_index
-        values: Tensor = self.hf.score(_hidden_states(self.hf, batch, self._by_sequence)[index]).squeeze(-1).float()
+        values: Tensor = self.hf.score(_hidden_states(self.hf, batch, self.shares_prompts)[index]).squeeze(-1).float()
         return scatter(batch, values) if per_token else values
 
     def borrowed_parameters(self) -> list[nn.Parameter]:
@@ -106,19 +108,12 @@ def _at_targets(batch: ModelBatch, values: float | Tensor) -> Tensor:
     return torch.full(batch.target_ids.shape, values, device=batch.target_ids.device)
 
 
-def _hidden_states(hf: Any, batch: ModelBatch, by_sequence: bool) -> Tensor:
+def _hidden_states(hf: Any, batch: ModelBatch, by_segment: bool) -> Tensor:
     """Last hidden states of all positions, [B' * S, H].
 
-    Packed sequences stay apart only with position ids, without a mask and without a cache.
+    Without segments packed sequences stay apart by position ids, and only without a mask and without a cache.
     """
-    lengths = sequence_lengths(batch) if by_sequence else None
-    extra = {} if lengths is None else {"sequence_lengths": lengths}
-    output = hf.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        **extra,
-    )
+    arguments = {"attention_mask": batch.attention_mask} | (segment_arguments(batch) if by_segment else {})
+    output = hf.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **arguments)
     hidden: Tensor = output.last_hidden_state
     return hidden.flatten(0, 1)

@@ -21,6 +21,8 @@ from torch import Tensor
 from data_processing.errors import ConfigError, DataError, DivergedError, PreemptedError
 from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import ModelBatch, collate
+from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.sharing import line_tokens
 from rlhf_core.config import EngineSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.engine.engine import TrainingEngine
@@ -116,8 +118,7 @@ class Trainer:
     def _forward(self, examples: Sequence[Example], totals: Totals, sums: Sums) -> Tensor:
         """This micro-batch's share of the global loss; its other shares go into `sums`."""
         rows = [row for example in examples for row in example.rows]
-        batch = collate(rows, pad_id=self.pad_id, packed=self.job.config.engine.packing).to(self.engine.device)
-        shares = self.loss(batch, examples, totals)
+        shares = self.loss(batch_of(rows, self.engine, self.job.config.engine, self.pad_id), examples, totals)
         sums.add(shares)
         return shares["loss"]
 
@@ -207,8 +208,15 @@ class Sums:
 
 def plan_of_rank(examples: Sequence[Example], engine: TrainingEngine, settings: EngineSettings) -> list[list[int]]:
     """This rank's micro-batches of a global batch as indices, as many as every other rank has; some may be empty."""
-    lengths = [example.length_tokens if settings.packing else example.padded_tokens for example in examples]
+    shared = engine.module.shares_prompts
+    lengths = [line_tokens(e.rows, shared=shared) if settings.packing else e.padded_tokens for e in examples]
     return micro_batches(lengths, settings.micro_batch_tokens, engine.world_size, settings.packing)[engine.rank]
+
+
+def batch_of(rows: Sequence[TokenRow], engine: TrainingEngine, settings: EngineSettings, pad_id: int) -> ModelBatch:
+    """One forward pass on the engine's device, with each prompt once where the engine's module can do that."""
+    batch = collate(rows, pad_id=pad_id, packed=settings.packing, shared=engine.module.shares_prompts)
+    return batch.to(engine.device)
 
 
 def stop_if_requested(engine: TrainingEngine, resume: Path) -> None:

@@ -15,11 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_core.batching.collate import collate
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.recipes.examples import Example, Splits, digest
 from rlhf_core.recipes.job import TrainingJob
-from rlhf_core.recipes.loop import plan_of_rank, stop_if_requested
+from rlhf_core.recipes.loop import batch_of, plan_of_rank, stop_if_requested
 
 
 def with_reference_logps(job: TrainingJob[Any], engine: TrainingEngine, splits: Splits, pad_id: int) -> Splits:
@@ -46,7 +45,7 @@ def _compute(job: TrainingJob[Any], engine: TrainingEngine, examples: Sequence[E
         for number, indices in enumerate(plan):
             stop_if_requested(engine, job.resume)
             rows = [row for i in indices for row in examples[i].rows]
-            logprobs_BT, _ = engine.module(collate(rows, pad_id=pad_id, packed=job.config.engine.packing).to(engine.device))
+            logprobs_BT, _ = engine.module(batch_of(rows, engine, job.config.engine, pad_id))
             logps[indices] = logprobs_BT.sum(1).view(-1, 2)
             if engine.rank == 0:
                 job.events.progress(number + 1, len(plan), f"reference log-probs: micro-batch {number + 1} of {len(plan)}")
