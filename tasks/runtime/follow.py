@@ -15,12 +15,13 @@ from tasks.runtime.executor import Executor, ExecutorUnreachableError, Job, JobS
 from tasks.runtime.failures import StageFailedError
 from tasks.runtime.liveness import is_alive
 from tasks.runtime.request import StageObserver
-from tasks.runtime.spec import EVENTS_FILE
+from tasks.runtime.spec import EVENTS_FILE, RESULT_FILE
 
 UNREACHABLE_LIMIT_S = 60.0
 _STOP_MARGIN_S = 15.0
 _STOP_POLL_S = 0.2
 _LOG_EVERY_S = 1.0
+_RESULT_POLL_S = 0.05
 
 AnswerT = TypeVar("AnswerT")
 
@@ -61,7 +62,9 @@ class _Watch:
             await self.report(log_now=ended)
             if state and ended:
                 return state
-            await asyncio.sleep(self._settings.poll_interval_s)
+            if await self._has_finished_within(self._settings.poll_interval_s):
+                await self.report()
+                return JobState(JobStatus.succeeded, 0)
 
     async def report(self, log_now: bool = True) -> None:
         """Pass on what is new in the events and, less often, in the log."""
@@ -76,6 +79,15 @@ class _Watch:
             return
         if text:
             self._observer.on_log(text)
+
+    async def _has_finished_within(self, limit_s: float) -> bool:
+        """Whether the worker has left a result and is gone. Executors notice that later than the files do."""
+        deadline = time.monotonic() + limit_s
+        while not (finished := (self._job.folder / RESULT_FILE).is_file() and not is_alive(self._job.folder)):
+            if (left_s := deadline - time.monotonic()) <= 0:
+                break
+            await asyncio.sleep(min(left_s, _RESULT_POLL_S))
+        return finished
 
     def _is_gone(self, state: JobState) -> bool:
         """A job that its executor does not know, with no live worker, will not come back."""
