@@ -24,6 +24,11 @@ def announce(folder: Path, pid: int | None = None) -> None:
     beat(folder)
 
 
+def retire(folder: Path) -> None:
+    """Record that nobody works on the attempt in `folder` any more."""
+    (folder / WORKER_FILE).unlink(missing_ok=True)
+
+
 def beat(folder: Path) -> None:
     """Say that the worker is alive."""
     (folder / HEARTBEAT_FILE).touch()

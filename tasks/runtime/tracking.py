@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from tasks.runtime.deliver import deliver_in_background
 from tasks.runtime.home import Home
 from tasks.runtime.journal import Journal, Progress
 from tasks.runtime.keys import flatten
-from tasks.runtime.liveness import announce, beat, is_alive
+from tasks.runtime.liveness import announce, beat, is_alive, retire
 from tasks.runtime.request import SilentObserver, StageOutcome, StageRequest
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -34,7 +35,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class Tracker:
-    """The tracker's view of one flow run. `params` and `tags` describe the flow run itself."""
+    """The tracker's view of one flow run. `params` and `tags` describe the flow run itself.
+
+    `later`: for a run that will be over in a moment. Nothing is sent while it goes on, unless an id is asked for;
+    `finish` leaves the sending to a process of its own.
+    """
 
     def __init__(
         self,
@@ -45,7 +50,9 @@ class Tracker:
         tags: Mapping[str, Any] | None = None,
         uri: str | None = None,
         experiment: str = "alignflow",
+        later: bool = False,
     ) -> None:
+        self._home = home
         self._run = run
         self._journal = Journal(home.run(run) / "tracking")
         announce(self._journal.folder)
@@ -55,7 +62,8 @@ class Tracker:
         self._children: dict[str, StageTracker] = {}
         self._thread = _SenderThread(self._journal, progress, home.mlflow, self._report_ages)
         self._open("", run, params or {}, tags or {})
-        self._thread.start()
+        if not later:
+            self._thread.start()
 
     def stage(self, request: StageRequest) -> StageTracker:
         """A child run for one node; use it as a context manager and pass it to `run_stage` as observer."""
@@ -71,6 +79,8 @@ class Tracker:
 
     def run_id(self, node: str = "", *, wait_s: float = 0.0) -> str | None:
         """MLflow's id of the flow run or of a node's run, once it is known; waits up to `wait_s` seconds for it."""
+        if self._thread.ident is None:
+            self._thread.start()
         deadline = time.monotonic() + wait_s
         while (found := self._thread.progress.run_ids.get(node)) is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -80,7 +90,11 @@ class Tracker:
         """Close the run and what is still open below it; returns whether the tracker has received everything."""
         for handle in self._journal.open_runs():
             self._journal.append("close", handle, status=status, time=_now_ms())
-        return self._thread.finish(limit_s)
+        if self._thread.ident is not None:
+            return self._thread.finish(limit_s)
+        retire(self._journal.folder)
+        deliver_in_background(self._home)
+        return False
 
     def _open(self, handle: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         fields = {
