@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import time
@@ -11,23 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_processing.errors import AlignflowError
 from flows import environment
 from flows.config import PipelineConfig
 from flows.graph import build_graph
-from flows.prefect_server import prefect_for_run
+from flows.local_run import FlowFunction, run_locally
 from flows.presets import Preset, as_overrides, find_preset, parse_assignments, read_values, resolve
 from flows.run_folder import RunFolder
 from flows.selection import Selection, select
 from flows.services import DEPLOYMENT, Ports, addresses, down, status, up
 from flows.tables import console, print_verdict, table_with
 from tasks.runtime.home import Home
-
-
-class CancelledError(AlignflowError):
-    """The user ended the run; the exit code is the shell's for an interrupted command."""
-
-    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -69,31 +61,23 @@ def run_here(asked: Asked) -> None:
     environment.enter(home)
     environment.quiet_prefect()
     print_progress()
-    result = _run_flow(home, request, asked)
+    parameters = {
+        "preset": request.preset,
+        "overrides": request.overrides,
+        "from_stage": asked.from_stage,
+        "until_stage": asked.until_stage,
+        "force": list(asked.force),
+    }
+    result = run_locally(request.config, request.selection, home, parameters, _load_flow)
     folder = RunFolder(home, result["run"])
     print_verdict(folder)
     print(f"run {folder.name} finished in {time.time() - began:.1f} s; described in {folder.path}")
 
 
-def _run_flow(home: Home, request: Request, asked: Asked) -> dict[str, Any]:
-    with prefect_for_run(home) as wait_for_prefect:
-        from prefect.exceptions import TerminationSignal
+def _load_flow() -> FlowFunction:
+    from flows.alignment import align
 
-        from flows.alignment import align
-
-        wait_for_prefect()
-        try:
-            return asyncio.run(
-                align(
-                    preset=request.preset,
-                    overrides=request.overrides,
-                    from_stage=asked.from_stage,
-                    until_stage=asked.until_stage,
-                    force=list(asked.force),
-                )
-            )
-        except (KeyboardInterrupt, TerminationSignal):
-            raise CancelledError("cancelled; what ran has been stopped, and the same command goes on from there") from None
+    return align
 
 
 def show_plan(asked: Asked) -> None:

@@ -1,4 +1,4 @@
-"""The end of a run: the verdict into the run's folder, the report to the tracker and to Prefect, the best model registered."""
+"""The end of a run: the verdict into the run's folder, the report to the tracker, the best model registered."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from prefect.artifacts import acreate_markdown_artifact
-
 from flows.config import PipelineConfig
+from flows.display import Display
 from flows.progress import LOG
 from flows.results import markdown, verdict_table
 from flows.run_folder import RunFolder
@@ -22,7 +21,13 @@ _RUN_ID_WAIT_S = 20.0
 
 
 async def finish(
-    config: PipelineConfig, outcomes: Mapping[str, StageOutcome], home: Home, folder: RunFolder, tracker: Tracker
+    config: PipelineConfig,
+    outcomes: Mapping[str, StageOutcome],
+    home: Home,
+    folder: RunFolder,
+    tracker: Tracker,
+    *,
+    display: Display,
 ) -> dict[str, Any]:
     """Publish what the run found. Returns JSON: the run, its folder, report and challenger (None where there is none)."""
     result: dict[str, Any] = {"run": folder.name, "folder": str(folder.path), "report": None, "challenger": None}
@@ -35,8 +40,7 @@ async def finish(
         tracker.log_file(folder.report)
     if verdict is None:
         return result
-    text = markdown(verdict_table(verdict), folder.name, folder.report.as_uri())
-    await acreate_markdown_artifact(text, key="verdict", description=f"Verdict of {folder.name}")
+    await display.verdict(markdown(verdict_table(verdict), folder.name, folder.report.as_uri()), folder.name)
     result["challenger"] = verdict.get("challenger")
     if result["challenger"] and config.run.registered_model:
         result["registered"] = await asyncio.to_thread(_register, config, outcomes, verdict, home, tracker)

@@ -53,6 +53,11 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
     return plan
 
 
+def has_work(plan: Plan) -> bool:
+    """Whether anything has to run; False where all is cached."""
+    return any(planned.runs for planned in plan.values())
+
+
 def runs_with_node(home: Home, node: str) -> Iterator[tuple[str, NodeRecord]]:
     """Earlier runs that had a node of this name, newest first, with what it was."""
     folders = [folder for folder in home.runs.iterdir() if (folder / "nodes" / f"{node}.json").is_file()]

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from data_processing.errors import ConfigError
 from flows.config import OptionalStage, PipelineConfig
 from flows.machine import free_disk_gib
-from flows.plan import Plan
+from flows.plan import Plan, has_work
 from flows.waiting import answers, is_reachable
 from tasks.runtime.config import ExecutorKind
 from tasks.runtime.home import Home
@@ -17,7 +17,7 @@ from tasks.runtime.home import Home
 
 def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
     """Raise `ConfigError` for what would make a stage of `plan` fail for sure. Cached stages need nothing."""
-    if not any(planned.runs for planned in plan.values()):
+    if not has_work(plan):
         return
     _check_disk(config, home)
     if plan["base_model"].runs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,20 +52,25 @@ def start_head(home: Home, name: str, port: int, dashboard_port: int) -> Process
 
 
 @contextmanager
-def ray_for_run(home: Home, needed: bool) -> Iterator[str | None]:
-    """The address of a Ray to run jobs on, for as long as the block lasts; None where none is `needed`.
+def ray_for_run(home: Home, needed: bool) -> Iterator[Callable[[], str | None]]:
+    """A Ray to run jobs on, for as long as the block lasts: `RAY_ADDRESS` where it is set; else the head of a run that is
+    gone, where one was left behind with its jobs; else a new head. None where none is `needed`.
 
-    `RAY_ADDRESS` where it is set; else the head of a run that is gone, where one was left behind with its jobs; else a
-    new head. The head ends with the block; jobs that still run on it end too.
+    Yields a function that returns its address when it takes jobs, and from then on `RAY_ADDRESS` says it too. The head
+    ends with the block; jobs that still run on it end too.
     """
     if not needed or os.environ.get("RAY_ADDRESS"):
-        yield os.environ.get("RAY_ADDRESS")
+        yield lambda: os.environ.get("RAY_ADDRESS")
         return
     head = abandoned(home, "ray-") or start_head(home, run_process_name("ray"), free_port(), free_port())
     with serving_this_run(home, head, grace_s=_STOP_GRACE_S), changed_environment():
-        wait_until_ready(home, head)
-        use_own_ray(home, head, os.environ)
-        yield head.url
+
+        def wait() -> str:
+            wait_until_ready(home, head)
+            use_own_ray(home, head, os.environ)
+            return head.url
+
+        yield wait
 
 
 def wait_until_ready(home: Home, head: ProcessRecord) -> None:

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import deployments
-from flows.environment import ROOT, SERVICE_VARIABLES, ray_authentication, service_environment
+from flows.environment import ROOT, SERVICE_VARIABLES, changed_environment, ray_authentication, service_environment
 from flows.prefect_server import HEALTH, start_server
 from flows.processes import LOOPBACK, ProcessRecord, Records, ServiceError, check_port_free, start_process, stop_process
 from flows.ray_head import start_head, wait_until_ready
+from flows.unshown import show_waiting
 from flows.waiting import answers, wait_until_answers
 from tasks.runtime.home import Home
 
@@ -61,6 +62,7 @@ def up(home: Home, ports: Ports, say: Callable[[str], None]) -> dict[str, str]:
         _START[name](home, ports)
     for name in ("prefect", "mlflow", "ray"):
         _wait(home, name)
+    _show_earlier_runs(home)
     if "worker" in missing:
         say("deploying the flow and starting its worker")
         _deploy(home)
@@ -140,6 +142,12 @@ def _wait(home: Home, name: str) -> None:
         wait_until_ready(home, record)
     else:
         wait_until_answers(record, _HEALTH[name], _START_TIMEOUT_S)
+
+
+def _show_earlier_runs(home: Home) -> None:
+    with changed_environment():
+        os.environ.update(service_environment(home) | addresses(home))
+        show_waiting(home)
 
 
 def _deploy(home: Home) -> None:

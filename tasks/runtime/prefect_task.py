@@ -20,8 +20,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from prefect.utilities.annotations import quote
 
-from tasks.runtime.context import ArtifactRef
-from tasks.runtime.request import SilentObserver, StageObserver, StageOutcome, StageRequest
+from tasks.runtime.request import SilentObserver, StageObserver, StageRequest, Together
 from tasks.runtime.start import Runtime, run_stage
 from tasks.runtime.tracking import Tracker
 
@@ -58,10 +57,10 @@ async def stage_task(
     shown = _PrefectObserver(get_run_logger())
     with tracker.stage(request) as tracked:
         async with _progress_artifact(node, shown):
-            outcome = await run_stage(request, runtime, _Together(shown, tracked, observer))
+            outcome = await run_stage(request, runtime, Together(shown, tracked, observer))
         tracked.done(outcome)
     if outcome.cached:
-        return Completed(name="Cached", message=f"made by {outcome.producer} in {outcome.seconds:.1f} s", data=outcome.to_json())
+        return Completed(name="Cached", message=outcome.origin, data=outcome.to_json())
     return outcome.to_json()
 
 
@@ -87,33 +86,6 @@ class _PrefectObserver(SilentObserver):
 
     def on_warning(self, message: str) -> None:
         self._logger.warning(message)
-
-
-class _Together:
-    """Several observers as one."""
-
-    def __init__(self, *observers: StageObserver) -> None:
-        self._observers = observers
-
-    def on_key(self, key: str, description: dict[str, Any]) -> None:
-        for each in self._observers:
-            each.on_key(key, description)
-
-    def on_attempt(self, attempt: int, folder: Path, attached: bool) -> None:
-        for each in self._observers:
-            each.on_attempt(attempt, folder, attached)
-
-    def on_event(self, event: dict[str, Any]) -> None:
-        for each in self._observers:
-            each.on_event(event)
-
-    def on_log(self, text: str) -> None:
-        for each in self._observers:
-            each.on_log(text)
-
-    def on_warning(self, message: str) -> None:
-        for each in self._observers:
-            each.on_warning(message)
 
 
 @contextlib.asynccontextmanager
@@ -150,8 +122,3 @@ async def _keep_progress(node: str, shown: _PrefectObserver, done: asyncio.Event
 def _whole(value: T) -> T:
     """Prefect takes parameters apart, looking for futures; these have none and stay as they are."""
     return cast(T, quote(value))
-
-
-def ref_of(outcome: dict[str, Any]) -> ArtifactRef:
-    """The artifact reference in what `run_node` returned."""
-    return StageOutcome.from_json(outcome).ref

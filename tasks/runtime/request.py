@@ -42,6 +42,11 @@ class StageOutcome:
     attempt: int
     summary: dict[str, Any]
 
+    @property
+    def origin(self) -> str:
+        """Who made the artifact and how long that took, in words."""
+        return f"made by {self.producer} in {self.seconds:.1f} s"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values, the form that travels between Prefect tasks."""
         return {**vars(self), "ref": self.ref.model_dump()}
@@ -88,3 +93,35 @@ class SilentObserver:
 
     def on_warning(self, message: str) -> None:
         """Ignored."""
+
+
+class Together:
+    """Several observers as one."""
+
+    def __init__(self, *observers: StageObserver) -> None:
+        self._observers = observers
+
+    def on_key(self, key: str, description: dict[str, Any]) -> None:
+        """Passed on."""
+        for each in self._observers:
+            each.on_key(key, description)
+
+    def on_attempt(self, attempt: int, folder: Path, attached: bool) -> None:
+        """Passed on."""
+        for each in self._observers:
+            each.on_attempt(attempt, folder, attached)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Passed on."""
+        for each in self._observers:
+            each.on_event(event)
+
+    def on_log(self, text: str) -> None:
+        """Passed on."""
+        for each in self._observers:
+            each.on_log(text)
+
+    def on_warning(self, message: str) -> None:
+        """Passed on."""
+        for each in self._observers:
+            each.on_warning(message)

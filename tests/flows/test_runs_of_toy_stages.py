@@ -14,14 +14,22 @@ from typing import Any
 import psutil
 import pytest
 from mlflow import MlflowClient
+from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import environment
+from flows.environment import changed_environment
 from flows.plan import runs_with_node
+from flows.prefect_server import prefect_for_run
 from flows.processes import Records
+from flows.unshown import show_waiting
 from flows.why import differences
 from tasks.runtime.home import Home
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+DIAMOND = ("base_model=writes", "left=writes:base_model", "right=writes:base_model,left")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -61,22 +69,56 @@ def _tracked(home: Home, run: str) -> dict[str, str]:
     return {run: parent.info.status, **{str(r.info.run_name): r.info.status for r in children}}
 
 
+def _wait_until_delivered(home: Home, run: str) -> None:
+    """A process of its own sends what a run without work has to say."""
+    deadline = time.monotonic() + 60
+    while not json.loads((home.runs / run / "tracking" / "progress.json").read_text())["complete"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _flow_run(name: str) -> tuple[Any, dict[str, Any]]:
+    """A flow run of the Prefect server that this process talks to, and its task runs by name."""
+    wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_flow_runs(flow_run_filter=wanted)
+        return found, {task_run.name: task_run for task_run in client.read_task_runs(flow_run_filter=wanted)}
+
+
 def test_a_second_run_takes_everything_from_the_store_and_leaves_no_process(home: Home) -> None:
-    graph = ("base_model=writes", "left=writes:base_model", "right=writes:base_model,left")
-    first = _run(home, *graph)
+    first = _run(home, *DIAMOND)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("done in") == 3
-    second = _run(home, *graph)
+    second = _run(home, *DIAMOND)
     assert second.returncode == 0, second.stderr
     assert second.stdout.count(" cached (") == 3
     assert "done in" not in second.stdout
     run, status = _newest(home)
     assert status["status"] == "finished"
+    _wait_until_delivered(home, run)
     assert _tracked(home, run) == {run: "FINISHED", "base_model": "FINISHED", "left": "FINISHED", "right": "FINISHED"}
     timings = json.loads((home.runs / run / "timings.json").read_text())
     assert timings["work_s"] == 0
     assert set(timings["nodes"]) == {"base_model", "left", "right"}
     assert Records(home.pids).all() == []
+
+
+def test_a_run_that_needed_no_server_is_shown_when_there_is_one(home: Home) -> None:
+    assert _run(home, *DIAMOND).returncode == 0  # Prefect's database is there, and everything is cached
+    assert _run(home, *DIAMOND).stdout.count(" cached (") == 3
+    run, _ = _newest(home)
+    with changed_environment():
+        environment.enter(home)
+        with prefect_for_run(home) as wait_for_prefect, temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+            wait_for_prefect()
+            show_waiting(home)
+            shown, tasks = _flow_run(run)
+    assert shown.state_name == "Completed"
+    assert "everything was cached" in str(shown.state.message)
+    assert {t.state_name for t in tasks.values()} == {"Cached"}
+    assert "made by tiny-" in str(tasks["left"].state.message)
+    assert {i.id for i in tasks["right"].task_inputs["upstream"]} == {tasks["base_model"].id, tasks["left"].id}
+    assert list((home.prefect / "unshown").glob("*.json")) == []
 
 
 def test_a_failing_stage_is_explained_and_does_not_keep_back_its_siblings(home: Home) -> None:

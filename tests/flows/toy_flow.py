@@ -1,18 +1,20 @@
-"""Run a graph of toy stages through the real flow: `python toy_flow.py [--ray] NODE=STAGE[:INPUT[,INPUT]] ...`."""
+"""Run a graph of toy stages through the real flow: `python toy_flow.py [--ray] [--force=NODE] NODE=STAGE[:INPUT[,INPUT]] ...`."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 
 from data_processing.errors import AlignflowError
 from flows import environment
 from flows.commands import print_progress
+from flows.config import PipelineConfig
 from flows.graph import Graph, Node
-from flows.prefect_server import prefect_for_run
+from flows.local_run import FlowFunction, run_locally
+from flows.pipeline import run_pipeline
+from flows.plan import make_plan
 from flows.presets import Preset, resolve
-from flows.selection import select
+from flows.selection import Selection, select
 from tasks.runtime.home import Home
 
 
@@ -26,25 +28,33 @@ def graph_of(arguments: list[str]) -> Graph:
     return graph
 
 
-def main(arguments: list[str]) -> None:
+def load_flow() -> FlowFunction:
+    from prefect import flow
+
+    from flows.alignment import InPrefect
+
+    @flow(name="toy")
+    async def toy(arguments: list[str]) -> dict[str, object]:
+        config, selection, home = read(arguments)
+        return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect())
+
+    return toy
+
+
+def read(arguments: list[str]) -> tuple[PipelineConfig, Selection, Home]:
     executor = "ray" if "--ray" in arguments else "subprocess"
-    overrides = {"runtime.executor": executor, "runtime.poll_interval_s": 0.1, "runtime.stop_grace_s": 2.0}
-    selection = select(graph_of([a for a in arguments if a != "--ray"]))
-    home = Home.open()
+    forced = [argument.removeprefix("--force=") for argument in arguments if argument.startswith("--force=")]
+    config = resolve(Preset.tiny, overrides={"runtime.executor": executor, "runtime.stop_grace_s": 2.0})
+    graph = graph_of([argument for argument in arguments if not argument.startswith("--")])
+    return config, select(graph, force=forced), Home.open()
+
+
+def main(arguments: list[str]) -> None:
+    config, selection, home = read(arguments)
     environment.enter(home)
     environment.quiet_prefect()
     print_progress()
-    with prefect_for_run(home) as wait_for_prefect:
-        from prefect import flow
-
-        from flows.alignment import run_pipeline
-
-        @flow(name="toy")
-        async def toy() -> dict[str, object]:
-            return await run_pipeline(resolve(Preset.tiny, overrides=overrides), selection, home)
-
-        wait_for_prefect()
-        print(json.dumps(asyncio.run(toy())))
+    print(json.dumps(run_locally(config, selection, home, {"arguments": arguments}, load_flow)))
 
 
 if __name__ == "__main__":

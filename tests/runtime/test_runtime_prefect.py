@@ -13,8 +13,8 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import Artifact, TaskRun
 from prefect.testing.utilities import prefect_test_harness
 
-from tasks.runtime.prefect_task import ref_of, run_node
-from tasks.runtime.request import StageRequest
+from tasks.runtime.prefect_task import run_node
+from tasks.runtime.request import StageOutcome, StageRequest
 from tasks.runtime.start import Runtime
 from tasks.runtime.tracking import Tracker
 from tests.runtime.stages import JoinConfig
@@ -41,7 +41,11 @@ def _flow(runtime: Runtime, tracker: Tracker, counting: StageRequest) -> Callabl
     async def two_stages() -> dict[str, Any]:
         counted = await run_node(counting, runtime, tracker)
         join = StageRequest(
-            "tests.runtime.stages:JOIN", "join_node", JoinConfig(), "flow-run", inputs={"counted": ref_of(counted)}
+            "tests.runtime.stages:JOIN",
+            "join_node",
+            JoinConfig(),
+            "flow-run",
+            inputs={"counted": StageOutcome.from_json(counted).ref},
         )
         return await run_node(join, runtime, tracker, {"counted": counted})
 

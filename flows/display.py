@@ -1,0 +1,34 @@
+"""Where people see a run while it goes on, beside the terminal: what the pipeline asks of Prefect, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from tasks.runtime.request import StageObserver, StageRequest
+from tasks.runtime.start import Runtime
+from tasks.runtime.tracking import Tracker
+
+
+class Display(Protocol):
+    """Runs the nodes of one run so that they can be seen."""
+
+    @property
+    def run_id(self) -> str:
+        """What tells this run from all others."""
+        ...
+
+    async def node(
+        self,
+        request: StageRequest,
+        runtime: Runtime,
+        tracker: Tracker,
+        upstream: Mapping[str, dict[str, Any]],
+        observer: StageObserver,
+    ) -> dict[str, Any]:
+        """Run a node; returns `StageOutcome.to_json()`. `upstream` is what its inputs returned, by input name."""
+        ...
+
+    async def verdict(self, text: str, run: str) -> None:
+        """Show the verdict of `run`, as Markdown."""
+        ...

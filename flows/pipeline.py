@@ -1,0 +1,150 @@
+"""One run of the pipeline, from a checked request to a registered model: its folder, its clock, the walk over its nodes.
+
+What runs in which order is in `flows.graph`; how a stage runs is in `tasks.runtime`; where people see it is a `Display`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from flows.config import PipelineConfig
+from flows.display import Display
+from flows.failures import explained
+from flows.finish import finish
+from flows.graph import Node, longest_path_first
+from flows.machine import available_memory_gib
+from flows.plan import Plan, has_work
+from flows.preflight import check_before_start
+from flows.progress import LOG, ProgressLines
+from flows.ray_head import ray_for_run
+from flows.run_folder import NodeTimes, RunFolder
+from flows.scheduler import Limits, walk
+from flows.selection import Selection
+from tasks.runtime.config import ExecutorKind
+from tasks.runtime.executor import Executor
+from tasks.runtime.home import Home
+from tasks.runtime.request import StageOutcome, StageRequest
+from tasks.runtime.start import Runtime
+from tasks.runtime.subprocess_executor import SubprocessExecutor
+from tasks.runtime.tracking import RunStatus, Tracker, recover
+
+_MEMORY_SHARE = 0.9  # of what is free when the run starts; the rest is left to others
+
+
+async def run_pipeline(config: PipelineConfig, selection: Selection, plan: Plan, home: Home, display: Display) -> dict[str, Any]:
+    """Run `selection`, of which `plan` says what there is to do; raises the first failed stage's error, explained."""
+    began = time.time()
+    check_before_start(config, plan, home)
+    run = _Run(config, selection, plan, home, display=display, began=began)
+    # A run without work is over in a moment, and does not wait for the tracker.
+    idle = not has_work(plan)
+    if not idle:
+        recover(home)
+    tracker = run.tracker(later=idle)
+    status: RunStatus = "KILLED"
+    message = "cancelled"
+    try:
+        outcomes = await run.stages(tracker)
+        result = await finish(config, outcomes, home, run.folder, tracker, display=display)
+        status, message = "FINISHED", ""
+    except Exception as error:
+        status, message = "FAILED", str(error)
+        raise
+    finally:
+        tracker.finish(status)
+        run.close(status, message)
+    return result
+
+
+class _Run:
+    """One run: its folder, its clock, and the walk over its nodes."""
+
+    def __init__(
+        self, config: PipelineConfig, selection: Selection, plan: Plan, home: Home, *, display: Display, began: float
+    ) -> None:
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
+        self.folder = RunFolder(home, f"{config.run.name}-{stamp}-{display.run_id[:4]}")
+        self._config = config
+        self._selection = selection
+        self._plan = plan
+        self._home = home
+        self._display = display
+        self._began = began
+        self._times: dict[str, NodeTimes] = {}
+        self.folder.write_config(config)
+        self.folder.write_status("running", flow_run=display.run_id, began=began)
+        cached = sum(not planned.runs for planned in plan.values())
+        LOG.info("run %s: %d stages, %d of them cached", self.folder.name, len(plan), cached)
+
+    def tracker(self, later: bool) -> Tracker:
+        """The tracker's view of this run; see `Tracker` for `later`."""
+        params = {"seed": self._config.run.seed, "model": self._config.model.path}
+        tags = {"alignflow.flow_run": self._display.run_id, "alignflow.folder": str(self.folder.path)}
+        experiment = self._config.run.experiment
+        return Tracker(self._home, self.folder.name, params=params, tags=tags, experiment=experiment, later=later)
+
+    async def stages(self, tracker: Tracker) -> dict[str, StageOutcome]:
+        """Bring every node to a result; raises the first error when all that does not depend on it is done."""
+        needed = self._config.runtime.executor is ExecutorKind.ray and has_work(self._plan)
+        with ray_for_run(self._home, needed) as wait_for_ray:
+            address = wait_for_ray()
+            runtime = Runtime(self._home, _executor(address), self._config.runtime)
+
+            async def start(node: Node, inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+                return await self._node(node, inputs, runtime, tracker)
+
+            done = await walk(self._selection.graph, start, self._order(), self._limits(address))
+        if done.errors:
+            raise explained(done.errors, done.not_started, self.folder)
+        return {name: StageOutcome.from_json(answer) for name, answer in done.results.items()}
+
+    def close(self, status: RunStatus, message: str) -> None:
+        """Write down how the run ended and where the time went."""
+        ended = time.time()
+        self.folder.write_timings(self._began, ended, self._times)
+        self.folder.write_status(status.lower(), message=message, ended=ended)
+
+    async def _node(self, node: Node, inputs: Mapping[str, dict[str, Any]], runtime: Runtime, tracker: Tracker) -> dict[str, Any]:
+        lines, began = ProgressLines(node.name), time.time()
+        request = StageRequest(
+            stage=node.stage,
+            node=node.name,
+            config=node.config(self._config),
+            run=self.folder.name,
+            inputs={name: StageOutcome.from_json(answer).ref for name, answer in inputs.items()},
+            seed=self._config.run.seed,
+            force=node.name in self._selection.forced,
+        )
+        try:
+            answer = await self._display.node(request, runtime, tracker, inputs, lines)
+        except Exception as error:
+            lines.failed(error)
+            raise
+        outcome, ended = StageOutcome.from_json(answer), time.time()
+        self._times[node.name] = NodeTimes(began, ended, 0.0 if outcome.cached else outcome.seconds)
+        lines.finished(outcome, ended - began)
+        return answer
+
+    def _order(self) -> list[str]:
+        seconds = {name: planned.estimate.seconds or 0.0 for name, planned in self._plan.items() if planned.runs}
+        return longest_path_first(self._selection.graph, seconds)
+
+    def _limits(self, ray_address: str | None) -> Limits:
+        host = urlsplit(ray_address or "").hostname or "localhost"
+        here = host == "localhost" or host.startswith("127.")
+        memory_gib = _MEMORY_SHARE * available_memory_gib() if here else math.inf
+        needs = {name: planned.estimate.memory_gib for name, planned in self._plan.items() if planned.runs}
+        return Limits(self._config.runtime.max_parallel_stages, memory_gib, needs)
+
+
+def _executor(ray_address: str | None) -> Executor:
+    """Ray where a run has it; without work to do it has none, and what turns up all the same runs as a subprocess."""
+    if ray_address is None:
+        return SubprocessExecutor()
+    from tasks.runtime.ray_jobs import RayJobsExecutor
+
+    return RayJobsExecutor(ray_address)
