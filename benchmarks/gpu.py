@@ -95,9 +95,9 @@ def shown(figures: dict[str, Any]) -> dict[str, Any]:
 
 def row(name: str, value: float | None) -> dict[str, Any]:
     if name not in TARGETS:
-        return {"figure": name, "value": value}
+        return {"figure": name, "value": value, "target": "", "reached": ""}
     better, bound = TARGETS[name]
-    reached = None if value is None else bool(value >= bound if better == ">" else value <= bound)
+    reached = "" if value is None else value >= bound if better == ">" else value <= bound
     return {
         "figure": name,
         "value": value,

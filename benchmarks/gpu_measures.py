@@ -140,7 +140,6 @@ def grpo(size: Size, model: Path) -> Figures:
     count, length = size.prompts * size.samples, size.prompt + size.response
     sampler = HfGenerator(model, dtype="bf16", max_model_len=length, max_num_seqs=count, trust_remote_code=False)
     sampling = Sampling(temperature=1.0, max_new_tokens=size.response, n=size.samples, greedy=False, stop_ids=())
-    seconds: dict[str, list[float]] = {}
 
     def ours() -> list[list[int]]:
         return [one.response_ids for group in sampler.generate(prompts, sampling, seed=0) for one in group]
@@ -153,20 +152,17 @@ def grpo(size: Size, model: Path) -> Figures:
         sampler.update_weights(engine.module.hf.state_dict(), engine.steps_done)
 
     def step(sample: Callable[[], list[list[int]]]) -> None:
-        seconds.setdefault(sample.__name__, []).append(-now())
-        responses = sample()
-        seconds[sample.__name__][-1] += now()
-        _grpo_update(engine, size, prompts, responses)
+        _grpo_update(engine, size, prompts, sample())
         if sample is ours:
             refresh()
 
     ours_s, theirs_s = (timed(partial(step, sample), size.repeats) for sample in (ours, theirs))
-    ours_sampling_s, theirs_sampling_s = (statistics.median(seconds[name][1:]) for name in ("ours", "theirs"))
+    ours_tokens_per_s, theirs_tokens_per_s = (count * size.response / timed(sample, size.repeats) for sample in (ours, theirs))
     return {
         "grpo_step_s": ours_s,
-        "grpo_sampled_tokens_per_s": count * size.response / ours_sampling_s,
+        "grpo_sampled_tokens_per_s": ours_tokens_per_s,
         "grpo_transformers_step_s": theirs_s,
-        "grpo_transformers_sampled_tokens_per_s": count * size.response / theirs_sampling_s,
+        "grpo_transformers_sampled_tokens_per_s": theirs_tokens_per_s,
         "grpo_step_speedup": theirs_s / ours_s,
         "weight_refresh_s": timed(refresh, size.repeats),
     }

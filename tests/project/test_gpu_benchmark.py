@@ -41,7 +41,7 @@ def test_every_figure_is_there_without_the_rest_of_the_project_installed(tmp_pat
     figures = {row["figure"]: row["value"] for row in result["rows"]}
     assert result["size"] == "toy"
     assert all(math.isfinite(value) and value >= 0 for value in figures.values())
-    assert {row["figure"] for row in result["rows"] if "target" in row} == {
+    assert {row["figure"] for row in result["rows"] if row["target"]} == {
         "sft_packed_share_of_matrix_rate",
         "sft_packed_over_padded",
         "logprobs_peak_over_full",
