@@ -132,8 +132,6 @@ def wait_until_told(home: Path, limit_s: float = 60.0) -> None:
 
 def empty_ray_job_s() -> float:
     """Median seconds from submitting `true` to the answer that it has succeeded, asked for every 50 ms."""
-    from ray.job_submission import JobStatus, JobSubmissionClient
-
     from flows.ray_head import ray_for_run
     from tasks.runtime.home import Home
 
@@ -142,7 +140,11 @@ def empty_ray_job_s() -> float:
         tempfile.TemporaryDirectory(prefix="af", dir="/tmp") as folder,
         ray_for_run(Home.open(Path(folder)), True) as wait_for_ray,
     ):
-        client = JobSubmissionClient(wait_for_ray())
+        address = wait_for_ray()
+        # Only now: Ray reads when it is imported how its heads authenticate.
+        from ray.job_submission import JobStatus, JobSubmissionClient
+
+        client = JobSubmissionClient(address)
         for _ in range(EMPTY_JOBS):
             began = time.monotonic()
             job = client.submit_job(entrypoint="true")

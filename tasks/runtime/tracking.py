@@ -226,7 +226,7 @@ class _SenderThread(threading.Thread):
         self._all_sent = False
 
     def run(self) -> None:
-        pause_s = _SEND_EVERY_S
+        pause_s = 0.0
         next_age = time.monotonic() + _AGE_EVERY_S
         sender: Any = None
         with FileLock(self._journal.folder / "lock"):
@@ -245,7 +245,7 @@ class _SenderThread(threading.Thread):
                         self._journal.save_progress(self.progress)
                 except Exception as error:  # whatever a tracker does, the flow goes on
                     _LOG.warning("tracker %s does not take anything (kept for later): %s", self.progress.uri, _first_line(error))
-                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                    pause_s = min(max(2 * pause_s, _SEND_EVERY_S), _LONGEST_PAUSE_S)
                 if closing:
                     return
 
