@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from data_processing.errors import ConfigError
 from rlhf_core.config import Dtype
 from rlhf_core.models.load import load_lm
 from rlhf_core.rollout.base import Generation, Sampling, check_prompts
+from rlhf_core.rollout.packed_linear import pack_linear_layers
+from rlhf_core.rollout.preallocated_cache import preallocate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Ended responses leave the batch once they are this share of it: leaving copies the cache of those that stay.
+ENDED_SHARE = 0.25
+
+# Tokens whose probabilities are added up together when one is drawn.
+BLOCK = 256
 
 
 class HfGenerator:
     """Batched sampling with a key-value cache; implements `rlhf_core.rollout.base.Generator`.
 
-    `max_num_seqs` responses are drawn at a time; prompt and response together hold at most `max_model_len` tokens.
+    A prompt is computed once, however many responses are drawn to it. `max_num_seqs` responses are drawn at a time; prompt
+    and response together hold at most `max_model_len` tokens.
     """
 
     name = "hf"
@@ -31,6 +41,7 @@ class HfGenerator:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         lm = load_lm(model, dtype=dtype, attention="sdpa", trust_remote_code=trust_remote_code)
         self._model: PreTrainedModel = lm.to(device).eval()
+        pack_linear_layers(self._model)
         self._device = device
         self._max_model_len = max_model_len
         self._max_num_seqs = max_num_seqs
@@ -50,6 +61,7 @@ class HfGenerator:
         if missing or unknown:
             raise ConfigError(f"weights for the sampler do not fit its model: missing {missing[:5]}, unknown {unknown[:5]}")
         self._model.load_state_dict(dict(state), strict=False)
+        pack_linear_layers(self._model)
         self._version = version
 
     @torch.inference_mode()
@@ -57,73 +69,140 @@ class HfGenerator:
         """Answer `prompts` (token ids), `sampling.n` generations each; see `Generator.generate`."""
         check_prompts(prompts, self._max_model_len)
         random = torch.Generator(self._device).manual_seed(seed)
-        repeated = [list(prompt) for prompt in prompts for _ in range(sampling.n)]
+        owners = [p for p in range(len(prompts)) for _ in range(sampling.n)]
         done: list[Generation] = []
-        for start in range(0, len(repeated), self._max_num_seqs):
-            done += self._generate_batch(repeated[start : start + self._max_num_seqs], sampling, random)
+        for start in range(0, len(owners), self._max_num_seqs):
+            first, *_ = batch = owners[start : start + self._max_num_seqs]
+            asked = prompts[first : batch[-1] + 1]
+            done += self._generate_batch(asked, torch.tensor(batch, device=self._device) - first, sampling, random)
         return [done[i : i + sampling.n] for i in range(0, len(done), sampling.n)]
 
-    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, random: torch.Generator) -> list[Generation]:
-        rows = [_Row(prompt, min(sampling.max_new_tokens, self._max_model_len - len(prompt))) for prompt in prompts]
-        open_rows = rows
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], owners: Tensor, sampling: Sampling, random: torch.Generator
+    ) -> list[Generation]:
+        """One response for each of `owners` (numbers of prompts, ascending), in that order."""
         ids, mask = _left_padded(prompts, self._device)
-        cache: Any = None
-        while open_rows:
-            positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-            out = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = out.past_key_values
-            tokens, logprobs = _draw(out.logits[:, -1], sampling, random)
-            for row, token, logprob in zip(open_rows, tokens.tolist(), logprobs.tolist(), strict=True):
-                row.append(token, logprob, sampling.stop_ids)
-            kept = [i for i, row in enumerate(open_rows) if row.finish_reason is None]
-            ids, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            if len(kept) < len(open_rows):
-                # Finished rows leave the batch, so that a few long responses do not cost as much as all.
-                open_rows = [open_rows[i] for i in kept]
-                index = torch.tensor(kept, device=self._device, dtype=torch.long)
-                ids, mask = ids[index], mask[index]
-                if kept:
-                    cache.batch_select_indices(index)
-        return [Generation(r.ids, r.logprobs, "stop" if r.finish_reason == "stop" else "length", self._version) for r in rows]
+        lengths = mask.sum(1)
+        logits, cache = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0), None)
+        limits = (self._max_model_len - lengths).clamp_max(sampling.max_new_tokens)[owners]
+        n_steps = int(limits.max())
+        preallocate(cache, owners, ids.shape[1] + n_steps)
+        logits = logits[owners]
+        # Without padding there is no mask to compute with: attention then takes its fastest path.
+        room = torch.cat([mask, mask.new_ones(len(mask), n_steps)], 1)[owners] if len(set(map(len, prompts))) > 1 else None
+        batch = _Open(torch.arange(len(owners), device=self._device), lengths[owners], limits, room)
+        drawn = _Drawn.empty(len(owners), n_steps, self._device)
+        stops = torch.tensor(sampling.stop_ids, device=self._device, dtype=torch.long)
+        for step in range(n_steps):
+            tokens, logprobs = _draw(logits, sampling, random)
+            drawn.ids[batch.rows, step], drawn.logprobs[batch.rows, step] = tokens, logprobs
+            kept = batch.going_on(tokens, stops, step)
+            if not len(kept):
+                break
+            if len(kept) <= (1 - ENDED_SHARE) * len(tokens):
+                batch, tokens = batch.select(kept), tokens[kept]
+                cache.reorder_cache(kept)
+            # A response that has ended may stay for a while, and must not run out of positions.
+            positions = (batch.prompt_lengths[:, None] + step).clamp_max(self._max_model_len - 1)
+            seen = None if batch.mask is None else batch.mask[:, : ids.shape[1] + step + 1]
+            logits, cache = self._forward(tokens[:, None], seen, positions, cache)
+        return drawn.generations(limits, stops, self._version)
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Logits [B, V] that follow the last of `ids` [B, S], and the cache with all of them in it."""
+        out = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1], out.past_key_values
 
 
 @dataclass(slots=True)
-class _Row:
-    """A response being drawn."""
+class _Open:
+    """The responses that are being drawn; all tensors have one row for each. `mask` [B, S] covers prompt and response."""
 
-    prompt: list[int]
-    limit: int
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: str | None = None
+    rows: Tensor
+    prompt_lengths: Tensor
+    limits: Tensor
+    mask: Tensor | None
 
-    def append(self, token: int, logprob: float, stop_ids: tuple[int, ...]) -> None:
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        if token in stop_ids:
-            self.finish_reason = "stop"
-        elif len(self.ids) == self.limit:
-            self.finish_reason = "length"
+    def going_on(self, tokens: Tensor, stops: Tensor, step: int) -> Tensor:
+        """Places in the batch of the responses that `tokens`, drawn in `step` (from 0), do not end."""
+        self.limits = self.limits.masked_fill((tokens[:, None] == stops).any(1), 0)
+        return (self.limits > step + 1).nonzero()[:, 0]
+
+    def select(self, kept: Tensor) -> _Open:
+        """Only those at the places `kept`."""
+        mask = None if self.mask is None else self.mask[kept]
+        return _Open(self.rows[kept], self.prompt_lengths[kept], self.limits[kept], mask)
 
 
-def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """All responses, [R, T]; what stands beyond a response's end means nothing."""
+
+    ids: Tensor
+    logprobs: Tensor
+
+    @classmethod
+    def empty(cls, n_rows: int, n_steps: int, device: torch.device) -> _Drawn:
+        shape = (n_rows, n_steps)
+        return cls(torch.zeros(shape, dtype=torch.long, device=device), torch.zeros(shape, device=device))
+
+    def generations(self, limits: Tensor, stops: Tensor, version: int) -> list[Generation]:
+        """Each response up to and with its first stop token, at most `limits` [R] tokens."""
+        is_stop = torch.isin(self.ids, stops)
+        stopped = torch.where(is_stop.any(1), is_stop.int().argmax(1) + 1, limits + 1)
+        lengths = torch.minimum(stopped, limits).tolist()
+        rows = zip(self.ids.tolist(), self.logprobs.tolist(), lengths, (stopped <= limits).tolist(), strict=True)
+        return [Generation(ids[:n], lps[:n], "stop" if ended else "length", version) for ids, lps, n, ended in rows]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask, each [len(prompts), longest]; padding is id 0 and never attended to."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     return ids, mask
 
 
 def _draw(logits: Tensor, sampling: Sampling, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token a row from logits [B, V] and its log-prob, both [B], in fp32."""
-    temperature = 1.0 if sampling.greedy else sampling.temperature
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
-    tokens = logprobs.argmax(-1) if sampling.greedy else torch.multinomial(logprobs.exp(), 1, generator=random)[:, 0]
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+    """One token a row from logits [B, V], which are used up, and its log-prob in fp32; both [B]."""
+    weights = logits.float()
+    weights -= weights.amax(-1, keepdim=True)
+    if not sampling.greedy and sampling.temperature != 1.0:
+        weights /= sampling.temperature
+    # exp(logit) / total is the probability. In place: on a CPU a fresh [B, V] costs more than what is computed in it.
+    blocks = _blocks(weights.exp_())
+    totals = blocks.sum(-1).double()
+    tokens = weights.argmax(-1) if sampling.greedy else _draw_tokens(blocks, totals, random).clamp_max(weights.shape[-1] - 1)
+    drawn = weights.gather(-1, tokens[:, None])[:, 0].double()
+    return tokens, (drawn / totals.sum(-1)).log().float()
+
+
+def _blocks(weights: Tensor) -> Tensor:
+    """[B, V] as [B, V / BLOCK, BLOCK], with zeros after the last column where it does not divide."""
+    missing = -weights.shape[-1] % BLOCK
+    return (functional.pad(weights, (0, missing)) if missing else weights).view(len(weights), -1, BLOCK)
+
+
+def _draw_tokens(blocks: Tensor, totals: Tensor, random: torch.Generator) -> Tensor:
+    """Tokens [B] with probabilities in proportion to `blocks` [B, N, BLOCK], whose sums are `totals` [B, N].
+
+    Two random numbers a row, at which cumulated weights are inverted: one chooses the block, one the token inside it.
+    """
+    numbers = torch.rand(len(blocks), 2, dtype=torch.float64, device=blocks.device, generator=random)
+    block = _invert(totals, numbers[:, :1])
+    inside = _invert(blocks[torch.arange(len(blocks), device=blocks.device), block], numbers[:, 1:])
+    return block * BLOCK + inside
+
+
+def _invert(weights: Tensor, numbers: Tensor) -> Tensor:
+    """Where the cumulated `weights` [B, N] pass the share `numbers` [B, 1] of their sum, [B]; in fp64 no rare one is lost."""
+    cumulated = weights.double().cumsum(-1)
+    index = torch.searchsorted(cumulated, numbers * cumulated[:, -1:], right=True)
+    return index[:, 0].clamp_max(weights.shape[-1] - 1)

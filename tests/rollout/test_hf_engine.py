@@ -1,5 +1,6 @@
 """Generation with transformers: its log-probs are the trainer's, responses end where they should, weights are replaced whole."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
 from rlhf_core.rollout.base import Generation, Sampling
-from rlhf_core.rollout.hf_engine import HfGenerator
-from tests.rollout.sampled import PROMPTS, changed_weights, is_greedy
+from rlhf_core.rollout.hf_engine import HfGenerator, _draw
+from rlhf_core.rollout.packed_linear import pack_linear_layers
+from tests.rollout.sampled import PROMPTS, changed_weights, is_greedy, largest_gap
 from tests.tiny_models import ARCHITECTURES, Architecture, tiny_model
 
 
@@ -39,7 +41,7 @@ def test_sampler_and_trainer_agree(tmp_path: Path, arch: Architecture, temperatu
     module = PolicyModule(load_lm(folder, dtype="fp32", attention="sdpa"))
     with torch.no_grad():
         trained = module.eval()(batch, temperature=temperature)[0][target_mask(batch)]
-    assert (trained - sampled).abs().max() < 2e-4
+    assert (trained - sampled).abs().max() < 1e-5
     assert 0.99 < (trained - sampled).exp().mean() < 1.01
 
 
@@ -63,6 +65,66 @@ def test_the_stop_token_ends_a_response_and_is_part_of_it(tmp_path: Path) -> Non
         assert after[0].response_ids == ids[:end]
         assert len(after[0].logprobs) == end
         assert after[0].finish_reason == ("stop" if stop in ids else "length")
+
+
+def test_a_prompt_is_computed_once_and_ended_responses_leave(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path)
+    engine = generator(folder, max_num_seqs=8)
+    shapes: list[tuple[int, ...]] = []
+    engine._model.register_forward_pre_hook(
+        lambda _, __, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    groups = engine.generate([PROMPTS[0], PROMPTS[2]], sampling(n=4), seed=0)
+    assert shapes == [(2, 3)] + [(8, 1)] * 15
+    shapes.clear()
+    stops = tuple(group[0].response_ids[3] for group in groups)
+    stopped = engine.generate([PROMPTS[0], PROMPTS[2]], sampling(n=4, stop_ids=stops), seed=0)
+    batches = [rows for rows, _ in shapes[1:]]
+    assert batches == sorted(batches, reverse=True)
+    assert batches[-1] < 8
+    lengths = [len(g.response_ids) for group in stopped for g in group]
+    assert all((g.response_ids[-1] in stops) == (g.finish_reason == "stop") for group in stopped for g in group)
+    assert not any(set(g.response_ids[:-1]) & set(stops) for group in stopped for g in group)
+    assert largest_gap(load_lm(folder, dtype="fp32", attention="sdpa"), [PROMPTS[0], PROMPTS[2]], stopped, 1.0) < 1e-5
+    assert min(lengths) < 16
+
+
+@pytest.mark.parametrize("samples", [3, 7])
+def test_batches_may_cut_through_a_prompts_responses(tmp_path: Path, samples: int) -> None:
+    folder = tiny_model(tmp_path)
+    groups = generator(folder, max_num_seqs=4).generate(PROMPTS, sampling(n=samples), seed=0)
+    assert [len(group) for group in groups] == [samples] * 3
+    assert largest_gap(load_lm(folder, dtype="fp32", attention="sdpa"), PROMPTS, groups, 1.0) < 1e-5
+
+
+@pytest.mark.parametrize("vocabulary", [7, 256, 700])
+def test_tokens_are_drawn_in_proportion_and_impossible_ones_never(vocabulary: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(vocabulary, generator=random)
+    logits[::2] = -torch.inf
+    settings = sampling(temperature=1.0)
+    tokens, logprobs = _draw(logits.expand(20_000, -1).clone(), settings, random)
+    expected = torch.log_softmax(logits.double(), -1)
+    torch.testing.assert_close(logprobs.double(), expected[tokens], rtol=0, atol=1e-6)
+    share = torch.bincount(tokens, minlength=vocabulary) / len(tokens)
+    assert not share[::2].any()
+    assert (share - expected.exp()).abs().max() < 5 * (0.25 / len(tokens)) ** 0.5
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_layers_compute_what_plain_ones_do_and_follow_their_weights(
+    dtype: torch.dtype, tolerance: float, bias: bool
+) -> None:
+    plain = torch.nn.Linear(96, 131, bias=bias, dtype=dtype)
+    packed = copy.deepcopy(plain)
+    hidden = torch.randn(5, 3, 96, dtype=dtype)
+    with torch.inference_mode():
+        for _ in range(2):
+            pack_linear_layers(torch.nn.Sequential(packed))
+            torch.testing.assert_close(packed(hidden), plain(hidden), rtol=tolerance, atol=tolerance)
+            for layer in (plain, packed):
+                layer.weight.mul_(-2)
 
 
 def test_the_seed_decides_the_draws(tmp_path: Path) -> None:
