@@ -183,6 +183,16 @@ class RolloutSettings(Settings):
     start_timeout_s: float = operational(300.0, "Seconds the generation engine may take to start", gt=0)
 
 
+class RolloutCorrection(str, Enum):
+    """What makes up for responses that other weights (or another kernel) drew than those that are trained."""
+
+    auto = "auto"
+    none = "none"
+    truncate = "truncate"
+    mask = "mask"
+    sequence_mask = "sequence_mask"
+
+
 class RewardSource(Settings):
     """One source of reward."""
 
@@ -228,6 +238,16 @@ class OnlineConfig(TrainingConfig):
     critic_learning_rate: float = Field(1e-3, ge=0.0, description="Peak learning rate of the critic (ppo)")
     critic_warmup_steps: int = Field(0, ge=0, description="First rounds that train only the critic (ppo)")
     rollout: RolloutSettings = Field(default_factory=RolloutSettings, description="Sampling")
+    async_steps: int = Field(
+        0, ge=0, le=1, description="1 samples the next round while this one trains, with weights one round older; 0: in turn"
+    )
+    rollout_correction: RolloutCorrection = Field(
+        RolloutCorrection.auto,
+        description="Weights exp(trainer - sampler log-prob) on the loss. truncate: clamped; mask, sequence_mask: 0 where a token's, "
+        "or a whole response's mean, is out of bounds; auto: truncate with async_steps, else none",
+    )
+    correction_low: float = Field(0.0, ge=0.0, lt=1.0, description="Lower bound of the correction's weights")
+    correction_high: float = Field(2.0, gt=1.0, description="Upper bound of the correction's weights")
     placement_timeout_s: float = operational(120.0, "Seconds to wait for the placement group", gt=0)
     max_truncated_fraction: float = Field(
         0.95, gt=0.0, le=1.0, description="Share of responses cut at max_new_tokens, three rounds in a row, that stops the run"
@@ -244,6 +264,13 @@ class OnlineConfig(TrainingConfig):
                 f"mini_batches={self.mini_batches} does not divide prompts_per_step * samples_per_prompt = {self.prompts_per_step * self.samples_per_prompt}"
             )
         return self
+
+    @property
+    def correction(self) -> Literal["truncate", "mask", "sequence_mask"] | None:
+        """The correction that `rollout_correction` means."""
+        if self.rollout_correction is RolloutCorrection.auto:
+            return "truncate" if self.async_steps else None
+        return None if self.rollout_correction is RolloutCorrection.none else self.rollout_correction.value
 
 
 class ConvertConfig(Settings):

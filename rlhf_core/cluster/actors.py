@@ -1,4 +1,4 @@
-"""The workers of online training, plain classes that `Group` runs as Ray actors. They know models and engines, no method.
+"""The workers that hold models, plain classes that `Group` runs as Ray actors. They know models and engines, no method.
 
 What is computed comes from the recipe as small picklable objects (`Forward`, `MicroLoss`); where it is computed, how rows
 are cut over ranks and micro-batches, and what is kept in memory is decided here. Everything heavy happens in `setup`, so
@@ -21,13 +21,10 @@ from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.distributed import free_address, set_rank_environment
-from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings, RewardSource, RolloutEngine
+from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings
 
 if TYPE_CHECKING:
     from rlhf_core.engine.engine import TrainingEngine
-    from rlhf_core.rewards.base import ScoredResponse
-    from rlhf_core.rewards.compose import ComposedReward, Rewards
-    from rlhf_core.rollout.base import Generation, Generator, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +51,24 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class MiniBatch:
+    """The rows (by number) of one optimizer step. Rows without a gradient may be left out of `rows`, never out of `totals`."""
+
+    rows: list[int]
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateStats:
-    """One optimizer step. `shares` are this rank's parts of global means: added up over ranks they are the means."""
+    """One optimizer step. `shares` are this rank's parts of global means: added up over ranks they are the means.
+
+    `outputs` [rows of the round, T] is what the model gave before the step, 0 on rows of other ranks and mini-batches.
+    """
 
     shares: dict[str, float]
     grad_norm: float
     learning_rate: float
+    outputs: Tensor
 
 
 class Forward(Protocol):
@@ -73,8 +82,10 @@ class Forward(Protocol):
 class MicroLoss(Protocol):
     """A loss on one micro-batch: `fields` are [n_rows, T]; returns shares of global means, "loss" with a gradient."""
 
-    def __call__(self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals) -> dict[str, Tensor]:
-        """Named shares, each a scalar."""
+    def __call__(
+        self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Named shares, each a scalar, and the module's values at the targets, [n_rows, T]."""
         ...
 
 
@@ -162,28 +173,29 @@ class TrainingWorker(ScoringWorker):
             return super().predict(forward, rows)
 
     def train(
-        self, loss: MicroLoss, rows: Sequence[TokenRow], fields: Mapping[str, Tensor], plan: Sequence[Sequence[int]]
+        self, loss: MicroLoss, rows: Sequence[TokenRow], fields: Mapping[str, Tensor], plan: Sequence[MiniBatch]
     ) -> list[UpdateStats]:
-        """One optimizer step for each mini-batch of `plan` (row numbers), `fields` being [len(rows), T]."""
+        """One optimizer step for each mini-batch of `plan`, `fields` being [len(rows), T]."""
         return [self._step(loss, rows, fields, mini_batch) for mini_batch in plan]
 
     def _step(
-        self, loss: MicroLoss, rows: Sequence[TokenRow], fields: Mapping[str, Tensor], mini_batch: Sequence[int]
+        self, loss: MicroLoss, rows: Sequence[TokenRow], fields: Mapping[str, Tensor], mini_batch: MiniBatch
     ) -> UpdateStats:
-        totals = Totals(float(sum(rows[i].n_targets for i in mini_batch)), len(mini_batch))
         shares: dict[str, float] = defaultdict(float)
+        outputs = torch.zeros(len(rows), max(row.n_targets for row in rows))
 
-        def micro(numbers: Sequence[int]) -> Tensor:
+        def micro(numbers: list[int]) -> Tensor:
             batch = self._batch([rows[i] for i in numbers])
-            cut = {name: field[list(numbers), : batch.width].to(self.device) for name, field in fields.items()}
-            parts = loss(self.module, batch, cut, totals)
+            cut = {name: field[numbers, : batch.width].to(self.device) for name, field in fields.items()}
+            parts, values = loss(self.module, batch, cut, mini_batch.totals)
+            outputs[numbers, : batch.width] = values.detach().float().cpu()
             for name, part in parts.items():
                 shares[name] += float(part.detach())
             return parts["loss"]
 
-        cuts = self._plan([rows[i] for i in mini_batch])
-        step = self.engine.train_step([partial(micro, [mini_batch[i] for i in cut]) for cut in cuts])
-        return UpdateStats(dict(shares), step.grad_norm, step.learning_rate)
+        cuts = self._plan([rows[i] for i in mini_batch.rows])
+        step = self.engine.train_step([partial(micro, [mini_batch.rows[i] for i in cut]) for cut in cuts])
+        return UpdateStats(dict(shares), step.grad_norm, step.learning_rate, outputs)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Keep everything needed to go on from here."""
@@ -243,84 +255,3 @@ class CriticWorker(TrainingWorker):
         if setup.lora.rank:
             add_lora(scorer, setup.lora)
         return ScoreModule(scorer)
-
-
-@dataclass(frozen=True, slots=True)
-class RewardSetup:
-    """What the reward worker is started with."""
-
-    sources: list[RewardSource]
-    policy_model: Path
-    reward_model: Path | None
-    engine: EngineSettings
-    trust_remote_code: bool
-
-
-class RewardWorker:
-    """All sources of reward in one process."""
-
-    reward: ComposedReward
-
-    def setup(self, setup: RewardSetup) -> None:
-        """Load every source; raises `ConfigError` for one that cannot be."""
-        from rlhf_core.rewards.build import build_reward
-
-        torch.set_num_threads(setup.engine.threads_per_rank)
-        self.reward = build_reward(
-            setup.sources,
-            policy_model=setup.policy_model,
-            reward_model=setup.reward_model,
-            engine=setup.engine,
-            trust_remote_code=setup.trust_remote_code,
-        )
-
-    def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
-        """The weighted sum and what it is made of."""
-        return self.reward.score(responses)
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutSetup:
-    """What the generation worker is started with; sizes in tokens, responses and MiB."""
-
-    engine: RolloutEngine
-    model: Path
-    dtype: Dtype
-    max_model_len: int
-    max_num_seqs: int
-    kv_cache_mib: int
-    gpu_memory_fraction: float
-    threads: int
-    trust_remote_code: bool
-
-
-class RolloutWorker:
-    """The sampler: a generation engine in a process of its own."""
-
-    generator: Generator
-
-    def setup(self, setup: RolloutSetup) -> str:
-        """Start the engine; returns its name and why it was chosen."""
-        from rlhf_core.rollout.choose import choose_engine, make_generator
-
-        chosen, reason = choose_engine(setup.engine, setup.model)
-        self.generator = make_generator(
-            chosen,
-            setup.model,
-            dtype=setup.dtype,
-            max_model_len=setup.max_model_len,
-            max_num_seqs=setup.max_num_seqs,
-            kv_cache_mib=setup.kv_cache_mib,
-            gpu_memory_fraction=setup.gpu_memory_fraction,
-            threads=setup.threads,
-            trust_remote_code=setup.trust_remote_code,
-        )
-        return f"{self.generator.name} ({reason})"
-
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[Generation]]:
-        """As `Generator.generate`."""
-        return self.generator.generate(prompts, sampling, seed)
-
-    def update_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """As `Generator.update_weights`."""
-        self.generator.update_weights(state, version)

@@ -76,16 +76,19 @@ class Group:
             ray.kill(actor)
 
 
-def wait(*groups: Sequence[Call], timeout_s: float) -> list[list[Any]]:
+def wait(*groups: Sequence[Call], timeout_s: float, beside: Sequence[Call] = ()) -> list[list[Any]]:
     """Results of the calls, a list a group, in order. The first failure raises at once, however long the others would take.
+
+    `beside` are calls that need not end here, but whose failure ends the wait like that of the others.
 
     Alignflow's own errors keep their class (and so their exit code); others become `ActorFailedError` with the actor's
     traceback. `timeout_s` without a result of any call raises `ActorFailedError` too, naming the calls still open.
     """
-    labels = {call.ref: call.label for calls in groups for call in calls}
+    labels = {call.ref: call.label for calls in (*groups, beside) for call in calls}
+    wanted = {call.ref for calls in groups for call in calls}
     open_refs = list(labels)
     results: dict[Any, Any] = {}
-    while open_refs:
+    while wanted - results.keys():
         done, open_refs = ray.wait(open_refs, timeout=timeout_s)
         if not done:
             raise ActorFailedError(f"no answer within {timeout_s:g} s from {', '.join(labels[ref] for ref in open_refs)}")

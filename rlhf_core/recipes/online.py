@@ -9,9 +9,8 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from data_processing.errors import ConfigError, DivergedError, PreemptedError
 from rlhf_core.batching.templates import Renderer
@@ -20,31 +19,15 @@ from rlhf_core.models.load import check_model_folder, load_tokenizer
 from rlhf_core.recipes.online_alarms import Alarms, useless_conditions
 from rlhf_core.recipes.online_checkpoints import check_same_run, checkpoint_folder, latest_checkpoints
 from rlhf_core.recipes.online_job import OnlineJob
-from rlhf_core.recipes.online_losses import CriticObjective, PolicyObjective, ResponseLogprobs, ResponseValues
+from rlhf_core.recipes.online_losses import ResponseValues
 from rlhf_core.recipes.online_methods import METHODS, Method
-from rlhf_core.recipes.online_metrics import (
-    Stopwatch,
-    critic_metrics,
-    policy_gap_metrics,
-    rollout_metrics,
-    round_line,
-    update_metrics,
-)
-from rlhf_core.recipes.online_rollouts import (
-    Prompt,
-    Rollouts,
-    collect_rollouts,
-    digest,
-    mini_batch_plan,
-    prompts_of_step,
-    read_prompts,
-    write_rollouts,
-)
+from rlhf_core.recipes.online_metrics import Stopwatch, rollout_metrics, round_line
+from rlhf_core.recipes.online_rollouts import Prompt, Rollouts, digest, read_prompts, write_rollouts
+from rlhf_core.recipes.online_sampler import Sampler
 from rlhf_core.recipes.online_targets import Targets, compute_targets
+from rlhf_core.recipes.online_updates import Scored, Updates, added, response_logprobs, scores_policy
 from rlhf_core.recipes.online_workers import Workers, start_workers
 from rlhf_core.recipes.stop import stop_requested
-from rlhf_core.rewards.compose import Rewards
-from rlhf_core.rollout.base import Sampling
 
 
 def run_online(job: OnlineJob) -> None:
@@ -85,16 +68,6 @@ def check_job(job: OnlineJob) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What is known of a round's rollouts before any update; tensors are [B, T]. `values` only with a critic."""
-
-    rewards: Rewards
-    logprobs: Tensor
-    reference: Tensor
-    values: Tensor | None
-
-
 @dataclass
 class OnlineRun:
     """One online run: what it is made of, and how far it is."""
@@ -105,9 +78,13 @@ class OnlineRun:
     renderer: Renderer
     prompts: list[Prompt]
     alarms: Alarms = field(init=False)
+    sampler: Sampler = field(init=False)
+    updates: Updates = field(init=False)
 
     def __post_init__(self) -> None:
         self.alarms = Alarms(self.job.events)
+        self.sampler = Sampler(self.job, self.workers, self.renderer, self.prompts)
+        self.updates = Updates(self.job, self.method, self.workers, self._wait)
 
     def train(self) -> None:
         """All rounds that are left, then the artifact."""
@@ -128,118 +105,68 @@ class OnlineRun:
 
     def _round(self, step: int) -> dict[str, float]:
         """Round `step` (from 0): returns its metrics."""
-        clock = Stopwatch()
-        rollouts = self._sample(step)
-        clock.lap("generate")
+        clock, config = Stopwatch(), self.job.config
+        rollouts = self._sample(step, clock)
         scored = self._score(step, rollouts)
-        metrics = rollout_metrics(rollouts, scored.rewards, self.job.config.samples_per_prompt)
-        metrics |= policy_gap_metrics(rollouts, scored.logprobs, scored.reference)
-        self._check_sampler(step, metrics)
         clock.lap("score")
         targets = compute_targets(
             self.method,
-            self.job.config,
+            config,
             scored.rewards.total,
             mask=rollouts.mask,
             logprobs=scored.logprobs,
             reference=scored.reference,
             values=scored.values,
         )
+        metrics = rollout_metrics(rollouts, scored.rewards, config.samples_per_prompt, step)
         metrics |= self._update(step, rollouts, scored, targets)
         clock.lap("update")
-        self._send_weights(step + 1)
-        clock.lap("sync")
-        self.alarms.check(step, useless_conditions(self.job.config, metrics))
-        tokens = float(rollouts.mask.sum())
-        return metrics | clock.seconds() | {"generated_tokens_per_s": tokens / clock.laps["generate"]}
+        self.alarms.check(step, useless_conditions(config, metrics))
+        return metrics | clock.seconds()
 
-    def _sample(self, step: int) -> Rollouts:
-        """The round's responses, all drawn with the weights of this round."""
+    def _sample(self, step: int, clock: Stopwatch) -> Rollouts:
+        """The round's responses. With `async_steps` the next round is begun, with the weights that this round starts from."""
         config = self.job.config
-        prompts = prompts_of_step(self.prompts, step, config.prompts_per_step, self.job.seed)
-        sampling = Sampling(
-            temperature=config.rollout.temperature,
-            max_new_tokens=config.rollout.max_new_tokens,
-            n=config.samples_per_prompt,
-            greedy=False,
-            stop_ids=tuple(self.renderer.stop_ids),
-        )
-        # Rounds are as many seeds apart as they draw responses; runs with neighbouring seeds are far from one another.
-        seed = (self.job.seed * 1_000_003 + step * len(prompts) * config.samples_per_prompt) % 2**31
-        [[groups]] = self._wait(self.workers.rollout.call("generate", [prompt.ids for prompt in prompts], sampling, seed))
-        stale = {g.weight_version for group in groups for g in group} - {step}
-        if stale:
-            raise RuntimeError(f"round {step + 1} got responses drawn with weights of version {sorted(stale)}, not {step}")
-        return collect_rollouts(prompts, groups, self.renderer)
+        self.sampler.begin(step, version=step)
+        clock.lap("sync")
+        rollouts = self.sampler.collect(step)
+        clock.lap("wait")
+        if config.async_steps and step + 1 < config.steps:
+            self.sampler.begin(step + 1, version=step)
+            clock.lap("sync")
+        return rollouts
 
     def _score(self, step: int, rollouts: Rollouts) -> Scored:
-        """Rewards, policy log-probs, reference log-probs and values of the rollouts, computed side by side."""
+        """Rewards, and what else the method needs to know before the update, computed side by side."""
         workers, rows = self.workers, rollouts.rows
-        forward = ResponseLogprobs(self.job.config.rollout.temperature)
-        calls = [
-            workers.policy.call("predict", forward, rows),
-            workers.reference.call("predict", forward, rows),
-            workers.reward.call("score", rollouts.responses),
-        ]
+        calls = {"reward": workers.reward.call("score", rollouts.responses)}
+        if scores_policy(self.method, self.job.config, step):
+            calls["policy"] = workers.policy.call("predict", response_logprobs(self.job.config), rows)
+        if workers.reference is not None:
+            calls["reference"] = workers.reference.call("predict", response_logprobs(self.job.config), rows)
         if workers.critic is not None:
-            calls.append(workers.critic.call("predict", ResponseValues(), rows))
+            calls["critic"] = workers.critic.call("predict", ResponseValues(), rows)
         try:
-            policy, reference, [rewards], *critic = self._wait(*calls)
+            results = dict(zip(calls, self._wait(*calls.values()), strict=True))
         except DivergedError:
             nothing = [math.nan] * len(rows)
             write_rollouts(self.job.resume / "bad_rollouts.parquet", step + 1, rollouts, nothing, {})
             raise
-        folder = self.job.resume / "rollouts"
-        write_rollouts(folder / f"step-{step + 1:05d}.parquet", step + 1, rollouts, rewards.total, rewards.by_source)
-        # Every rank gives its own rows and zeros elsewhere.
-        values = sum(critic[0]) if critic else None
-        return Scored(rewards, sum(policy), reference[0], values)
+        [rewards] = results.pop("reward")
+        write_rollouts(self._rollouts_path(step), step + 1, rollouts, rewards.total, rewards.by_source)
+        values = {role: added(ranks) for role, ranks in results.items()}
+        return Scored(rewards, values.get("policy"), values.get("reference"), values.get("critic"))
 
     def _update(self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets) -> dict[str, float]:
-        """Train the policy, and beside it the critic, on the round's rollouts; returns what both report."""
-        config, workers = self.job.config, self.workers
-        plan = mini_batch_plan(len(rollouts.rows), config.updates_per_step, config.mini_batches, self.job.seed, step)
-        calls: dict[str, list[Call]] = {}
-        metrics: dict[str, float] = {}
-        if workers.critic is not None and scored.values is not None and targets.returns is not None:
-            fields = {"values": scored.values, "returns": targets.returns}
-            calls["critic/"] = workers.critic.call("train", CriticObjective(config.value_clip), rollouts.rows, fields, plan)
-            metrics |= critic_metrics(scored.values, targets.returns, rollouts.mask)
-        if workers.critic is None or step >= config.critic_warmup_steps:
-            fields = {
-                "old_logprobs": scored.logprobs,
-                "reference_logprobs": scored.reference,
-                "advantages": targets.advantages,
-            }
-            calls["policy/"] = workers.policy.call("train", PolicyObjective(self.method, config), rollouts.rows, fields, plan)
+        """Train on the round's rollouts, and keep them apart where that breaks the run."""
         try:
-            results = self._wait(*calls.values())
+            return self.updates.run(step, rollouts, scored, targets)
         except DivergedError:
-            shutil.copy2(self.job.resume / "rollouts" / f"step-{step + 1:05d}.parquet", self.job.resume / "bad_rollouts.parquet")
+            shutil.copy2(self._rollouts_path(step), self.job.resume / "bad_rollouts.parquet")
             raise
-        for prefix, per_rank in zip(calls, results, strict=True):
-            metrics |= update_metrics(per_rank, prefix)
-        return metrics
-
-    def _send_weights(self, version: int) -> None:
-        """Give the sampler the policy's weights; they go from actor to actor, not through this process."""
-        ranks = self.workers.policy.call("weights", self.job.config.engine.dtype)
-        update = self.workers.rollout.call("update_weights", ranks[0].ref, version)
-        self._wait(update)
-
-    def _check_sampler(self, step: int, metrics: dict[str, float]) -> None:
-        gap, limit = metrics["logprob_gap/mean"], self.job.config.rollout.max_logprob_gap
-        if not gap <= limit:
-            raise DivergedError(
-                f"round {step + 1}: sampler and trainer log-probs differ by {gap:.3g} nats a token on average "
-                f"(at most {metrics['logprob_gap/max']:.3g}), more than rollout.max_logprob_gap={limit}: the responses are not "
-                "the policy's own. Likely causes: weights that did not reach the sampler, another attention or precision "
-                f"there (sampling with {self.workers.engine}), or a model that the sampler computes differently. "
-                "Try rollout.engine 'hf' or engine.dtype 'fp32' to tell which; raise the limit only if you know why"
-            )
 
     def _resume(self) -> int:
-        """Rounds done by earlier attempts; loads their state and sends the weights to the sampler."""
+        """Rounds done by earlier attempts; loads their state."""
         found = latest_checkpoints(self.job.resume, list(self._trained))
         if found is None:
             return 0
@@ -247,12 +174,15 @@ class OnlineRun:
         state = loaded[0][0]
         check_same_run(state, self._identity(), found["policy"])
         self.alarms.counts = dict(state["alarms"])
-        self._send_weights(state["step"])
+        self.sampler.restore(state["in_flight"])
         return int(state["step"])
 
     def _save(self, step: int) -> None:
-        """Keep the state after `step` rounds: the policy last, so that its checkpoint is never without its critic's."""
-        state = {"step": step, "alarms": self.alarms.counts, **self._identity()}
+        """Keep the state after `step` rounds, with the round that is in flight.
+
+        The policy comes last, so that its checkpoint is never without its critic's.
+        """
+        state = {"step": step, "alarms": self.alarms.counts, "in_flight": self.sampler.state(), **self._identity()}
         for role, group in reversed(self._trained.items()):
             self._wait(group.call("save", checkpoint_folder(self.job.resume, role, step), state))
 
@@ -270,4 +200,7 @@ class OnlineRun:
         shutil.copytree(self.job.resume / "rollouts", self.job.output / "rollouts", dirs_exist_ok=True)
 
     def _wait(self, *calls: Sequence[Call]) -> list[list[Any]]:
-        return wait(*calls, timeout_s=self.job.config.stall_after_s)
+        return wait(*calls, timeout_s=self.job.config.stall_after_s, beside=self.sampler.in_flight)
+
+    def _rollouts_path(self, step: int) -> Path:
+        return self.job.resume / "rollouts" / f"step-{step + 1:05d}.parquet"

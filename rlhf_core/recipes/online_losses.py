@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.cluster.actors import Totals
 from rlhf_core.config import OnlineConfig
-from rlhf_core.objectives.aggregation import aggregate
+from rlhf_core.objectives.aggregation import aggregate, masked, ratio
 from rlhf_core.objectives.kl import kl_estimate
-from rlhf_core.objectives.policy import ppo_loss
+from rlhf_core.objectives.policy import ppo_loss, rollout_correction
 from rlhf_core.objectives.value import value_loss
 from rlhf_core.recipes.online_methods import Method
 
@@ -49,37 +49,53 @@ class PolicyObjective:
     method: Method
     config: OnlineConfig
 
-    def __call__(self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals) -> dict[str, Tensor]:
-        """`fields`: old_logprobs, reference_logprobs, advantages, each [n_rows, T]."""
+    def __call__(
+        self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """`fields`, each [n_rows, T]: advantages, and where they are used sampler_logprobs and reference_logprobs.
+
+        Without old_logprobs the batch is on policy: they are this very pass's, and every ratio is exactly 1.
+        """
         config, mask = self.config, target_mask(batch)
-        aggregation = self.method.aggregation
-        denominator = totals.tokens if aggregation == "token_mean" else totals.sequences
-        logprobs, entropy = module(
-            batch, temperature=config.rollout.temperature, with_entropy=True, entropy_has_grad=config.entropy_coef > 0
-        )
+        logprobs, entropy = module(batch, temperature=config.rollout.temperature, with_entropy=config.entropy_coef > 0)
+        old_logprobs = fields.get("old_logprobs", logprobs.detach())
         surrogate = ppo_loss(
             logprobs,
-            fields["old_logprobs"],
+            old_logprobs,
             fields["advantages"],
             mask,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip,
         )
-        kl = kl_estimate(logprobs, fields["reference_logprobs"], self.method.kl_estimate, mask)
-        kl_coef = config.kl_coef if self.method.kl_placement == "loss" else 0.0
-        losses = surrogate.losses + kl_coef * kl - config.entropy_coef * entropy
-        ratio = (logprobs - fields["old_logprobs"]).detach().exp()
+        losses = surrogate.losses
         means = {
-            "entropy": entropy,
-            "ratio_mean": ratio,
+            "ratio_mean": (logprobs.detach() - old_logprobs).exp(),
             "clip_fraction": surrogate.clipped,
             "approx_kl": surrogate.approx_kl,
         }
-        return {
-            "loss": aggregate(losses, mask, aggregation, global_denominator=denominator),
-            **{name: _token_share(values.detach(), mask, totals) for name, values in means.items()},
-        }
+        if "sampler_logprobs" in fields:
+            weights, is_clipped = self._correction(old_logprobs, fields["sampler_logprobs"], mask)
+            losses = losses * weights
+            means |= {"correction_weight": weights, "correction_clipped": is_clipped}
+        if "reference_logprobs" in fields:
+            losses = losses + config.kl_coef * kl_estimate(logprobs, fields["reference_logprobs"], self.method.kl_estimate, mask)
+        if entropy is not None:
+            losses = losses - config.entropy_coef * entropy
+            means["entropy"] = entropy.detach()
+        aggregation = self.method.aggregation
+        denominator = totals.tokens if aggregation == "token_mean" else totals.sequences
+        shares = {name: _token_share(values, mask, totals) for name, values in means.items()}
+        return {"loss": aggregate(losses, mask, aggregation, global_denominator=denominator), **shares}, logprobs
+
+    def _correction(self, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights for the gap between the trainer's weights and the sampler's, and 1 where a bound changed them."""
+        config, kind = self.config, self.config.correction
+        assert kind is not None, "sampler_logprobs are given for a correction"
+        weights = rollout_correction(
+            old_logprobs, sampler_logprobs, mask, kind, low=config.correction_low, high=config.correction_high
+        )
+        return weights, (weights != masked(ratio(old_logprobs - sampler_logprobs), mask)).to(weights.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +104,14 @@ class CriticObjective:
 
     value_clip: float | None
 
-    def __call__(self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals) -> dict[str, Tensor]:
+    def __call__(
+        self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """`fields`: values, returns, each [n_rows, T]."""
         mask = target_mask(batch)
         values = module(batch, per_token=True)
         losses = value_loss(values, fields["values"], fields["returns"], mask, clip=self.value_clip)
-        return {"loss": _token_share(losses, mask, totals)}
+        return {"loss": _token_share(losses, mask, totals)}, values
 
 
 def _token_share(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_core.config import OnlineMethod
+from rlhf_core.config import OnlineConfig, OnlineMethod
 
 Advantages = Literal["gae", "group_norm"]
 KlPlacement = Literal["reward", "loss"]
@@ -25,6 +25,14 @@ class Method:
     kl_estimate: Literal["k1", "k2", "k3"]
     kl_placement: KlPlacement
     critic: bool
+
+    def kl_in_rewards(self, config: OnlineConfig) -> bool:
+        """Whether rewards pay for the KL, so that the policy is scored before it is updated."""
+        return config.kl_coef > 0 and self.kl_placement == "reward"
+
+    def every_row_has_a_gradient(self, config: OnlineConfig) -> bool:
+        """Whether a response whose advantages are all 0 still moves the policy: by a KL or an entropy in the loss."""
+        return config.entropy_coef > 0 or (config.kl_coef > 0 and self.kl_placement == "loss")
 
 
 METHODS: dict[OnlineMethod, Method] = {

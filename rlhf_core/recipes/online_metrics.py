@@ -13,8 +13,12 @@ from rlhf_core.recipes.online_rollouts import Rollouts
 from rlhf_core.rewards.compose import Rewards
 
 
-def rollout_metrics(rollouts: Rollouts, rewards: Rewards, samples_per_prompt: int) -> dict[str, float]:
-    """Rewards by source, lengths (tokens), and the shares that tell a sampler or a reward that teaches nothing."""
+def rollout_metrics(rollouts: Rollouts, rewards: Rewards, samples_per_prompt: int, step: int) -> dict[str, float]:
+    """Rewards by source, lengths (tokens), and the shares that tell a sampler or a reward that teaches nothing.
+
+    `sampled_entropy` is the mean -log-prob (nats) of what was drawn: an unbiased estimate of the policy's entropy a token.
+    `staleness` is how many rounds of training the weights that drew round `step` (from 0) lack.
+    """
     total = torch.tensor(rewards.total, dtype=torch.float64)
     groups = total.view(-1, samples_per_prompt)
     lengths = rollouts.mask.sum(1)
@@ -26,25 +30,33 @@ def rollout_metrics(rollouts: Rollouts, rewards: Rewards, samples_per_prompt: in
         "zero_variance_share": (groups == groups[:, :1]).all(1).double().mean(),
         "response_tokens/mean": lengths.mean(),
         "response_tokens/max": lengths.max(),
+        "sampled_entropy": -rollouts.sampler_logprobs.sum() / lengths.sum(),
     }
     for name, values in rewards.by_source.items():
         source = torch.tensor(values, dtype=torch.float64)
         metrics |= {f"reward/{name}/mean": source.mean(), f"reward/{name}/std": source.std(correction=0)}
-    return {name: float(value) for name, value in metrics.items()} | {"truncated_share": rollouts.truncated_share}
+    return {name: float(value) for name, value in metrics.items()} | {
+        "truncated_share": rollouts.truncated_share,
+        "staleness": float(step - min(generation.weight_version for generation in rollouts.generations)),
+        "seconds/generate": rollouts.seconds,
+        "generated_tokens_per_s": float(lengths.sum()) / rollouts.seconds,
+    }
 
 
-def policy_gap_metrics(rollouts: Rollouts, logprobs: Tensor, reference: Tensor) -> dict[str, float]:
-    """Sampler against trainer, and policy against reference; both [B, T] log-probs (nats) under the weights that sampled."""
-    mask = rollouts.mask.bool()
-    gap = (logprobs - rollouts.sampler_logprobs)[mask]
-    to_reference = (logprobs - reference) * rollouts.mask
+def sampler_gap_metrics(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+    """Trainer against sampler: both [B, T] log-probs (nats), the trainer's before the round's updates."""
+    gap = (logprobs - sampler_logprobs)[mask.bool()]
     return {
         "logprob_gap/mean": float(gap.abs().mean()),
         "logprob_gap/max": float(gap.abs().max()),
         "logprob_gap/ratio": float(gap.exp().mean()),
-        "kl/token": float(to_reference.sum() / rollouts.mask.sum()),
-        "kl/sequence": float(to_reference.sum(1).mean()),
     }
+
+
+def reference_kl_metrics(logprobs: Tensor, reference: Tensor, mask: Tensor) -> dict[str, float]:
+    """Policy, before the round's updates, against reference; both [B, T] log-probs (nats)."""
+    difference = (logprobs - reference) * mask
+    return {"kl/token": float(difference.sum() / mask.sum()), "kl/sequence": float(difference.sum(1).mean())}
 
 
 def critic_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, float]:
@@ -75,8 +87,9 @@ def round_line(metrics: Mapping[str, float]) -> str:
     sources = ", ".join(
         f"{name.split('/')[1]} {value:.3f}" for name, value in metrics.items() if name.count("/") == 2 and name.endswith("/mean")
     )
+    kl = f"kl {metrics['kl/sequence']:.3f} nats a response, " if "kl/sequence" in metrics else ""
     return (
-        f"reward {metrics['reward/mean']:.3f} ({sources}), kl {metrics['kl/sequence']:.3f} nats a response, "
+        f"reward {metrics['reward/mean']:.3f} ({sources}), {kl}"
         f"{metrics['response_tokens/mean']:.0f} tokens, {metrics['truncated_share']:.0%} cut, "
         f"{metrics['seconds/round']:.1f} s"
     )
@@ -94,9 +107,9 @@ class Stopwatch:
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
-        """End the phase `name`."""
+        """End a phase `name`; phases of one name add up."""
         now = time.monotonic()
-        self.laps[name] = now - self._last
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:

@@ -16,6 +16,8 @@ from data_processing.schemas import read_table, to_table, write_table
 from rlhf_core.batching.balance import order
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Message, Renderer
+from rlhf_core.cluster.actors import MiniBatch, Totals
+from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.config import OnlineConfig
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.rewards.base import ScoredResponse
@@ -89,9 +91,23 @@ def mini_batch_plan(n_rows: int, passes: int, mini_batches: int, seed: int, step
     return plan
 
 
+def mini_batches(
+    plan: Sequence[Sequence[int]], rows: Sequence[TokenRow], has_gradient: Sequence[bool] | None = None
+) -> list[MiniBatch]:
+    """The plan with its denominators, those of all rows; rows, and mini-batches, without a gradient are left out."""
+    whole = [MiniBatch(list(n), Totals(float(sum(rows[i].n_targets for i in n)), len(n))) for n in plan]
+    if has_gradient is None:
+        return whole
+    kept = [MiniBatch([i for i in batch.rows if has_gradient[i]], batch.totals) for batch in whole]
+    return [batch for batch in kept if batch.rows]
+
+
 @dataclass(frozen=True)
 class Rollouts:
-    """One round: B responses, those to one prompt next to each other. Tensors are [B, T], left-aligned, 0 beyond `mask`."""
+    """One round: B responses, those to one prompt next to each other. Tensors are [B, T], left-aligned, 0 beyond `mask`.
+
+    `seconds` is how long drawing them took.
+    """
 
     prompts: list[Prompt]
     generations: list[Generation]
@@ -99,6 +115,7 @@ class Rollouts:
     rows: list[TokenRow]
     mask: Tensor
     sampler_logprobs: Tensor
+    seconds: float
 
     @property
     def truncated_share(self) -> float:
@@ -106,9 +123,9 @@ class Rollouts:
         return sum(g.finish_reason == "length" for g in self.generations) / len(self.generations)
 
 
-def collect_rollouts(prompts: Sequence[Prompt], groups: Sequence[Sequence[Generation]], renderer: Renderer) -> Rollouts:
-    """Lay out what the sampler gave: `groups[p]` are the responses to `prompts[p]`."""
-    pairs = [(prompt, generation) for prompt, group in zip(prompts, groups, strict=True) for generation in group]
+def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Renderer) -> Rollouts:
+    """Lay out what the sampler gave: `sampled.groups[p]` are the responses to `prompts[p]`."""
+    pairs = [(prompt, generation) for prompt, group in zip(prompts, sampled.groups, strict=True) for generation in group]
     width = max(len(generation.response_ids) for _, generation in pairs)
     logprobs = torch.zeros(len(pairs), width)
     mask = torch.zeros(len(pairs), width)
@@ -127,6 +144,7 @@ def collect_rollouts(prompts: Sequence[Prompt], groups: Sequence[Sequence[Genera
         rows=[TokenRow.from_prompt_response(p.ids, g.response_ids) for p, g in pairs],
         mask=mask,
         sampler_logprobs=logprobs,
+        seconds=sampled.seconds,
     )
 
 

@@ -29,18 +29,20 @@ def compute_targets(
     scores: Sequence[float],
     *,
     mask: Tensor,
-    logprobs: Tensor,
-    reference: Tensor,
+    logprobs: Tensor | None,
+    reference: Tensor | None,
     values: Tensor | None,
 ) -> Targets:
     """Targets of a whole rollout of B responses, those to one prompt next to each other.
 
-    `scores` are the composed rewards; `logprobs` and `reference` (nats) are those of the weights that sampled and of the
-    reference; `values` are the critic's, for methods with one.
+    `scores` are the composed rewards; `logprobs` and `reference` (nats) are those of the trainer's weights before the update
+    and of the reference, for a KL in the rewards; `values` are the critic's, for methods with one.
     """
-    kl = kl_estimate(logprobs, reference, method.kl_estimate, mask)
-    kl_coef = config.kl_coef if method.kl_placement == "reward" else 0.0
-    token_rewards = shape_rewards(torch.tensor(scores), kl, mask, kl_coef, config.score_clip)
+    kl = torch.zeros_like(mask)
+    if method.kl_in_rewards(config):
+        assert logprobs is not None and reference is not None, "a KL in the rewards needs both scoring passes"
+        kl = kl_estimate(logprobs, reference, method.kl_estimate, mask)
+    token_rewards = shape_rewards(torch.tensor(scores), kl, mask, config.kl_coef, config.score_clip)
     returns = None
     if method.advantages == "gae":
         assert values is not None, "gae needs a critic: see METHODS"

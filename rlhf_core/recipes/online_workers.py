@@ -8,18 +8,11 @@ from dataclasses import dataclass
 
 from ray.util.placement_group import remove_placement_group
 
-from rlhf_core.cluster.actors import (
-    CriticWorker,
-    ModelSetup,
-    PolicyWorker,
-    RewardSetup,
-    RewardWorker,
-    RolloutSetup,
-    RolloutWorker,
-    ScoringWorker,
-)
+from rlhf_core.cluster.actors import CriticWorker, ModelSetup, PolicyWorker, ScoringWorker
 from rlhf_core.cluster.group import ActorSpec, Call, Group, wait
 from rlhf_core.cluster.placement import connected, reserve
+from rlhf_core.cluster.reward_actor import RewardSetup, RewardWorker
+from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
 from rlhf_core.recipes.online_job import OnlineJob
 from rlhf_core.recipes.online_methods import METHODS, Method
 
@@ -29,10 +22,13 @@ CPU_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Workers:
-    """The running actors; `critic` only for methods that learn values. `engine` says who generates, and why."""
+    """The running actors: `reference` only where a KL to it is paid for, `critic` only for methods that learn values.
+
+    `engine` says who generates, and why.
+    """
 
     policy: Group
-    reference: Group
+    reference: Group | None
     reward: Group
     rollout: Group
     critic: Group | None
@@ -65,10 +61,11 @@ def _specs(job: OnlineJob, method: Method) -> list[ActorSpec]:
     bundle = {"CPU": CPU_SHARE} | ({"GPU": engine.gpus_per_rank} if engine.gpus_per_rank else {})
     kinds: list[tuple[str, type, int, int]] = [
         ("policy", PolicyWorker, engine.world_size, threads),
-        ("reference", ScoringWorker, 1, threads),
         ("reward", RewardWorker, 1, threads),
         ("rollout", RolloutWorker, 1, job.config.rollout.threads),
     ]
+    if job.config.kl_coef > 0:
+        kinds.append(("reference", ScoringWorker, 1, threads))
     if method.critic:
         kinds.append(("critic", CriticWorker, engine.world_size, threads))
     specs: list[ActorSpec] = []
@@ -85,16 +82,17 @@ def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: in
     calls: list[list[Call]] = [
         groups["rollout"].call("setup", _rollout_setup(job)),
         groups["policy"].call("setup", _model_setup(job, method, pad_id)),
-        groups["reference"].call("setup", _model_setup(job, method, pad_id)),
         groups["reward"].call(
             "setup",
             RewardSetup(config.rewards, job.model, job.reward_model, config.engine, job.trust_remote_code),
         ),
     ]
-    if method.critic:
+    if "reference" in groups:
+        calls.append(groups["reference"].call("setup", _model_setup(job, method, pad_id)))
+    if "critic" in groups:
         calls.append(groups["critic"].call("setup", _critic_setup(job, method, pad_id)))
     [[engine], *_] = wait(*calls, timeout_s=timeout_s)
-    return Workers(groups["policy"], groups["reference"], groups["reward"], groups["rollout"], groups.get("critic"), engine)
+    return Workers(groups["policy"], groups.get("reference"), groups["reward"], groups["rollout"], groups.get("critic"), engine)
 
 
 def _model_setup(job: OnlineJob, method: Method, pad_id: int) -> ModelSetup:

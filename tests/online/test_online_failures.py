@@ -108,5 +108,5 @@ def test_more_actors_than_the_cluster_has_room_for_says_so(tmp_path: Path) -> No
     job = online_job(
         tmp_path, tiny_model(tmp_path), prompts_folder(tmp_path / "data"), engine__world_size=40, placement_timeout_s=1.0
     )
-    with pytest.raises(ConfigError, match=r"no room for 83 actors within 1 s: asked for \{'CPU': 16.6\}"):
+    with pytest.raises(ConfigError, match=r"no room for 82 actors within 1 s: asked for \{'CPU': 16.4\}"):
         run_online(job)

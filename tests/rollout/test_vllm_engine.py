@@ -8,7 +8,7 @@ import pytest
 import ray
 import torch
 
-from rlhf_core.cluster.actors import RolloutSetup, RolloutWorker
+from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
 from rlhf_core.config import RolloutEngine
 from rlhf_core.rollout.base import Generation, Sampling
 from rlhf_core.rollout.choose import choose_engine
@@ -34,7 +34,7 @@ class Engine:
         self.name = ray.get(self.actor.setup.remote(RolloutSetup(RolloutEngine.vllm, folder, "fp32", 96, 16, 16, 0.3, 1, False)))
 
     def generate(self, settings: Sampling, seed: int = 5) -> list[list[Generation]]:
-        return ray.get(self.actor.generate.remote(PROMPTS, settings, seed))
+        return ray.get(self.actor.generate.remote(PROMPTS, settings, seed)).groups
 
     def update(self, state: dict[str, torch.Tensor], version: int) -> None:
         ray.get(self.actor.update_weights.remote(state, version))

@@ -1,0 +1,46 @@
+"""The reward worker of online training, a plain class that `Group` runs as a Ray actor.
+
+It imports no torch: only a reward model needs that, and a process without one starts quicker and stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_core.config import EngineSettings, RewardSource
+from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.rewards.build import build_reward
+from rlhf_core.rewards.compose import ComposedReward, Rewards
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSetup:
+    """What the reward worker is started with."""
+
+    sources: list[RewardSource]
+    policy_model: Path
+    reward_model: Path | None
+    engine: EngineSettings
+    trust_remote_code: bool
+
+
+class RewardWorker:
+    """All sources of reward in one process."""
+
+    reward: ComposedReward
+
+    def setup(self, setup: RewardSetup) -> None:
+        """Load every source; raises `ConfigError` for one that cannot be."""
+        self.reward = build_reward(
+            setup.sources,
+            policy_model=setup.policy_model,
+            reward_model=setup.reward_model,
+            engine=setup.engine,
+            trust_remote_code=setup.trust_remote_code,
+        )
+
+    def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
+        """The weighted sum and what it is made of."""
+        return self.reward.score(responses)

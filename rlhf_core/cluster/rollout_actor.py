@@ -1,0 +1,72 @@
+"""The generation worker of online training, a plain class that `Group` runs as a Ray actor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_core.config import Dtype, RolloutEngine
+from rlhf_core.rollout.base import Generation, Generator, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSetup:
+    """What the generation worker is started with; sizes in tokens, responses and MiB."""
+
+    engine: RolloutEngine
+    model: Path
+    dtype: Dtype
+    max_model_len: int
+    max_num_seqs: int
+    kv_cache_mib: int
+    gpu_memory_fraction: float
+    threads: int
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Responses, a group a prompt, and how long drawing them took."""
+
+    groups: list[list[Generation]]
+    seconds: float
+
+
+class RolloutWorker:
+    """The sampler: a generation engine in a process of its own."""
+
+    generator: Generator
+
+    def setup(self, setup: RolloutSetup) -> str:
+        """Start the engine; returns its name and why it was chosen."""
+        from rlhf_core.rollout.choose import choose_engine, make_generator
+
+        chosen, reason = choose_engine(setup.engine, setup.model)
+        self.generator = make_generator(
+            chosen,
+            setup.model,
+            dtype=setup.dtype,
+            max_model_len=setup.max_model_len,
+            max_num_seqs=setup.max_num_seqs,
+            kv_cache_mib=setup.kv_cache_mib,
+            gpu_memory_fraction=setup.gpu_memory_fraction,
+            threads=setup.threads,
+            trust_remote_code=setup.trust_remote_code,
+        )
+        return f"{self.generator.name} ({reason})"
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Sampled:
+        """As `Generator.generate`."""
+        start = time.monotonic()
+        groups = self.generator.generate(prompts, sampling, seed)
+        return Sampled(groups, time.monotonic() - start)
+
+    def update_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        """As `Generator.update_weights`."""
+        self.generator.update_weights(state, version)

@@ -1,0 +1,153 @@
+"""The optimizer steps of one round: the policy's, and beside them the critic's. What they aim at is computed before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_processing.errors import DivergedError
+from rlhf_core.cluster.actors import MiniBatch, UpdateStats
+from rlhf_core.cluster.group import Call
+from rlhf_core.config import OnlineConfig
+from rlhf_core.recipes.online_job import OnlineJob
+from rlhf_core.recipes.online_losses import CriticObjective, PolicyObjective, ResponseLogprobs
+from rlhf_core.recipes.online_methods import Method
+from rlhf_core.recipes.online_metrics import critic_metrics, reference_kl_metrics, sampler_gap_metrics, update_metrics
+from rlhf_core.recipes.online_rollouts import Rollouts, mini_batch_plan, mini_batches
+from rlhf_core.recipes.online_targets import Targets
+from rlhf_core.recipes.online_workers import Workers
+from rlhf_core.rewards.compose import Rewards
+
+Wait = Callable[..., list[list[Any]]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is known of a round's rollouts before any update; tensors are [B, T].
+
+    `logprobs` are the policy's where they are needed before the update (`scores_policy`), `reference` is given with a KL,
+    `values` with a critic.
+    """
+
+    rewards: Rewards
+    logprobs: Tensor | None
+    reference: Tensor | None
+    values: Tensor | None
+
+
+def trains_policy(method: Method, config: OnlineConfig, step: int) -> bool:
+    """Whether round `step` (from 0) updates the policy: the first rounds may be the critic's alone."""
+    return not method.critic or step >= config.critic_warmup_steps
+
+
+def scores_policy(method: Method, config: OnlineConfig, step: int) -> bool:
+    """Whether the policy's log-probs are computed before the update.
+
+    With one mini-batch the first optimizer step sees all rows, and its own forward pass gives them at no cost.
+    """
+    return config.mini_batches > 1 or method.kl_in_rewards(config) or not trains_policy(method, config, step)
+
+
+class Updates:
+    """Trains the run's actors; `wait` gives the results of their calls."""
+
+    def __init__(self, job: OnlineJob, method: Method, workers: Workers, wait: Wait) -> None:
+        self._job, self._config, self._method, self._workers, self._wait = job, job.config, method, workers, wait
+
+    def run(self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets) -> dict[str, float]:
+        """All updates of round `step` (from 0); returns what they report.
+
+        Raises `DivergedError` where sampler and trainer are too far apart: before the update where log-probs are known by
+        then, else after it, in which case these weights have gone nowhere yet.
+        """
+        config = self._config
+        metrics = {} if scored.logprobs is None else self._see_logprobs(step, rollouts, scored, scored.logprobs, rollouts.mask)
+        plan = mini_batch_plan(len(rollouts.rows), config.updates_per_step, config.mini_batches, self._job.seed, step)
+        critic = self._start_critic(rollouts, scored, targets, plan)
+        if trains_policy(self._method, config, step):
+            metrics |= self._train_policy(step, rollouts, scored, targets, plan)
+        if scored.values is not None and targets.returns is not None:
+            metrics |= critic_metrics(scored.values, targets.returns, rollouts.mask)
+            metrics |= update_metrics(self._wait(critic)[0], "critic/")
+        return metrics
+
+    def _start_critic(self, rollouts: Rollouts, scored: Scored, targets: Targets, plan: Sequence[Sequence[int]]) -> list[Call]:
+        if self._workers.critic is None or scored.values is None or targets.returns is None:
+            return []
+        fields = {"values": scored.values, "returns": targets.returns}
+        objective = CriticObjective(self._config.value_clip)
+        return self._workers.critic.call("train", objective, rollouts.rows, fields, mini_batches(plan, rollouts.rows))
+
+    def _train_policy(
+        self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets, plan: Sequence[Sequence[int]]
+    ) -> dict[str, float]:
+        every_row = self._method.every_row_has_a_gradient(self._config)
+        has_gradient = None if every_row else targets.advantages.any(1).tolist()
+        batches = mini_batches(plan, rollouts.rows, has_gradient)
+        metrics: dict[str, float] = {
+            "policy/skipped_share": 1 - sum(len(batch.rows) for batch in batches) / sum(map(len, plan)),
+            "policy/skipped_steps": len(plan) - len(batches),
+        }
+        fields = self._fields(rollouts, scored, targets)
+        if scored.logprobs is not None:
+            steps = self._train(rollouts, fields, batches)
+        elif batches:
+            steps = self._train(rollouts, fields, batches[:1])
+            fields["old_logprobs"] = logprobs = added([rank[0].outputs for rank in steps])
+            seen = torch.zeros_like(rollouts.mask)
+            seen[batches[0].rows] = rollouts.mask[batches[0].rows]
+            metrics |= self._see_logprobs(step, rollouts, scored, logprobs, seen)
+            rest = self._train(rollouts, fields, batches[1:])
+            steps = [[*first, *more] for first, more in zip(steps, rest, strict=True)]
+        else:
+            # Nothing is trained, but whether the sampler draws from the policy is still looked at.
+            [ranks] = self._wait(self._workers.policy.call("predict", response_logprobs(self._config), rollouts.rows))
+            metrics |= self._see_logprobs(step, rollouts, scored, added(ranks), rollouts.mask)
+        return metrics | (update_metrics(steps, "policy/") if batches else {"policy/grad_norm": 0.0})
+
+    def _fields(self, rollouts: Rollouts, scored: Scored, targets: Targets) -> dict[str, Tensor]:
+        """What the policy's loss is given beside the rows, each [B, T]."""
+        fields = {"advantages": targets.advantages}
+        if scored.logprobs is not None:
+            fields["old_logprobs"] = scored.logprobs
+        if scored.reference is not None and not self._method.kl_in_rewards(self._config):
+            fields["reference_logprobs"] = scored.reference
+        if self._config.correction is not None:
+            fields["sampler_logprobs"] = rollouts.sampler_logprobs
+        return fields
+
+    def _train(self, rollouts: Rollouts, fields: dict[str, Tensor], batches: list[MiniBatch]) -> list[list[UpdateStats]]:
+        objective = PolicyObjective(self._method, self._config)
+        return self._wait(self._workers.policy.call("train", objective, rollouts.rows, fields, batches))[0]
+
+    def _see_logprobs(self, step: int, rollouts: Rollouts, scored: Scored, logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+        """How far the policy, before its updates, is from the sampler and the reference, over the tokens of `mask`."""
+        metrics = sampler_gap_metrics(logprobs, rollouts.sampler_logprobs, mask)
+        self._check_sampler(step, metrics)
+        return metrics if scored.reference is None else metrics | reference_kl_metrics(logprobs, scored.reference, mask)
+
+    def _check_sampler(self, step: int, metrics: dict[str, float]) -> None:
+        gap, limit = metrics["logprob_gap/mean"], self._config.rollout.max_logprob_gap
+        if not gap <= limit:
+            raise DivergedError(
+                f"round {step + 1}: sampler and trainer log-probs differ by {gap:.3g} nats a token on average "
+                f"(at most {metrics['logprob_gap/max']:.3g}), more than rollout.max_logprob_gap={limit}: the responses are not "
+                "the policy's own. Likely causes: weights that did not reach the sampler, another attention or precision "
+                f"there (sampling with {self._workers.engine}), or a model that the sampler computes differently; with "
+                "async_steps also a learning rate that takes the policy too far in one round. "
+                "Try rollout.engine 'hf' or engine.dtype 'fp32' to tell which; raise the limit only if you know why"
+            )
+
+
+def added(ranks: Sequence[Tensor]) -> Tensor:
+    """One tensor from those of all ranks: each gives its own rows and zeros elsewhere."""
+    return torch.stack(list(ranks)).sum(0)
+
+
+def response_logprobs(config: OnlineConfig) -> ResponseLogprobs:
+    """The policy's scoring pass, at the temperature that responses are drawn with."""
+    return ResponseLogprobs(config.rollout.temperature)
