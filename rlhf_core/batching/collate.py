@@ -126,5 +126,5 @@ def _grid(rows: Sequence[TokenRow], pad_id: int) -> _Layout:
     return _Layout(input_ids, positions.contiguous(), (positions < lengths).long(), (), places)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)

@@ -78,7 +78,7 @@ def _attention(  # noqa: PLR0917
         return whole
     lengths = [segment.length for segment in segments]
     # Split, not sliced: the backward pass of a slice is as large as the line.
-    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
     outputs = []
     for i, (_, prompt) in enumerate(segments):
         own_key, own_value = keys[i], values[i]
