@@ -51,6 +51,9 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
 def deepspeed_config(engine: EngineSettings, optimizer: OptimizerSettings, world_size: int) -> dict[str, Any]:
     """The JSON that `deepspeed.initialize` takes. Gradients are added up and sent in fp32 whatever the compute precision."""
     zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.zero_stage in (1, 2):
+        # Summed where they lie. DeepSpeed's "scatter" is an all-reduce as well, of a copy that is copied back.
+        zero["reduce_scatter"] = False
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
