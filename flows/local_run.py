@@ -37,17 +37,20 @@ def run_locally(
     plan = make_plan(config, selection, home)
     if has_work(plan) or os.environ.get("PREFECT_API_URL"):
         return _in_prefect(plan, config, home, parameters, load_flow)
-    display = Unshown(parameters)
-    failure: Exception | None = None
+    return _unshown(plan, config, selection, home, Unshown(parameters))
+
+
+def _unshown(plan: Plan, config: PipelineConfig, selection: Selection, home: Home, display: Unshown) -> dict[str, Any]:
+    """The run without a server."""
     try:
-        return asyncio.run(run_pipeline(config, selection, plan, home, display))
+        result = asyncio.run(run_pipeline(config, selection, plan, home, display))
     except KeyboardInterrupt:
         raise _cancelled() from None
     except Exception as error:
-        failure = error
+        display.keep(home, error)
         raise
-    finally:
-        display.keep(home, failure)
+    display.keep(home)
+    return result
 
 
 def _in_prefect(

@@ -78,8 +78,8 @@ class Unshown:
         """Remembered too."""
         self._run.verdict = text
 
-    def keep(self, home: Home, error: Exception | None) -> None:
-        """Write it down for the next server."""
+    def keep(self, home: Home, error: Exception | None = None) -> None:
+        """Write it down for the next server; `error` is why the run failed."""
         self._run.error = str(error) if error else None
         write_record(_folder(home) / f"{time.time_ns()}.json", self._run)
 

@@ -63,6 +63,8 @@ class _Watch:
             if state and ended:
                 return state
             if await self._has_finished_within(self._settings.poll_interval_s):
+                # Asked for what it does and not for what it says: an executor tidies up after a worker that is gone.
+                await answer.to(lambda: self._executor.state(self._job))
                 await self.report()
                 return JobState(JobStatus.succeeded, 0)
 

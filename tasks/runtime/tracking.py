@@ -93,7 +93,8 @@ class Tracker:
         if self._thread.ident is not None:
             return self._thread.finish(limit_s)
         retire(self._journal.folder)
-        deliver_in_background(self._home)
+        with suppress(OSError):  # no process to be had: a later run sends it
+            deliver_in_background(self._home)
         return False
 
     def _open(self, handle: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:

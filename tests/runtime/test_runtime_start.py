@@ -56,6 +56,11 @@ def test_a_stage_runs_once_and_is_cached_for_other_nodes_and_runs(
     assert StageOutcome.from_json(json.loads(json.dumps(again.to_json()))) == again
 
 
+def test_a_finished_stage_is_noticed_before_the_executor_is_asked_again(home: Home, count_request: Requests) -> None:
+    seldom = RuntimeConfig(poll_interval_s=600.0, min_free_disk_gib=0.0)
+    assert not _start(count_request(step_s=0.2), Runtime(home, SubprocessExecutor(), seldom)).cached
+
+
 def test_the_artifact_carries_the_events_of_the_work(runtime: Runtime, home: Home, count_request: Requests) -> None:
     outcome = _start(count_request(kill_at=3), runtime)
     events = [json.loads(line) for line in (_artifact(home, outcome) / "events.jsonl").read_text().splitlines()]

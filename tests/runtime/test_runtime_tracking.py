@@ -52,6 +52,10 @@ def tracker(home: Home, database: str, request: pytest.FixtureRequest) -> Iterat
     tracker.finish("KILLED")
 
 
+def _experiments(client: MlflowClient) -> list[str]:
+    return [experiment.experiment_id for experiment in client.search_experiments()]
+
+
 def _run(tracker: Tracker, request: StageRequest, runtime: Runtime) -> StageOutcome:
     with tracker.stage(request) as tracked:
         outcome = asyncio.run(run_stage(request, runtime, tracked))
@@ -63,6 +67,26 @@ def _child(client: MlflowClient, tracker: Tracker, node: str) -> Run:
     run_id = tracker.run_id(node, wait_s=20)
     assert run_id is not None
     return client.get_run(run_id)
+
+
+def test_a_run_that_is_over_in_a_moment_is_sent_when_it_is_over(home: Home, database: str, client: MlflowClient) -> None:
+    tracker = Tracker(home, "run-over", uri=database, later=True)
+    assert not tracker.finish("FINISHED")
+    deadline = time.monotonic() + 50
+    while not (found := client.search_runs(_experiments(client), "run_name = 'run-over'")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    while client.get_run(found[0].info.run_id).info.status != "FINISHED":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_an_id_that_is_asked_for_is_known_although_nothing_is_sent_yet(home: Home, database: str, client: MlflowClient) -> None:
+    tracker = Tracker(home, "run-asked", uri=database, later=True)
+    run_id = tracker.run_id(wait_s=40)
+    assert run_id is not None
+    assert tracker.finish("FINISHED")
+    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_a_stage_is_a_finished_child_run_with_its_metrics(
