@@ -3,53 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_processing.config import DataConfig, SourceKind, Split, TableSource
+import pyarrow.parquet as pq
+
+from data_processing.config import SPLITS, DataConfig, SourceKind, Split, TableSource
 from data_processing.errors import ConfigError, DataError
+from data_processing.keys import row_key
 from data_processing.procedures_rows import SOURCE, procedures_rows
-from data_processing.schemas import TableName, to_table, write_table
+from data_processing.schemas import TableName
 from data_processing.sources.files import file_fingerprint
-from data_processing.sources.rows import SourceRows, read_source
-from data_processing.splits import LISTED, SPLITS, PlacedRow, split_of, without_duplicates, without_leaks
+from data_processing.sources.rows import SourceRows
+from data_processing.splits import Dropped, duplicates, leaks, split_of
+from data_processing.staging import StagedTable, staged
 
 TABLES: tuple[TableName, ...] = ("sft", "preference", "prompts", "unpaired")
 
-_Tables = dict[TableName, dict[Split, list[dict[str, Any]]]]
+Counts = dict[TableName, dict[Split, int]]
 
 
 def prepare(config: DataConfig, output: Path, seed: int) -> dict[str, Any]:
     """Write `<table>/<split>.parquet` for every table with rows, and `summary.json`; return the summary with previews.
 
-    Raises `ConfigError` where a source is not there or nothing is to be prepared, `DataError` for too many bad rows,
-    duplicates and leaks that are not allowed, or when no row is left.
+    Sources are read once, row by row. Raises `ConfigError` where a source is not there or nothing is to be prepared,
+    `DataError` for too many bad rows, duplicates and leaks that are not allowed, or when no row is left.
     """
-    sources = list(_sources(config))
+    sources = {place: SourceRows(table, source, place, config.max_bad_fraction) for place, table, source in _sources(config)}
     if not sources and config.procedures is None:
         raise ConfigError("data: procedures is null and no table has a source; set one of them")
-    placed = _generated(config, seed)
-    reports: list[SourceRows] = []
-    for place, table, source in sources:
-        report = read_source(table, source, place, config.max_bad_fraction)
-        placed += _placed(table, report, config)
-        reports.append(report)
-    unique, duplicates = without_duplicates(placed, config.allow_duplicates)
-    clean, leaks = without_leaks(unique, config.allow_leaks)
-    by_table = _by_table(clean)
-    _write(by_table, output)
-    summary = {
-        "rows": {table: {split: len(rows) for split, rows in splits.items()} for table, splits in by_table.items()},
-        "bad_rows": {"count": sum(r.n_bad for r in reports), "listed": [bad for r in reports for bad in r.bad]},
-        "duplicates": {"count": len(duplicates), "listed": duplicates[:LISTED]},
-        "leaks": {"count": len(leaks), "listed": leaks[:LISTED]},
-        "warnings": _warnings(by_table, reports, duplicates, leaks),
-    }
+    tables = _staged(config, sources, output, seed)
+    keys = {name: table.keys for name, table in tables.items()}
+    repeats = duplicates(keys, lambda name, row: tables[name].describe(row), config.allow_duplicates)
+    leaking = leaks(keys, repeats, lambda name, row: tables[name].describe(row), config.allow_leaks)
+    counts = {name: table.keep(~(repeats.rows[name] | leaking.rows[name])) for name, table in tables.items()}
+    summary = _summary({name: rows for name, rows in counts.items() if rows}, list(sources.values()), repeats, leaking)
     (output / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     # Previews stay out of the artifact: their number is operational, and must not change what is stored.
-    return {**summary, "previews": {t: splits["train"][: config.preview_rows] for t, splits in by_table.items()}}
+    return {**summary, "previews": {name: _first_rows(output, name, config.preview_rows) for name in summary["rows"]}}
 
 
 def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
@@ -67,45 +60,41 @@ def _sources(config: DataConfig) -> Iterator[tuple[str, TableName, TableSource]]
             yield f"data.{table}[{i}]", table, source
 
 
-def _generated(config: DataConfig, seed: int) -> list[PlacedRow]:
-    if config.procedures is None:
-        return []
-    generated = procedures_rows(config.procedures, seed)
-    return [PlacedRow(table, split, row, SOURCE) for (table, split), rows in generated.items() for row in rows]
-
-
-def _placed(table: TableName, report: SourceRows, config: DataConfig) -> Iterator[PlacedRow]:
-    for source_row in report.rows:
-        split = split_of(source_row.row["id"], config.validation_fraction, config.test_fraction)
-        yield PlacedRow(table, split, source_row.row, source_row.where)
-
-
-def _by_table(rows: list[PlacedRow]) -> _Tables:
-    """Rows by table and split, in their original order; tables without rows are left out."""
-    tables: _Tables = {}
-    for table in TABLES:
-        splits: dict[Split, list[dict[str, Any]]] = {
-            split: [r.row for r in rows if r.table == table and r.split == split] for split in SPLITS
-        }
-        if any(splits.values()):
-            tables[table] = splits
+def _staged(config: DataConfig, sources: dict[str, SourceRows], output: Path, seed: int) -> dict[TableName, StagedTable]:
+    """All rows of all tables that have some, the built-in task's before those of the sources."""
+    generated = {} if config.procedures is None else procedures_rows(config.procedures, seed)
+    tables: dict[TableName, StagedTable] = {}
+    for name in TABLES:
+        with staged(name, output / name) as tables[name]:
+            for split in SPLITS:
+                for number, row in enumerate(generated.get((name, split), []), 1):
+                    tables[name].add(row, row_key(row), split, f"{SOURCE} {split} row", number)
+            for rows in (rows for rows in sources.values() if rows.table == name):
+                for row, key, raw in rows:
+                    split = split_of(key[0], config.validation_fraction, config.test_fraction)
+                    tables[name].add(row, key, split, raw.origin, raw.number)
     return tables
 
 
-def _write(tables: _Tables, output: Path) -> None:
-    for name, splits in tables.items():
-        for split, rows in splits.items():
-            write_table(name, to_table(name, rows), output / name / f"{split}.parquet")
-    if not tables:
+def _summary(counts: Counts, sources: list[SourceRows], repeats: Dropped, leaking: Dropped) -> dict[str, Any]:
+    if not counts:
         raise DataError("no table has a row; raise the row counts of data.procedures or add sources")
-
-
-def _warnings(tables: _Tables, reports: list[SourceRows], duplicates: list[str], leaks: list[str]) -> list[str]:
-    empty = [f"table '{name}' has no rows in its {split} split" for name, s in tables.items() for split in s if not s[split]]
-    counts = Counter(bad_rows=sum(r.n_bad for r in reports), duplicates=len(duplicates), leaks=len(leaks))
-    texts = {
-        "bad_rows": "rows could not be used",
-        "duplicates": "repeated rows were dropped",
-        "leaks": "leaking rows were dropped",
+    n_bad = sum(rows.n_bad for rows in sources)
+    told = {
+        "rows could not be used": n_bad,
+        "repeated rows were dropped": repeats.count,
+        "leaking rows were dropped": leaking.count,
     }
-    return empty + [f"{count} {texts[name]}; see summary.json" for name, count in counts.items() if count]
+    empty = [f"table '{name}' has no rows in its {split} split" for name, s in counts.items() for split in s if not s[split]]
+    return {
+        "rows": counts,
+        "bad_rows": {"count": n_bad, "listed": [bad for rows in sources for bad in rows.bad]},
+        "duplicates": {"count": repeats.count, "listed": repeats.lines},
+        "leaks": {"count": leaking.count, "listed": leaking.lines},
+        "warnings": empty + [f"{count} {what}; see summary.json" for what, count in told.items() if count],
+    }
+
+
+def _first_rows(output: Path, name: TableName, count: int) -> list[dict[str, Any]]:
+    with pq.ParquetFile(output / name / "train.parquet") as parquet:
+        return [row for batch in islice(parquet.iter_batches(max(count, 1)), 1) for row in batch.to_pylist()][:count]

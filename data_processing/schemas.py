@@ -6,12 +6,13 @@ Every table is checked against its schema on write and on read. What a table mea
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -73,10 +74,18 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
+# Of any JSON value: no white space, keys in order, UTF-8; raises UnicodeEncodeError for text that is not valid Unicode.
+canonical_json = msgspec.json.Encoder(order="sorted").encode
+
+
+def hash64(text: bytes) -> int:
+    """The first 64 bits of the sha256 of a text."""
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
 def content_id(value: Any) -> str:
     """A 16-hex-digit id of any JSON value: the same content has the same id on every machine."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{hash64(canonical_json(value)):016x}"
 
 
 def to_table(name: TableName, rows: Iterable[dict[str, Any]]) -> pa.Table:
@@ -87,16 +96,39 @@ def to_table(name: TableName, rows: Iterable[dict[str, Any]]) -> pa.Table:
         raise DataError(f"table '{name}': rows do not fit its schema: {error}") from error
 
 
+class TableWriter:
+    """Writes one Parquet file piece by piece; it appears under its name, durable, when all of it was written."""
+
+    def __init__(self, name: TableName, path: Path) -> None:
+        self._name, self._path = name, path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._part = path.with_name(path.name + ".part")
+        self._sink = self._part.open("wb")
+        self._writer = pq.ParquetWriter(self._sink, SCHEMAS[name])
+
+    def write(self, table: pa.Table) -> None:
+        """Validate and append rows; each call starts a row group."""
+        validate_table(self._name, table, where=str(self._path))
+        self._writer.write_table(table.select(SCHEMAS[self._name].names).cast(SCHEMAS[self._name]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._sink as sink:
+            self._writer.close()
+            sink.flush()
+            os.fsync(sink.fileno())
+        if error is None:
+            self._part.rename(self._path)
+        else:
+            self._part.unlink()
+
+
 def write_table(name: TableName, table: pa.Table, path: Path) -> None:
     """Validate and write one Parquet file, durable before it appears under its name."""
-    validate_table(name, table, where=str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as sink:
-        pq.write_table(table, sink)
-        sink.flush()
-        os.fsync(sink.fileno())
-    part.rename(path)
+    with TableWriter(name, path) as writer:
+        writer.write(table)
 
 
 def read_table(name: TableName, path: Path) -> pa.Table:

@@ -24,4 +24,4 @@ def read_hub(source: TableSource, field: str) -> Iterator[RawRow]:
             "or download it and give the local files with kind 'file'"
         ) from error
     for number, row in enumerate(dataset, 1):
-        yield RawRow(f"{source.path} row {number}", dict(row))
+        yield RawRow(f"{source.path} row", number, dict(row))

@@ -30,8 +30,8 @@ def conversation(value: Any, column: str, text_role: str) -> list[Message]:
         return _transcript(value) or [_message(text_role, value, column)]
     if not isinstance(value, list) or not value:
         raise BadRow(f"'{column}' is {_kind(value)}, expected text or a list of messages")
-    messages = [_from_object(item, f"{column}[{i}]") for i, item in enumerate(value)]
-    if any(message["role"] == "system" for message in messages[1:]):
+    messages = [_from_object(item, column, i) for i, item in enumerate(value)]
+    if "system" in [message["role"] for message in messages[1:]]:
         raise BadRow(f"'{column}' has a system message that is not the first")
     return messages
 
@@ -53,23 +53,27 @@ def _decoded(value: Any) -> Any:
     return decoded if holds_messages else value
 
 
-def _from_object(item: Any, place: str) -> Message:
+def _from_object(item: Any, column: str, index: int) -> Message:
     """A message written as role and content, or as from and value."""
     if not isinstance(item, dict):
-        raise BadRow(f"'{place}' is {_kind(item)}, expected an object with role and content (or from and value)")
+        raise BadRow(f"'{column}[{index}]' is {_kind(item)}, expected an object with role and content (or from and value)")
     role, content = ("role", "content") if "role" in item else ("from", "value")
-    name = item.get(role)
+    name, said = item.get(role), item.get(content)
     if not isinstance(name, str) or name not in ROLE_NAMES:
-        raise BadRow(f"'{place}' has role {name!r}, allowed: {', '.join(ROLE_NAMES)}")
-    return _message(ROLE_NAMES[name], item.get(content), f"{place}.{content}")
+        raise BadRow(f"'{column}[{index}]' has role {name!r}, allowed: {', '.join(ROLE_NAMES)}")
+    if not isinstance(said, str) or not said.strip():
+        raise _no_text(said, f"{column}[{index}].{content}")
+    return {"role": ROLE_NAMES[name], "content": said}
 
 
 def _message(role: str, content: Any, place: str) -> Message:
-    if not isinstance(content, str):
-        raise BadRow(f"'{place}' is {_kind(content)}, expected text")
-    if not content.strip():
-        raise BadRow(f"'{place}' is empty")
+    if not isinstance(content, str) or not content.strip():
+        raise _no_text(content, place)
     return {"role": role, "content": content}
+
+
+def _no_text(value: Any, place: str) -> BadRow:
+    return BadRow(f"'{place}' is empty" if isinstance(value, str) else f"'{place}' is {_kind(value)}, expected text")
 
 
 def _transcript(value: str) -> list[Message]:

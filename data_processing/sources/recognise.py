@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_processing.sources.messages import BadRow, Message, conversation, text
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What a row says, whatever its shape: a prompt, perhaps a response, perhaps a worse one.
 
     A prompt never ends with an assistant turn; responses start and end with one.
@@ -23,7 +21,7 @@ class Record:
 
 def recognise(row: dict[str, Any]) -> Record:
     """The record of a row, by the first shape whose columns it has; raises `BadRow` with the reason."""
-    present = {name: value for name, value in row.items() if value is not None}
+    present = {name: value for name, value in row.items() if value is not None} if None in row.values() else row
     for columns, read in RECOGNISERS:
         if columns <= present.keys():
             return _checked(read(present))
@@ -32,12 +30,12 @@ def recognise(row: dict[str, Any]) -> Record:
 
 
 def _checked(record: Record) -> Record:
-    if not any(message["role"] == "user" for message in record.prompt):
+    if "user" not in [message["role"] for message in record.prompt]:
         raise BadRow("has no user turn before the answer")
     if record.prompt[-1]["role"] == "assistant":
         raise BadRow("the prompt ends with an assistant turn")
     for name, response in (("response", record.response), ("rejected", record.rejected)):
-        if response is not None and {response[0]["role"], response[-1]["role"]} != {"assistant"}:
+        if response is not None and not response[0]["role"] == response[-1]["role"] == "assistant":
             raise BadRow(f"the {name} does not start and end with an assistant turn")
     if record.response is not None and record.response == record.rejected:
         raise BadRow("chosen and rejected are the same")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data_processing.config import SourceKind, TableSource
 from data_processing.errors import DataError
-from data_processing.schemas import TableName, content_id
+from data_processing.keys import RowKey, content_key, id_key, prompt_key
+from data_processing.schemas import TableName
 from data_processing.sources.files import RawRow, read_files, source_files
 from data_processing.sources.hub import read_hub
 from data_processing.sources.messages import BadRow
@@ -21,42 +21,50 @@ from data_processing.sources.recognise import Record, recognise
 LISTED_BAD_ROWS = 20
 
 Row = dict[str, Any]
+SourceRow = tuple[Row, RowKey, RawRow]  # a row of a table, its key, and what it was in the source
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRow:
-    """A row of a table and the place it came from, for messages."""
-
-    row: Row
-    where: str
-
-
-@dataclass(slots=True)
 class SourceRows:
-    """What one source gave: rows, how many it had, and number and reason of the first bad ones."""
+    """The rows of one source for one table, read as they are iterated over: once.
 
-    rows: list[SourceRow] = field(default_factory=list)
-    n_read: int = 0
-    n_bad: int = 0
-    bad: list[dict[str, str]] = field(default_factory=list)
-
-
-def read_source(table: TableName, source: TableSource, place: str, max_bad_fraction: float) -> SourceRows:
-    """Rows of `source` for `table`; `place` is the source's place in the config, for messages.
-
-    Raises `ConfigError` where the source is not there, `DataError` where it is empty or has too many bad rows.
+    Meanwhile it counts the rows, and lists number and reason of the first bad ones. `place` is the source's place in the
+    config, for messages. Iterating raises `ConfigError` where the source is not there, and at the end `DataError` where it
+    was empty or had too many bad rows.
     """
-    result = SourceRows()
-    for raw in islice(_raw_rows(source, place), source.max_rows):
-        result.n_read += 1
-        try:
-            result.rows.append(SourceRow(_table_row(table, raw, source), raw.where))
-        except BadRow as error:
-            result.n_bad += 1
-            if len(result.bad) < LISTED_BAD_ROWS:
-                result.bad.append({"table": table, "source": source.path, "row": raw.where, "reason": str(error)})
-    _check_bad(result, source, place, max_bad_fraction)
-    return result
+
+    def __init__(self, table: TableName, source: TableSource, place: str, max_bad_fraction: float) -> None:
+        self.table = table
+        self.n_read = 0
+        self.n_bad = 0
+        self.bad: list[dict[str, str]] = []
+        self._source, self._place, self._max_bad_fraction = source, place, max_bad_fraction
+
+    def __iter__(self) -> Iterator[SourceRow]:
+        for raw in islice(_raw_rows(self._source, self._place), self._source.max_rows):
+            self.n_read += 1
+            try:
+                row, key = _table_row(self.table, raw, self._source)
+            except BadRow as error:
+                self._note(raw, error)
+            else:
+                yield row, key, raw
+        self._check()
+
+    def _note(self, raw: RawRow, error: BadRow) -> None:
+        self.n_bad += 1
+        if len(self.bad) < LISTED_BAD_ROWS:
+            where = f"{raw.origin} {raw.number}"
+            self.bad.append({"table": self.table, "source": self._source.path, "row": where, "reason": str(error)})
+
+    def _check(self) -> None:
+        if not self.n_read:
+            raise DataError(f"{self._place}: source '{self._source.path}' has no rows; check the file, or remove the source")
+        if self.n_bad > self._max_bad_fraction * self.n_read:
+            listed = "".join(f"\n  {bad['row']}: {bad['reason']}" for bad in self.bad)
+            raise DataError(
+                f"{self._place}: {self.n_bad} of {self.n_read} rows of '{self._source.path}' cannot be used, more than "
+                f"data.max_bad_fraction={self._max_bad_fraction}; correct them or raise the limit. The first of them:{listed}"
+            )
 
 
 def _raw_rows(source: TableSource, place: str) -> Iterator[RawRow]:
@@ -65,31 +73,23 @@ def _raw_rows(source: TableSource, place: str) -> Iterator[RawRow]:
     return read_files(source_files(source.path, f"{place}.path"))
 
 
-def _check_bad(result: SourceRows, source: TableSource, place: str, max_bad_fraction: float) -> None:
-    if not result.n_read:
-        raise DataError(f"{place}: source '{source.path}' has no rows; check the file, or remove the source")
-    if result.n_bad > max_bad_fraction * result.n_read:
-        listed = "".join(f"\n  {bad['row']}: {bad['reason']}" for bad in result.bad)
-        raise DataError(
-            f"{place}: {result.n_bad} of {result.n_read} rows of '{source.path}' cannot be used, more than "
-            f"data.max_bad_fraction={max_bad_fraction}; correct them or raise the limit. The first of them:{listed}"
-        )
-
-
-def _table_row(table: TableName, raw: RawRow, source: TableSource) -> Row:
+def _table_row(table: TableName, raw: RawRow, source: TableSource) -> tuple[Row, RowKey]:
     if raw.values is None:
         raise BadRow(raw.problem)
-    values = {source.columns.get(name, name): value for name, value in raw.values.items()}
+    values = raw.values
+    if source.columns:
+        values = {source.columns.get(name, name): value for name, value in values.items()}
     row = ROW_BUILDERS[table](recognise(values), values)
     given = _given_id(values)
     try:
-        content = content_id([given, *row.values()])
+        content = content_key(row)
+        row["id"] = given or f"{content:016x}"
+        key = id_key(row["id"]), content, prompt_key(row)
     except UnicodeEncodeError as error:
         raise BadRow(f"holds text that is not valid Unicode: {error}") from error
-    row["id"] = given or content
     if table == "prompts":
         row["source"] = source.path if source.kind is SourceKind.huggingface else Path(source.path).name
-    return row
+    return row, key
 
 
 def _given_id(values: Row) -> str | None:

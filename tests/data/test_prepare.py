@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow.parquet as pq
 import pytest
 
-from data_processing.config import DataConfig, ProceduresConfig, TableSource
+from data_processing.config import SPLITS, DataConfig, ProceduresConfig, TableSource
 from data_processing.errors import ConfigError, DataError
+from data_processing.keys import prompt_key
 from data_processing.prepare import fingerprint, prepare
 from data_processing.schemas import TableName, read_table
-from data_processing.splits import SPLITS, prompt_key
 from rlhf_core.events import EventLog
 from tasks.prepare_data import STAGE
 from tasks.runtime.context import StageContext
@@ -113,6 +114,49 @@ def test_duplicates_and_leaks_stop_the_run_unless_each_is_allowed(tmp_path: Path
     with pytest.raises(DataError, match=f"data.{setting}=true"):
         prepare(config, tmp_path / "out", seed=0)
     prepare(config.model_copy(update={setting: True}), tmp_path / "again", seed=0)
+
+
+def test_rows_of_many_row_groups_keep_their_order_and_lose_only_what_repeats_or_leaks(tmp_path: Path) -> None:
+    filling = "word " * 4_000
+    rows = [{"prompt": f"{i} {filling}", "response": f"Answer {i}.", "id": str(i)} for i in range(1_100)]
+    repeated, leaking = rows[1_000], {**rows[1_001], "id": "b", "response": "Other."}  # id "b" is in the test split
+    config = DataConfig(
+        procedures=None,
+        sft=[jsonl(tmp_path / "rows.jsonl", [*rows, repeated, leaking])],
+        validation_fraction=0.0,
+        test_fraction=0.25,
+        allow_duplicates=True,
+        allow_leaks=True,
+    )
+    summary = prepare(config, tmp_path / "out", seed=0)
+    written = tables(tmp_path / "out")["sft"]
+    assert pq.ParquetFile(tmp_path / "out" / "sft" / "train.parquet").num_row_groups > 1
+    assert {path.name for path in (tmp_path / "out" / "sft").iterdir()} == {f"{split}.parquet" for split in SPLITS}
+    held_out = [int(row["id"]) for row in written["test"][:-1]]
+    assert held_out == sorted(held_out)
+    assert written["test"][-1]["id"] == "b"
+    expected = [str(i) for i in range(1_100) if i not in held_out and i != 1_001]
+    assert [row["id"] for row in written["train"]] == expected
+    assert all(row["messages"][0]["content"] == rows[int(row["id"])]["prompt"] for row in written["train"])
+    assert summary["duplicates"]["listed"] == [
+        "sft/train id 1000 (rows.jsonl line 1101) repeats sft/train id 1000 (rows.jsonl line 1001)"
+    ]
+    assert summary["leaks"]["listed"] == ["sft/train id 1001 (rows.jsonl line 1002) leaks sft/test id b (rows.jsonl line 1102)"]
+
+
+def test_a_table_whose_rows_all_leak_is_left_out(tmp_path: Path) -> None:
+    held_out, copies = ({"prompt": "Why?", "response": response, "id": i} for response, i in (("So.", "b"), ("No.", "a")))
+    config = DataConfig(
+        procedures=None,
+        sft=[jsonl(tmp_path / "copies.jsonl", [copies])],
+        prompts=[jsonl(tmp_path / "held_out.jsonl", [held_out])],
+        validation_fraction=0.25,
+        test_fraction=0.25,
+        allow_leaks=True,
+    )
+    assert list(prepare(config, tmp_path / "out", seed=0)["rows"]) == ["prompts"]
+    assert list(tables(tmp_path / "out")) == ["prompts"]
+    assert not (tmp_path / "out" / "sft").exists()
 
 
 def test_nothing_to_prepare_is_an_error(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from data_processing.config import ProceduresConfig
 from data_processing.errors import ConfigError
+from data_processing.keys import prompt_key
 from data_processing.procedures_checker import check
 from data_processing.procedures_corruptions import CORRUPTIONS, corrupt
 from data_processing.procedures_optimal import Procedure, optimal_procedure, render
 from data_processing.procedures_policy import draw_policy, parse_policy
 from data_processing.procedures_rows import procedures_rows
-from data_processing.splits import prompt_key
 
 DIFFICULTIES = (1, 2, 3)
 

@@ -8,11 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_processing.config import SourceKind, TableSource
 from data_processing.errors import AlignflowError, ConfigError, DataError
-from data_processing.sources.files import file_fingerprint, read_files, source_files
-from data_processing.sources.rows import SourceRows, read_source
+from data_processing.sources.files import RawRow, file_fingerprint, read_files, source_files
+from tests.data.source_reading import Read, read_source
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f'Frage {i}: ü, "quoted"\nand a second line', "response": f"Answer {i}"} for i in range(4)
@@ -45,7 +47,7 @@ def values(path: Path | str) -> list[dict[str, Any] | None]:
     return [raw.values for raw in read_files(source_files(str(path), "data.sft[0].path"))]
 
 
-def read_sft(path: Path | str, max_bad_fraction: float = 0.0, **settings: Any) -> SourceRows:
+def read_sft(path: Path | str, max_bad_fraction: float = 0.0, **settings: Any) -> Read:
     return read_source("sft", TableSource(path=str(path), **settings), "data.sft[0]", max_bad_fraction)
 
 
@@ -57,7 +59,7 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path, ending: str) -> Non
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "json", "jsonl", "csv"])
 def test_message_lists_survive_every_file_type(tmp_path: Path, ending: str) -> None:
     rows = read_sft(write(tmp_path / f"rows.{ending}", CHATS)).rows
-    assert [source_row.row["messages"] for source_row in rows] == [chat["messages"] for chat in CHATS]
+    assert [made["messages"] for made in rows] == [chat["messages"] for chat in CHATS]
 
 
 def test_arrow_files_in_the_file_format_are_read_too(tmp_path: Path) -> None:
@@ -136,6 +138,37 @@ def test_a_truncated_parquet_file_is_a_data_error(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"rows\.parquet"):
         read_sft(path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.text(max_size=3), json_values, max_size=3), st.booleans())
+def test_json_lines_are_read_to_the_letter(tmp_path: Path, row: dict[str, Any], ascii_only: bool) -> None:
+    line = json.dumps(row, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    (tmp_path / "rows.jsonl").write_bytes(line + b"\n")
+    assert values(tmp_path / "rows.jsonl") == [json.loads(line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        (b'\xef\xbb\xbf{"a": 1}', 1),
+        (b'{"a": Infinity}', float("inf")),
+        (b'{"a": 1e400}', float("inf")),
+        (b'{"a": "\\ud800"}', "\ud800"),
+        (b'{"a": 123456789012345678901234567890}', 123456789012345678901234567890),
+        (b'{"a": 1, "a": 2}', 2),
+    ],
+)
+def test_json_lines_that_only_some_parsers_take_are_read_as_python_reads_them(tmp_path: Path, line: bytes, value: Any) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b" \r\n" + line + b"\r\n\n")
+    assert list(read_files([tmp_path / "rows.jsonl"])) == [RawRow("rows.jsonl line", 2, {"a": value})]
 
 
 def bad_lines(tmp_path: Path, good: int) -> Path:

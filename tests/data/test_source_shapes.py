@@ -13,7 +13,7 @@ from data_processing.errors import DataError
 from data_processing.schemas import TableName, to_table, validate_table
 from data_processing.sources.messages import BadRow
 from data_processing.sources.recognise import Record, recognise
-from data_processing.sources.rows import SourceRows, read_source
+from tests.data.source_reading import Read, read_source
 
 Row = dict[str, Any]
 
@@ -153,7 +153,7 @@ def test_a_text_that_only_looks_like_messages_stays_a_text(text: str) -> None:
     assert recognise({"prompt": text}) == Record([user(text)])
 
 
-def read(tmp_path: Path, table: TableName, rows: list[Row], **options: Any) -> SourceRows:
+def read(tmp_path: Path, table: TableName, rows: list[Row], **options: Any) -> Read:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return read_source(table, TableSource(path=str(path), **options), f"data.{table}[0]", max_bad_fraction=0.0)
@@ -189,9 +189,9 @@ def read(tmp_path: Path, table: TableName, rows: list[Row], **options: Any) -> S
     ],
 )
 def test_records_become_rows_that_fit_the_table(tmp_path: Path, table: TableName, row: Row, expected: Row) -> None:
-    (source_row,) = read(tmp_path, table, [row]).rows
-    assert {k: v for k, v in source_row.row.items() if k != "id"} == expected
-    validate_table(table, to_table(table, [source_row.row]), where="test")
+    (made,) = read(tmp_path, table, [row]).rows
+    assert {k: v for k, v in made.items() if k != "id"} == expected
+    validate_table(table, to_table(table, [made]), where="test")
 
 
 @pytest.mark.parametrize(
@@ -216,15 +216,15 @@ def test_rows_that_do_not_fit_the_table_are_listed_with_number_and_reason(
 
 def test_ids_are_kept_where_given_and_otherwise_depend_on_the_content_only(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "id": 7}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "b", "extra": 1}]
-    ids = [source_row.row["id"] for source_row in read(tmp_path, "prompts", rows).rows]
+    ids = [made["id"] for made in read(tmp_path, "prompts", rows).rows]
     assert ids[0] == "7"
     assert ids[1] != ids[2] == ids[3]
 
 
 def test_columns_are_renamed_before_shapes_are_recognised(tmp_path: Path) -> None:
     rows = [{"q": "Why?", "a": "Because."}]
-    (source_row,) = read(tmp_path, "sft", rows, columns={"q": "prompt", "a": "response"}).rows
-    assert source_row.row["messages"] == [user("Why?"), assistant("Because.")]
+    (made,) = read(tmp_path, "sft", rows, columns={"q": "prompt", "a": "response"}).rows
+    assert made["messages"] == [user("Why?"), assistant("Because.")]
     with pytest.raises(DataError, match=r"columns \['a', 'q'\] fit no known shape"):
         read(tmp_path, "sft", rows)
 
@@ -245,4 +245,4 @@ def test_any_row_that_is_taken_fits_its_table(tmp_path: Path, table: TableName, 
     source = TableSource(path=str(tmp_path / "rows.jsonl"))
     result = read_source(table, source, "data", max_bad_fraction=1.0)
     assert len(result.rows) + result.n_bad == 1
-    validate_table(table, to_table(table, [source_row.row for source_row in result.rows]), where="test")
+    validate_table(table, to_table(table, result.rows), where="test")
