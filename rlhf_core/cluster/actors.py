@@ -21,6 +21,7 @@ from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.distributed import free_address, set_rank_environment
+from rlhf_core.cluster.weights import Arrays, to_arrays
 from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings
 
 if TYPE_CHECKING:
@@ -228,13 +229,13 @@ class PolicyWorker(TrainingWorker):
             add_lora(lm, setup.lora)
         return PolicyModule(lm)
 
-    def weights(self, dtype: Dtype) -> dict[str, Tensor]:
+    def weights(self, dtype: Dtype) -> Arrays:
         """All weights under their Hugging Face names, adapters merged in fp32 and then rounded to `dtype`, on the CPU."""
         from rlhf_core.models.load import TORCH_DTYPES
         from rlhf_core.models.lora import merged_state_dict
 
         state: dict[str, Tensor] = merged_state_dict(self.module.hf, TORCH_DTYPES[dtype])
-        return {name: tensor.cpu() for name, tensor in state.items()}
+        return to_arrays({name: tensor.cpu() for name, tensor in state.items()})
 
 
 class CriticWorker(TrainingWorker):

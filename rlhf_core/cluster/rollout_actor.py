@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rlhf_core.cluster.weights import Arrays, to_tensors
 from rlhf_core.config import Dtype, RolloutEngine
 from rlhf_core.rollout.base import Generation, Generator, Sampling
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +64,6 @@ class RolloutWorker:
         groups = self.generator.generate(prompts, sampling, seed)
         return Sampled(groups, time.monotonic() - start)
 
-    def update_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """As `Generator.update_weights`."""
-        self.generator.update_weights(state, version)
+    def update_weights(self, weights: Arrays, version: int) -> None:
+        """As `Generator.update_weights`, with what `to_arrays` made of the weights."""
+        self.generator.update_weights(to_tensors(weights), version)

@@ -76,6 +76,15 @@ def test_an_actor_killed_ends_the_wait_for_the_others(pair: Group, single: Group
     assert time.monotonic() - start < 30
 
 
+def test_a_call_beside_is_not_waited_for_but_its_failure_is_noticed(pair: Group, single: Group) -> None:
+    assert wait(pair.call("twice", 3), timeout_s=60, beside=single.call("sleep")) == [[6, 6]]
+    start = time.monotonic()
+    with pytest.raises(ActorFailedError, match=r"single \(rank 0\) in die"):
+        single.kill()
+        wait(pair.call("sleep"), timeout_s=100, beside=single.call("die"))
+    assert time.monotonic() - start < 30
+
+
 def test_an_exception_comes_with_its_traceback(pair: Group, single: Group) -> None:
     with pytest.raises(ActorFailedError, match="the kernel is missing") as caught:
         wait(pair.call("sleep"), single.call("break_down"), timeout_s=100)

@@ -32,7 +32,9 @@ def ppo_job(folder: Path, model: Path) -> OnlineJob:
     """PPO that meets a NaN reward in the third round where `folder/calls` does not count past it."""
     data = prompts_folder(folder / "data", label=str(folder / "calls"))
     rewards = [{"kind": "python", "function": f"{REWARD}:nan_once_trained"}]
-    return online_job(folder, model, data, method="ppo", steps=PPO_ROUNDS, rewards=rewards, checkpoint_every_steps=2, kl_coef=1e-6)
+    return online_job(
+        folder, model, data, method="ppo", steps=PPO_ROUNDS, rewards=rewards, checkpoint_every_steps=2, kl_coef=1e-6
+    )
 
 
 @pytest.fixture(scope="module")

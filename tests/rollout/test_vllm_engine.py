@@ -9,6 +9,7 @@ import ray
 import torch
 
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
+from rlhf_core.cluster.weights import to_arrays
 from rlhf_core.config import RolloutEngine
 from rlhf_core.rollout.base import Generation, Sampling
 from rlhf_core.rollout.choose import choose_engine
@@ -37,7 +38,7 @@ class Engine:
         return ray.get(self.actor.generate.remote(PROMPTS, settings, seed)).groups
 
     def update(self, state: dict[str, torch.Tensor], version: int) -> None:
-        ray.get(self.actor.update_weights.remote(state, version))
+        ray.get(self.actor.update_weights.remote(to_arrays(state), version))
 
 
 @pytest.fixture(scope="module", params=[("llama", True), ("qwen3", False)], ids=["tied", "untied"])
