@@ -48,7 +48,17 @@ def ahead_job(folder: Path, model: Path) -> OnlineJob:
     """A run that meets a NaN reward in the third round where `folder/calls` does not count past it."""
     data = prompts_folder(folder / "data", label=str(folder / "calls"))
     rewards = [{"kind": "python", "function": f"{REWARD}:nan_once_trained"}]
-    return online_job(folder, model, data, method="grpo", steps=5, rewards=rewards, checkpoint_every_steps=2, async_steps=1)
+    return online_job(
+        folder,
+        model,
+        data,
+        method="grpo",
+        steps=5,
+        rewards=rewards,
+        checkpoint_every_steps=2,
+        async_steps=1,
+        optimizer__learning_rate=1e-3,
+    )
 
 
 def test_a_resumed_run_goes_on_with_the_round_that_was_in_flight(model: Path, tmp_path: Path) -> None:
@@ -69,6 +79,16 @@ def test_a_resumed_run_goes_on_with_the_round_that_was_in_flight(model: Path, tm
     assert rollouts(broken).equals(rollouts(whole))
     expected, weights = final_weights(whole), final_weights(broken)
     assert all(weights[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_a_policy_too_far_from_its_sampler_stops_the_run_before_it_is_kept(model: Path, tmp_path: Path) -> None:
+    data = prompts_folder(tmp_path / "data")
+    job = online_job(tmp_path, model, data, method="grpo", steps=4, async_steps=1, checkpoint_every_steps=1)
+    with pytest.raises(DivergedError, match=r"round 2: sampler and trainer log-probs differ by .* rollout.max_logprob_gap=0.2"):
+        run_online(job)
+    assert [folder.name for folder in (job.resume / "policy").iterdir()] == ["step-000001"]
+    assert (job.resume / "bad_rollouts.parquet").is_file()
+    assert not list(job.output.iterdir())
 
 
 def test_a_round_that_teaches_nothing_leaves_the_weights_alone(model: Path, tmp_path: Path) -> None:
