@@ -39,8 +39,11 @@ class Killer(threading.Thread):
 
 
 def own_actors() -> list[psutil.Process]:
-    """Processes of this session's Ray that run an actor of ours."""
-    session = str(ray._private.worker.global_worker.node.get_session_dir_path())
+    """Processes of this session's Ray that run an actor of ours; none while this process is not connected to it."""
+    node = ray._private.worker.global_worker.node
+    if node is None:
+        return []
+    session = str(node.get_session_dir_path())
     raylet = [p for p in psutil.process_iter(["cmdline"]) if session in " ".join(p.info["cmdline"] or [])]
     children = {child for p in raylet for child in p.children(recursive=True)}
     found = []
