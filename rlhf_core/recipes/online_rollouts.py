@@ -66,11 +66,9 @@ def prompts_of_step(prompts: Sequence[Prompt], step: int, per_step: int, seed: i
 
     A pure function of the step, so a resumed run goes on where the first one stopped.
     """
-    chosen: list[Prompt] = []
-    for position in range(step * per_step, (step + 1) * per_step):
-        epoch, place = divmod(position, len(prompts))
-        chosen.append(prompts[order(len(prompts), seed, epoch)[place]])
-    return chosen
+    places = [divmod(position, len(prompts)) for position in range(step * per_step, (step + 1) * per_step)]
+    orders = {epoch: order(len(prompts), seed, epoch) for epoch, _ in places}
+    return [prompts[orders[epoch][place]] for epoch, place in places]
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
@@ -78,15 +76,18 @@ def digest(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(json.dumps([(p.id, p.ids, p.label) for p in prompts]).encode()).hexdigest()
 
 
-def mini_batch_plan(n_rows: int, passes: int, mini_batches: int, seed: int, step: int) -> list[list[int]]:
+def mini_batch_plan(n_rows: int, samples: int, *, passes: int, mini_batches: int, seed: int, step: int) -> list[list[int]]:
     """Row numbers of each optimizer step of a round: every pass uses each row once, in a seeded order.
 
-    With one mini-batch rows keep their order, so that they are packed as in the scoring pass and the first ratio is exactly 1.
+    With one mini-batch rows keep their order. Otherwise groups of `samples` rows (a prompt's) are shuffled, whole where
+    mini-batches hold whole ones, so that what a prompt's responses share can be computed once.
     """
     size = n_rows // mini_batches
+    group = samples if size % samples == 0 else 1
     plan: list[list[int]] = []
     for update in range(passes):
-        rows = order(n_rows, seed, step * passes + update) if mini_batches > 1 else list(range(n_rows))
+        groups = order(n_rows // group, seed, step * passes + update) if mini_batches > 1 else list(range(n_rows // group))
+        rows = [g * group + i for g in groups for i in range(group)]
         plan += [rows[i : i + size] for i in range(0, n_rows, size)]
     return plan
 

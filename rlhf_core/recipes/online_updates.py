@@ -66,7 +66,14 @@ class Updates:
         """
         config = self._config
         metrics = {} if scored.logprobs is None else self._see_logprobs(step, rollouts, scored, scored.logprobs, rollouts.mask)
-        plan = mini_batch_plan(len(rollouts.rows), config.updates_per_step, config.mini_batches, self._job.seed, step)
+        plan = mini_batch_plan(
+            len(rollouts.rows),
+            config.samples_per_prompt,
+            passes=config.updates_per_step,
+            mini_batches=config.mini_batches,
+            seed=self._job.seed,
+            step=step,
+        )
         critic = self._start_critic(rollouts, scored, targets, plan)
         if trains_policy(self._method, config, step):
             metrics |= self._train_policy(step, rollouts, scored, targets, plan)

@@ -74,10 +74,20 @@ def test_every_prompt_comes_exactly_once_an_epoch() -> None:
 
 @pytest.mark.parametrize(("passes", "mini_batches"), [(1, 1), (2, 1), (1, 4), (3, 2)])
 def test_every_pass_uses_every_row_once(passes: int, mini_batches: int) -> None:
-    plan = mini_batch_plan(8, passes, mini_batches, seed=0, step=3)
+    plan = mini_batch_plan(8, 2, passes=passes, mini_batches=mini_batches, seed=0, step=3)
     assert [len(rows) for rows in plan] == [8 // mini_batches] * (passes * mini_batches)
     for k in range(passes):
-        assert sorted(i for rows in plan[k * mini_batches : (k + 1) * mini_batches] for i in rows) == list(range(8))
+        rows = [i for batch in plan[k * mini_batches : (k + 1) * mini_batches] for i in batch]
+        assert sorted(rows) == list(range(8))
+        # Whole groups of two, as mini-batches of two rows or more hold whole groups.
+        assert all(rows[i + 1] == rows[i] + 1 for i in range(0, 8, 2))
+
+
+def test_groups_that_do_not_fit_into_mini_batches_are_cut() -> None:
+    plan = mini_batch_plan(8, 4, passes=1, mini_batches=4, seed=0, step=0)
+    assert [len(rows) for rows in plan] == [2, 2, 2, 2]
+    assert sorted(i for rows in plan for i in rows) == list(range(8))
+    assert plan != mini_batch_plan(8, 4, passes=1, mini_batches=4, seed=0, step=1)
 
 
 @pytest.mark.parametrize(
