@@ -74,8 +74,10 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         packed=True,
         trust_remote_code=True,
     )
-    values = scorer.score([answer.to_scored_response() for answer in answers])
-    return [Score(answer.id, REWARD, value) for answer, value in zip(answers, values, strict=True)]
+    # Answers to one prompt after the other, so that it is computed once for them.
+    ordered = sorted(answers, key=lambda answer: answer.prompt.id)
+    values = scorer.score([answer.to_scored_response() for answer in ordered])
+    return [Score(answer.id, REWARD, value) for answer, value in zip(ordered, values, strict=True)]
 
 
 def kl(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:

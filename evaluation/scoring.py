@@ -10,9 +10,9 @@ from torch import Tensor
 
 from data_processing.errors import ConfigError
 from evaluation.config import EvaluateConfig
-from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.models.load import load_lm, load_tokenizer
 from rlhf_core.models.modules import PolicyModule
 
@@ -24,14 +24,15 @@ ATTENTION = "sdpa"
 def token_logprobs(model: Path, rows: Sequence[TokenRow], config: EvaluateConfig, temperature: float = 1.0) -> list[Tensor]:
     """Log-probs (nats, fp32) of each row's targets under softmax(logits / temperature): one `[targets]` tensor a row.
 
-    How rows are packed depends on their lengths alone, so the same rows give the same numbers under the same weights.
+    How rows are packed depends on the rows alone, so the same rows give the same numbers under the same weights.
     """
     torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = PolicyModule(load_lm(model, dtype=config.dtype, attention=ATTENTION, trust_remote_code=True)).to(device).eval()
     found: dict[int, Tensor] = {}
-    for indices in micro_batches([len(row) for row in rows], config.micro_batch_tokens, world_size=1)[0]:
-        batch = collate([rows[i] for i in indices], pad_id=0, packed=True).to(device)
+    shared = module.shares_prompts
+    for indices in plan_rows(rows, config.micro_batch_tokens, 1, packed=True, shared=shared)[0]:
+        batch = collate([rows[i] for i in indices], pad_id=0, packed=True, shared=shared).to(device)
         logprobs, _ = module(batch, temperature=temperature)
         found.update({i: logprobs[k, : rows[i].n_targets].cpu() for k, i in enumerate(indices)})
     return [found[i] for i in range(len(rows))]

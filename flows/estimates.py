@@ -79,7 +79,8 @@ def _training_gib(settings: TrainingConfig, parameters: int) -> float:
 
 def _online(settings: OnlineConfig, config: PipelineConfig, parameters: int) -> Estimate:
     trainers = 2 if settings.method.value == "ppo" else 1
-    frozen = 2 + int(config.scores_online)  # the reference, the sampler, the scorer
+    reference = settings.kl_coef > 0 and settings.lora.rank == 0
+    frozen = 1 + int(reference) + int(config.scores_online)  # the sampler, the reference, the scorer
     memory = trainers * (_PROCESS_GIB + _training_gib(settings, parameters)) + frozen * (_PROCESS_GIB + parameters * 4 / 2**30)
     samples = settings.steps * settings.prompts_per_step * settings.samples_per_prompt
     response_tokens = samples * settings.rollout.max_new_tokens

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.cluster.distributed import free_address, set_rank_environment
 from rlhf_core.cluster.weights import Arrays, to_arrays
 from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings
 
 if TYPE_CHECKING:
     from rlhf_core.engine.engine import TrainingEngine
+    from rlhf_core.models.modules import PolicyModule, ScoreModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class MicroLoss(Protocol):
 class ScoringWorker:
     """A frozen model that gives values for rows; on its own it is the reference of online training."""
 
-    module: nn.Module
+    module: PolicyModule | ScoreModule
     device: torch.device
     rank = 0
     world_size = 1
@@ -133,12 +134,12 @@ class ScoringWorker:
         self._pad_id = setup.pad_id
 
     def _plan(self, rows: Sequence[TokenRow]) -> list[list[int]]:
-        settings = self._engine_settings
-        lengths = [len(row) for row in rows]
-        return micro_batches(lengths, settings.micro_batch_tokens, self.world_size, settings.packing)[self.rank]
+        settings, shared = self._engine_settings, self.module.shares_prompts
+        return plan_rows(rows, settings.micro_batch_tokens, self.world_size, packed=settings.packing, shared=shared)[self.rank]
 
     def _batch(self, rows: Sequence[TokenRow]) -> ModelBatch:
-        return collate(rows, pad_id=self._pad_id, packed=self._engine_settings.packing).to(self.device)
+        packed, shared = self._engine_settings.packing, self.module.shares_prompts
+        return collate(rows, pad_id=self._pad_id, packed=packed, shared=shared).to(self.device)
 
 
 class TrainingWorker(ScoringWorker):
@@ -228,6 +229,13 @@ class PolicyWorker(TrainingWorker):
         if setup.lora.rank:
             add_lora(lm, setup.lora)
         return PolicyModule(lm)
+
+    def predict_reference(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
+        """As `predict`, with the weights that training started from: those below the adapters, which must be there."""
+        from rlhf_core.models.lora import without_adapters
+
+        with without_adapters(self.engine.module.hf):
+            return self.predict(forward, rows)
 
     def weights(self, dtype: Dtype) -> Arrays:
         """All weights under their Hugging Face names, adapters merged in fp32 and then rounded to `dtype`, on the CPU."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +40,19 @@ def add_lora(hf_model: PreTrainedModel, settings: LoraSettings) -> None:
         raise ConfigError(f"lora: {type(hf_model).__name__} cannot take these adapters: {error}") from error
     for name, parameter in hf_model.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith(f"{HEAD_NAME}."))
+
+
+@contextmanager
+def without_adapters(hf_model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model computes what it computed before `add_lora`, but for a scorer's head, which may have been trained."""
+    layers = [layer for _, layer in _adapted_layers(hf_model)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def lora_settings(hf_model: PreTrainedModel) -> LoraSettings | None:

@@ -144,6 +144,8 @@ class OnlineRun:
             calls["policy"] = workers.policy.call("predict", response_logprobs(self.job.config), rows)
         if workers.reference is not None:
             calls["reference"] = workers.reference.call("predict", response_logprobs(self.job.config), rows)
+        elif self.job.config.kl_coef > 0:
+            calls["reference"] = workers.policy.call("predict_reference", response_logprobs(self.job.config), rows)
         if workers.critic is not None:
             calls["critic"] = workers.critic.call("predict", ResponseValues(), rows)
         try:

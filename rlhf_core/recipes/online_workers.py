@@ -22,7 +22,9 @@ CPU_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Workers:
-    """The running actors: `reference` only where a KL to it is paid for, `critic` only for methods that learn values.
+    """The running actors; `critic` only for methods that learn values.
+
+    `reference` only where a KL to it is paid for and the policy's own weights change: below adapters it is the policy's base.
 
     `engine` says who generates, and why.
     """
@@ -64,7 +66,7 @@ def _specs(job: OnlineJob, method: Method) -> list[ActorSpec]:
         ("reward", RewardWorker, 1, threads),
         ("rollout", RolloutWorker, 1, job.config.rollout.threads),
     ]
-    if job.config.kl_coef > 0:
+    if job.config.kl_coef > 0 and job.config.lora.rank == 0:
         kinds.append(("reference", ScoringWorker, 1, threads))
     if method.critic:
         kinds.append(("critic", CriticWorker, engine.world_size, threads))

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from data_processing.errors import ConfigError
-from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.config import Dtype
 from rlhf_core.models.load import load_scorer, load_tokenizer
 from rlhf_core.models.modules import ScoreModule
@@ -53,10 +53,11 @@ class RewardModelScorer:
     def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
         """One raw score (logit of the head) a response."""
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
-        [plan] = micro_batches([len(row) for row in rows], self._micro_batch_tokens, 1, self._packed)
+        shared = self._module.shares_prompts
+        [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=self._packed, shared=shared)
         scores = [0.0] * len(rows)
         for indices in plan:
-            batch = collate([rows[i] for i in indices], pad_id=0, packed=self._packed).to(self._device)
+            batch = collate([rows[i] for i in indices], pad_id=0, packed=self._packed, shared=shared).to(self._device)
             for i, value in zip(indices, self._module(batch).float().tolist(), strict=True):
                 scores[i] = value
         return scores

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from data_processing.errors import ConfigError
 from rlhf_core.config import LoraSettings
 from rlhf_core.models.load import load_lm, load_scorer
-from rlhf_core.models.lora import add_lora, lora_settings, merged_state_dict
+from rlhf_core.models.lora import add_lora, lora_settings, merged_state_dict, without_adapters
 from tests.tiny_models import ARCHITECTURES, Architecture, tiny_model
 
 IDS = torch.arange(3, 30)[None]
@@ -34,6 +34,10 @@ def test_merged_weights_compute_what_base_and_adapters_did(tmp_path: Path, arch:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
     adapted = model(IDS).logits.detach()
+    with without_adapters(model):
+        assert torch.equal(model(IDS).logits, original)
+    assert torch.equal(model(IDS).logits, adapted)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trainable
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = merged_state_dict(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
