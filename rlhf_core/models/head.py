@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# fp32 on a CPU: rows that share one pass over the weight, and words of a block (4 MiB of logits).
-ROWS, WORDS = 512, 2048
+# fp32 on a CPU: rows that share one pass over the weight, and words of a block (2 MiB of logits).
+ROWS, WORDS = 256, 2048
 # Elsewhere a block is the whole vocabulary: a GPU has no use for small ones, and in bf16 every block's part of a sum would
 # be rounded. So many logits at a time: 64 MiB of them in fp32, 1 GiB on a GPU.
 CPU_ELEMENTS, GPU_ELEMENTS = 1 << 24, 1 << 28

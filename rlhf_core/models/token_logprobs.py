@@ -74,10 +74,12 @@ class _TokenLogprobs(torch.autograd.Function):
             plan = _LateGradients(head, hidden)
         logprobs = torch.empty(len(hidden), dtype=head.dtype, device=hidden.device)
         entropies = torch.empty_like(logprobs)
+        scratch = head.scratch(plan.largest)
         for rows in head.chunks(len(hidden)):
-            chunk = head.read(hidden[rows], ids[rows], plan.scratch, plan.room(rows), with_entropy)
+            chunk = head.read(hidden[rows], ids[rows], scratch, plan.room(rows), with_entropy)
             logprobs[rows], entropies[rows] = chunk.logprobs, chunk.entropies
-            plan.take(chunk, rows)
+            plan.take(chunk, rows, scratch)
+        plan.used_room.clear()
         ctx.plan, ctx.entropy_grad = plan, entropy_grad
         if not entropy_grad:
             ctx.mark_non_differentiable(entropies)
@@ -97,13 +99,14 @@ class _Plan:
     def __init__(self, head: Head, hidden: Tensor) -> None:
         self.head, self.hidden, self.dtype = head, hidden, hidden.dtype
         self.largest = max((rows.stop - rows.start for rows in head.chunks(len(hidden))), default=0)
-        self.scratch = head.scratch(self.largest)
+        # Exponentials that are used at once: every chunk's in the same place.
+        self.used_room: list[Tensor] = []
 
     def room(self, rows: slice) -> list[Tensor]:
-        """Where the exponentials of the next chunk, `rows`, are to stay, if at all."""
-        return []
+        """Where the exponentials of the next chunk, `rows`, are to be, if they are to stay at all."""
+        return self.used_room
 
-    def take(self, chunk: Chunk, rows: slice) -> None:
+    def take(self, chunk: Chunk, rows: slice, scratch: Tensor) -> None:
         """Do with the chunk what can be done now."""
 
     def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
@@ -118,19 +121,16 @@ class _RowSlopes(_Plan):
         super().__init__(head, hidden)
         self.slopes = torch.empty_like(hidden)
         self.entropy_slopes = torch.empty_like(hidden) if entropy_grad else None
-        self._room = head.room(self.largest)
+        self.used_room = head.room(self.largest)
 
-    def room(self, rows: slice) -> list[Tensor]:
-        return self._room
-
-    def take(self, chunk: Chunk, rows: slice) -> None:
+    def take(self, chunk: Chunk, rows: slice, scratch: Tensor) -> None:
         ones = torch.ones_like(chunk.logprobs)
         if self.entropy_slopes is not None:
             # Exponentials are used up, and computed again for the second use.
             into = Gradients(self.entropy_slopes[rows])
-            self.head.add_gradients(chunk, torch.zeros_like(ones), ones, self.scratch, into)
+            self.head.add_gradients(chunk, torch.zeros_like(ones), ones, scratch, into)
             chunk = replace(chunk, exponentials=[])
-        self.head.add_gradients(chunk, ones, None, self.scratch, Gradients(self.slopes[rows]))
+        self.head.add_gradients(chunk, ones, None, scratch, Gradients(self.slopes[rows]))
 
     def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
         hidden = self.slopes * grad[:, None].to(self.dtype)
@@ -146,13 +146,10 @@ class _EarlyGradients(_Plan):
         super().__init__(head, hidden)
         self.expected = expected_grad.to(head.dtype)
         self.sums = _new_gradients(head, hidden)
-        self._room = head.room(self.largest)
+        self.used_room = head.room(self.largest)
 
-    def room(self, rows: slice) -> list[Tensor]:
-        return self._room
-
-    def take(self, chunk: Chunk, rows: slice) -> None:
-        self.head.add_gradients(chunk, self.expected[rows], None, self.scratch, self.sums.of(rows))
+    def take(self, chunk: Chunk, rows: slice, scratch: Tensor) -> None:
+        self.head.add_gradients(chunk, self.expected[rows], None, scratch, self.sums.of(rows))
 
     def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
         return self.sums.times(_factor(grad, self.expected)).to(self.dtype)
@@ -171,14 +168,14 @@ class _LateGradients(_Plan):
         self._left_bytes -= (rows.stop - rows.start) * len(head.weight) * head.dtype.itemsize
         return head.room(rows.stop - rows.start) if self._left_bytes >= 0 else []
 
-    def take(self, chunk: Chunk, rows: slice) -> None:
+    def take(self, chunk: Chunk, rows: slice, scratch: Tensor) -> None:
         self.chunks.append((rows, chunk))
 
     def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
-        sums = _new_gradients(self.head, self.hidden)
+        sums, scratch = _new_gradients(self.head, self.hidden), self.head.scratch(self.largest)
         for rows, chunk in self.chunks:
             entropy_part = None if entropy_grad is None else entropy_grad[rows]
-            self.head.add_gradients(chunk, grad[rows], entropy_part, self.scratch, sums.of(rows))
+            self.head.add_gradients(chunk, grad[rows], entropy_part, scratch, sums.of(rows))
         return sums.to(self.dtype)
 
 

@@ -114,6 +114,20 @@ def test_a_gradient_known_beforehand_gives_the_same_gradients(
         torch.testing.assert_close(early, late, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_backward_will_need_changes_no_bit_of_the_log_probs(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    # The first ratio of an on-policy step is exactly 1: scored without gradient, then trained.
+    hidden, weight, _, ids = inputs(True, False, dtype)
+    with torch.no_grad():
+        scored, _ = token_logprobs(hidden, weight, None, ids, LogitTransform())
+    late, _ = token_logprobs(hidden, weight, None, ids, LogitTransform(), with_entropy=True)
+    early, _ = token_logprobs(hidden, weight, None, ids, LogitTransform(), expected_grad_N=FACTORS)
+    frozen, _ = token_logprobs(hidden, weight.detach(), None, ids, LogitTransform())
+    monkeypatch.setattr(tl, "KEPT_BYTES", 0)
+    again, _ = token_logprobs(hidden, weight, None, ids, LogitTransform())
+    assert all(torch.equal(scored, other) for other in (late, early, frozen, again))
+
+
 def test_a_broken_promise_is_an_error() -> None:
     hidden, weight, _, ids = inputs(True, False)
     logprobs, _ = token_logprobs(hidden, weight, None, ids, LogitTransform(), expected_grad_N=torch.ones(ROWS))
