@@ -20,11 +20,13 @@ from torch.nn import functional
 from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import collate, target_mask
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.sharing import line_tokens, plan_rows
 from rlhf_core.config import EngineSettings, OptimizerSettings
 from rlhf_core.engine.engine import TrainingEngine
+from rlhf_core.models.head import LogitTransform
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
-from rlhf_core.models.token_logprobs import LogitTransform, token_logprobs
+from rlhf_core.models.token_logprobs import token_logprobs
 from rlhf_core.objectives.advantages import group_advantages
 from rlhf_core.objectives.aggregation import aggregate
 from rlhf_core.objectives.policy import ppo_loss
@@ -71,7 +73,8 @@ def logprobs(size: Size) -> Figures:
     ids = torch.randint(size.vocabulary, (size.logprobs,), device=DEVICE)
 
     def chunked() -> Tensor:
-        return token_logprobs(hidden, weight, None, ids, LogitTransform())[0]
+        # As in SFT, where every target is known to weigh the same.
+        return token_logprobs(hidden, weight, None, ids, LogitTransform(), expected_grad_N=torch.ones_like(ids).float())[0]
 
     def full() -> Tensor:
         return -functional.cross_entropy(functional.linear(hidden, weight).float(), ids, reduction="none")
@@ -103,10 +106,11 @@ def dpo(size: Size, model: Path) -> Figures:
     """A DPO step over packed pairs; the reference's log-probs are there already, as after the first pass of a run."""
     pairs = preference_rows(size)
     engine = _engine(size, model)
-    parts = micro_batches([len(chosen) + len(rejected) for chosen, rejected in pairs], size.line, world_size=1)[0]
+    shared = engine.module.shares_prompts
+    parts = micro_batches([line_tokens(pair, shared=shared) for pair in pairs], size.line, world_size=1)[0]
 
     def sums(part: Sequence[int]) -> tuple[Tensor, Tensor]:
-        batch = collate([row for i in part for row in pairs[i]], pad_id=0, packed=True).to(engine.device)
+        batch = collate([row for i in part for row in pairs[i]], pad_id=0, packed=True, shared=shared).to(engine.device)
         return engine.module(batch)[0].sum(1).view(-1, 2), target_mask(batch).sum(1).view(-1, 2)
 
     with engine.evaluating():
@@ -206,7 +210,8 @@ def _sft_step(size: Size, model: Path, parts: Sequence[Sequence[TokenRow]], pack
     targets = sum(row.n_targets for part in parts for row in part)
 
     def loss(part: Sequence[TokenRow]) -> Tensor:
-        logprobs_BT, _ = engine.module(collate(part, pad_id=0, packed=packed).to(engine.device))
+        batch = collate(part, pad_id=0, packed=packed).to(engine.device)
+        logprobs_BT, _ = engine.module(batch, expected_grad=-1.0 / targets)
         return -logprobs_BT.sum() / targets
 
     def step() -> None:
@@ -244,13 +249,14 @@ def _grpo_update(engine: TrainingEngine, size: Size, prompts: Sequence[list[int]
     rows = [TokenRow.from_prompt_response(prompts[i // size.samples], ids) for i, ids in enumerate(responses)]
 
     def loss(part: Sequence[int]) -> Tensor:
-        batch = collate([rows[i] for i in part], pad_id=0, packed=True).to(engine.device)
+        batch = collate([rows[i] for i in part], pad_id=0, packed=True, shared=shared).to(engine.device)
         mask, (logprobs_BT, _) = target_mask(batch), engine.module(batch)
         advantages_BT = advantages[list(part), None] * mask
         losses = ppo_loss(logprobs_BT, logprobs_BT.detach(), advantages_BT, mask, clip_low=0.2, clip_high=0.2).losses
         return aggregate(losses, mask, "sequence_mean", global_denominator=len(rows))
 
-    parts = micro_batches([len(row) for row in rows], size.line, world_size=1)[0]
+    shared = engine.module.shares_prompts
+    parts = plan_rows(rows, size.line, 1, packed=True, shared=shared)[0]
     engine.train_step([partial(loss, part) for part in parts])
 
 
