@@ -1,23 +1,30 @@
 # make demo | test | lint | shape | bench | venv      VENV=path names another place for the environment
+# CASE="C1 dpo" narrows make bench; results and docs/performance.md are written either way
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TARGET ?= cpu
 TORCH  := torch==2.13.0
 BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.installed-$(TARGET)
+PEER   := .venv-peer
 STUBS  := $(if $(filter cpu,$(TARGET)),$(wildcard deployments/lock/stubs/*/pyproject.toml))
 
 .PHONY: venv demo test lint shape bench
 venv: $(STAMP)
 
 # CPU builds of torch come from the configured package index where it has them, else from PyTorch's own; never from both at once.
+# $(call install_torch,folder of the environment's programs)
+define install_torch
+	$(1)/pip install --quiet --disable-pip-version-check "$(TORCH)+cpu" || \
+	  $(1)/pip install --quiet --disable-pip-version-check --index-url https://download.pytorch.org/whl/cpu "$(TORCH)+cpu"
+endef
+
 $(STAMP): deployments/lock/$(TARGET).txt $(STUBS) pyproject.toml
 	@echo "[venv] creating $(VENV) from deployments/lock/$(TARGET).txt (a few minutes)"
 	$(PYTHON) -c "import sys; sys.exit('alignflow needs Python 3.11 or 3.12, this is %d.%d; set PYTHON=' % sys.version_info[:2]) if not (3, 11) <= sys.version_info[:2] <= (3, 12) else None"
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(TARGET),cpu)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)+cpu" || \
-	  $(BIN)/pip install --quiet --disable-pip-version-check --index-url https://download.pytorch.org/whl/cpu "$(TORCH)+cpu"
+	$(call install_torch,$(BIN))
 endif
 	$(BIN)/pip install --quiet --disable-pip-version-check -r deployments/lock/$(TARGET).txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -37,5 +44,18 @@ lint: venv
 shape: venv
 	$(BIN)/python benchmarks/shape.py
 
-bench: venv
+# About 45 minutes on two idle cores.
+bench: venv $(PEER)/.installed
+	$(BIN)/python benchmarks/run.py $(CASE)
+ifndef CASE
 	$(BIN)/python benchmarks/orchestration.py
+	$(BIN)/python benchmarks/data_growth.py
+endif
+	$(BIN)/python benchmarks/write_performance.py
+
+$(PEER)/.installed: benchmarks/peer/requirements.txt
+	@echo "[bench] creating $(PEER), the peer's own environment"
+	$(PYTHON) -m venv $(PEER)
+	$(call install_torch,$(PEER)/bin)
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peer/requirements.txt
+	touch $@

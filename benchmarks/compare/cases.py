@@ -1,0 +1,265 @@
+"""The comparisons: which rows, which arms, what must be reached. Criteria are numbered as in docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+from compare.duel import LEARNING_RATE, Arm
+from compare.verdict import OverheadLimit, Target
+from compare.workload import Lengths, RowMaker, Shape
+
+# What TRL 1.16 offers beyond its defaults that makes it faster here: no recomputation of activations; one line a batch.
+NO_CHECKPOINTS = {"gradient_checkpointing": False}
+PACKED = {"packing": True, **NO_CHECKPOINTS}
+
+Row = dict[str, Any]
+Unit = Literal["real tokens", "pairs", "new tokens"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the comparison is: full, or a smoke test of our arms alone."""
+
+    shape: Shape
+    lengths: Lengths
+    repeats: int = 6
+    rows: int = 8
+    tokens: int = 4096
+    peer: bool = True
+
+
+FULL = Scale(Shape(), Lengths())
+QUICK = Scale(Shape(512, 2, 32, 2, 2, 64, 512), Lengths(2.0, 0.5, 4, 12), repeats=1, rows=2, tokens=128, peer=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison: the rows of each step (the dropped one first), counted in `unit`, and the arms that take them."""
+
+    name: str
+    table: str
+    steps: list[list[Row]]
+    unit: Unit
+    units_per_step: Callable[[Sequence[Row]], float]
+    arms: list[Arm]
+    targets: list[Target]
+    shape: Shape
+    # Sampled rows differ from arm to arm, and so do the losses on them; there log-probs on one arm's samples are compared.
+    samples: bool = False
+    limits: list[OverheadLimit] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A criterion's comparisons; `file` is where their results go, without ending."""
+
+    criteria: tuple[str, ...]
+    file: str
+    title: str
+    parts: Callable[[Scale], list[Part]]
+
+
+def _optimizer() -> Row:
+    return {"learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_fraction": 0.0}
+
+
+def _training(batch_size: int, steps: int, **engine: Any) -> Row:
+    """Full fine-tuning in fp32; everything else as the product has it by default."""
+    return {
+        "lora": {"rank": 0},
+        "optimizer": _optimizer(),
+        "engine": {"dtype": "fp32", **engine},
+        "batch_size": batch_size,
+        "max_steps": steps,
+        "max_length_tokens": 8192,
+        "checkpoint_every_steps": 0,
+    }
+
+
+def ours(recipe: str, steps: Sequence[Sequence[Row]], name: str = "alignflow", **engine: Any) -> Arm:
+    """An offline recipe on `steps`, full fine-tuning in fp32; `engine` are its engine settings."""
+    return Arm(name, "ours", recipe, _training(len(steps[0]), len(steps), **engine) | {"max_length_tokens": _longest(steps)})
+
+
+def _longest(steps: Sequence[Sequence[Row]]) -> int:
+    """A limit in tokens that no row reaches: every message's words, and room for the template's tokens."""
+    return max(sum(len(str(value).split()) for value in row.values()) for step in steps for row in step) + 64
+
+
+def _tokens(rows: Sequence[Row]) -> float:
+    return float(sum(row["tokens"] for row in rows))
+
+
+def _sft_rows(scale: Scale, n_rows: int) -> list[list[Row]]:
+    maker = RowMaker(scale.shape)
+    drawn = maker.drawn(scale.lengths)
+    return [[maker.sft(n_words) for n_words in islice(drawn, n_rows)] for _ in range(scale.repeats + 1)]
+
+
+def _equal_rows(scale: Scale, n_rows: int) -> list[list[Row]]:
+    """Rows of the same length that fill `scale.tokens`: the template adds four tokens to the words of an answer."""
+    maker = RowMaker(scale.shape)
+    return [[maker.sft(scale.tokens // n_rows - 4) for _ in range(n_rows)] for _ in range(scale.repeats + 1)]
+
+
+def _pairs(scale: Scale, n_pairs: int) -> list[list[Row]]:
+    """Pairs whose rows (prompt and answer) are as long as other rows: half of a drawn length is prompt, half answer."""
+    maker = RowMaker(scale.shape)
+    halves = (n_words // 2 for n_words in maker.drawn(scale.lengths))
+    return [[maker.pair(*islice(halves, 3)) for _ in range(n_pairs)] for _ in range(scale.repeats + 1)]
+
+
+def _prompts(scale: Scale, n_prompts: int) -> list[list[Row]]:
+    maker = RowMaker(scale.shape)
+    drawn = maker.drawn(scale.lengths)
+    return [[maker.prompt(n_words) for n_words in islice(drawn, n_prompts)] for _ in range(scale.repeats + 1)]
+
+
+def sft_speed(scale: Scale) -> list[Part]:
+    """C1."""
+    steps = _sft_rows(scale, scale.rows)
+    arms = [
+        ours("sft", steps),
+        Arm("TRL, packed", "trl", "sft", PACKED),
+        Arm("TRL, no checkpointing", "trl", "sft", NO_CHECKPOINTS),
+        Arm("TRL, default", "trl", "sft", {}),
+    ]
+    targets = [
+        Target("C1", "real tokens per CPU-second, against TRL's default", "alignflow", ("TRL, default",), 1.3),
+        Target("C1", "against TRL's best", "alignflow", ("TRL, packed", "TRL, no checkpointing"), 1.05),
+    ]
+    return [Part("SFT", "sft", steps, "real tokens", _tokens, arms, targets, scale.shape)]
+
+
+def sft_memory(scale: Scale) -> list[Part]:
+    """C2."""
+    steps = _equal_rows(scale, n_rows=8)
+    arms = [
+        ours("sft", steps, micro_batch_tokens=scale.tokens),
+        ours("sft", steps, "alignflow, checkpointing", micro_batch_tokens=scale.tokens, gradient_checkpointing=True),
+        Arm("plain loss", "trl", "sft", NO_CHECKPOINTS | {"full_logits": True}),
+        Arm("TRL, chunked", "trl", "sft", NO_CHECKPOINTS),
+        Arm("TRL, default", "trl", "sft", {}),
+    ]
+    over = "peak over the model's own, B·T = 4096, against "
+    targets = [
+        Target("C2", over + "full logits", "alignflow", ("plain loss",), 1 / 0.5, "over_own_mib"),
+        Target("C2", over + "TRL's chunked loss", "alignflow", ("TRL, chunked",), 1 / 0.9, "over_own_mib"),
+        Target("C2", over + "TRL's, both recompute", "alignflow, checkpointing", ("TRL, default",), 1 / 0.9, "over_own_mib"),
+    ]
+    return [Part("SFT memory", "sft", steps, "real tokens", _tokens, arms, targets, scale.shape)]
+
+
+def dpo(scale: Scale) -> list[Part]:
+    """C3."""
+    steps = _pairs(scale, scale.rows // 2)
+    cached = {"precompute_ref_log_probs": True}
+    arms = [
+        ours("preference", steps),
+        Arm("TRL, precomputed, no checkpointing", "trl", "dpo", cached | NO_CHECKPOINTS),
+        Arm("TRL, precomputed", "trl", "dpo", cached),
+        Arm("TRL, default", "trl", "dpo", {}),
+    ]
+    targets = [
+        Target("C3", "DPO pairs per CPU-second, against TRL's default", "alignflow", ("TRL, default",), 1.5),
+        Target("C3", "against a precomputed reference", "alignflow", tuple(arm.name for arm in arms[1:3]), 1.1),
+    ]
+    return [Part("DPO", "preference", steps, "pairs", len, arms, targets, scale.shape)]
+
+
+def reward_model(scale: Scale) -> list[Part]:
+    """C6."""
+    steps = _pairs(scale, scale.rows)
+    arms = [
+        ours("reward_model", steps),
+        Arm("TRL, no checkpointing", "trl", "reward", NO_CHECKPOINTS),
+        Arm("TRL, default", "trl", "reward", {}),
+    ]
+    # A choice of ours that the peer has not by default.
+    arms[0].settings["center_coef"] = 0.0
+    best = tuple(arm.name for arm in arms[1:])
+    targets = [Target("C6", "reward-model pairs per CPU-second, against TRL's best", "alignflow", best, 1.2)]
+    return [Part("Reward model", "preference", steps, "pairs", len, arms, targets, scale.shape)]
+
+
+def grpo(scale: Scale) -> list[Part]:
+    """C4 and C5."""
+    return [_grpo(scale, 2, 4, 64), _grpo(scale, 4, 4, 128)] if scale.peer else [_grpo(scale, 2, 4, 8)]
+
+
+def _grpo(scale: Scale, prompts: int, samples: int, new_tokens: int) -> Part:
+    steps = _prompts(scale, prompts)
+    peer = {"num_generations": samples, "max_completion_length": new_tokens, "beta": 0.0, "loss_type": "grpo"}
+    hf, vllm = "alignflow, transformers", "alignflow, vLLM"
+    arms = [
+        _online(steps, samples, new_tokens, "hf", hf),
+        _online(steps, samples, new_tokens, "vllm", vllm),
+        Arm("TRL, no checkpointing", "trl", "grpo", peer | NO_CHECKPOINTS),
+        Arm("TRL, default", "trl", "grpo", peer),
+    ]
+    best = ("TRL, no checkpointing", "TRL, default")
+    name = f"{prompts * samples} × {new_tokens}"
+    return Part(
+        f"GRPO, {name} new tokens",
+        "prompts",
+        steps,
+        "new tokens",
+        lambda rows: len(rows) * samples * new_tokens,
+        arms if scale.peer else arms[:1],
+        [
+            Target("C4", f"GRPO step {name}, both with transformers generation", hf, best, 1.5),
+            Target("C5", f"GRPO step {name}, vLLM against transformers generation", vllm, best, 2.5),
+        ],
+        scale.shape,
+        samples=True,
+        limits=[OverheadLimit("C5", f"GRPO step {name} with vLLM: neither generation nor gradient", vllm, 0.1)],
+    )
+
+
+def _online(steps: Sequence[Sequence[Row]], samples: int, new_tokens: int, engine: str, name: str) -> Arm:
+    settings = {
+        "method": "grpo",
+        "steps": len(steps),
+        "prompts_per_step": len(steps[0]),
+        "samples_per_prompt": samples,
+        "kl_coef": 0.0,
+        "rewards": [{"kind": "python", "function": "compare.rewards:even_share"}],
+        "rollout": {"engine": engine, "max_new_tokens": new_tokens},
+        "lora": {"rank": 0},
+        "optimizer": _optimizer(),
+        "engine": {"dtype": "fp32"},
+        "max_length_tokens": _longest(steps) + new_tokens,
+        # Random weights hardly ever end a response.
+        "max_truncated_fraction": 1.0,
+        "checkpoint_every_steps": 0,
+    }
+    return Arm(name, "ours", "online", settings)
+
+
+def ranks(scale: Scale) -> list[Part]:
+    """C9: one thread a rank; the batch is twice that of the other cases, as there are twice the ranks."""
+    return [_ranks(scale, stage) for stage in (1, 2, 3)]
+
+
+def _ranks(scale: Scale, stage: int) -> Part:
+    steps = _sft_rows(scale, 2 * scale.rows)
+    arms = [
+        ours("sft", steps, name, zero_stage=stage, world_size=world_size)
+        for name, world_size in (("two ranks", 2), ("one rank", 1))
+    ]
+    bound = 1.6 if stage == 1 else None
+    targets = [Target("C9", f"tokens/s of two ranks over one, ZeRO {stage}", "two ranks", ("one rank",), bound, "wall_s")]
+    return Part(f"ZeRO {stage}", "sft", steps, "real tokens", _tokens, arms, targets, scale.shape)
+
+
+CASES = [
+    Case(("C1",), "sft_speed", "Supervised fine-tuning: speed", sft_speed),
+    Case(("C2",), "sft_memory", "Supervised fine-tuning: peak memory", sft_memory),
+    Case(("C3",), "dpo", "Direct preference optimisation", dpo),
+    Case(("C4", "C5"), "grpo", "Online training: GRPO", grpo),
+    Case(("C6",), "reward_model", "Reward model", reward_model),
+    Case(("C9",), "ranks", "Two ranks against one", ranks),
+]
