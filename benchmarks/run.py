@@ -20,7 +20,7 @@ from typing import Any
 
 from compare import growth, machine
 from compare.cases import CASES, FULL, QUICK, Case, Part, Scale
-from compare.duel import SEED, Arm, Running, duel, python_of
+from compare.duel import SEED, Arm, Running, apart, duel, python_of
 from compare.same_logprobs import logprob_gap
 from compare.verdict import judged, limited, measured
 from compare.workload import Work, own_mib
@@ -61,8 +61,8 @@ def run_part(part: Part, scale: Scale) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="af", dir="/tmp", ignore_cleanup_errors=True) as folder:
         work = Work(Path(folder))
         work.write(part.table, part.shape, part.steps, SEED)
-        runs = duel(arms, work.folder, len(part.steps))
-        units = [part.units_per_step(rows) for rows in work.steps()[1:]]
+        runs = (apart if part.apart else duel)(arms, work.folder, len(part.steps))
+        units = [part.units_per_step(rows) for rows in work.steps()[1:]] * (2 if part.apart else 1)
         own = own_mib(work.model)
         gaps = {run.arm.name: logprob_gap(work.model, run.turns.folder) for run in runs} if part.samples else {}
     by_name = {run.arm.name: run for run in runs}

@@ -50,6 +50,8 @@ class Part:
     # Sampled rows differ from arm to arm, and so do the losses on them; there log-probs on one arm's samples are compared.
     samples: bool = False
     limits: list[OverheadLimit] = field(default_factory=list)
+    # Arms that compute beyond the steps they report cannot take turns: each runs by itself, twice.
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,8 @@ def _grpo(scale: Scale, prompts: int, samples: int, new_tokens: int) -> Part:
     peer = {"num_generations": samples, "max_completion_length": new_tokens, "beta": 0.0, "loss_type": "grpo"}
     hf, vllm = "alignflow, transformers", "alignflow, vLLM"
     arms = [
-        _online(steps, samples, new_tokens, "hf", hf),
-        _online(steps, samples, new_tokens, "vllm", vllm),
+        _online(steps, samples, new_tokens, hf, "hf"),
+        _online(steps, samples, new_tokens, vllm, "vllm"),
         Arm("TRL, no checkpointing", "trl", "grpo", peer | NO_CHECKPOINTS),
         Arm("TRL, default", "trl", "grpo", peer),
     ]
@@ -219,7 +221,33 @@ def _grpo(scale: Scale, prompts: int, samples: int, new_tokens: int) -> Part:
     )
 
 
-def _online(steps: Sequence[Sequence[Row]], samples: int, new_tokens: int, engine: str, name: str) -> Arm:
+def overlap(scale: Scale) -> list[Part]:
+    """Generation beside training: rollouts one step old, with the correction, against taking turns."""
+    prompts, samples, new_tokens = (4, 4, 128) if scale.peer else (2, 2, 8)
+    engine = "vllm" if scale.peer else "hf"
+    steps = _prompts(scale, prompts)
+    arms = [
+        _online(steps, samples, new_tokens, "async", engine, async_steps=1),
+        _online(steps, samples, new_tokens, "in turn", engine),
+    ]
+    what = f"GRPO step {prompts * samples} × {new_tokens} with vLLM, wall time: rollouts one step old"
+    return [
+        Part(
+            "GRPO with async_steps 1 and 0",
+            "prompts",
+            steps,
+            "new tokens",
+            lambda rows: len(rows) * samples * new_tokens,
+            arms,
+            [Target("async", what, "async", ("in turn",), None, "wall_s")],
+            scale.shape,
+            samples=True,
+            apart=True,
+        )
+    ]
+
+
+def _online(steps: Sequence[Sequence[Row]], samples: int, new_tokens: int, engine: str, name: str, async_steps: int = 0) -> Arm:
     settings = {
         "method": "grpo",
         "steps": len(steps),
@@ -236,7 +264,7 @@ def _online(steps: Sequence[Sequence[Row]], samples: int, new_tokens: int, engin
         "max_truncated_fraction": 1.0,
         "checkpoint_every_steps": 0,
     }
-    return Arm(name, "ours", "online", settings)
+    return Arm(name, "ours", "online", settings | changes)
 
 
 def ranks(scale: Scale) -> list[Part]:
@@ -260,6 +288,7 @@ CASES = [
     Case(("C2",), "sft_memory", "Supervised fine-tuning: peak memory", sft_memory),
     Case(("C3",), "dpo", "Direct preference optimisation", dpo),
     Case(("C4", "C5"), "grpo", "Online training: GRPO", grpo),
+    Case(("async",), "overlap", "Online training: generation beside training", overlap),
     Case(("C6",), "reward_model", "Reward model", reward_model),
     Case(("C9",), "ranks", "Two ranks against one", ranks),
 ]

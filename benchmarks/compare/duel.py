@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,13 +87,22 @@ def duel(arms: Sequence[Arm], work: Path, steps: int) -> list[Running]:
     """All arms on the rows of `work`: step 1 is dropped, the others up to `steps` are interleaved. Ended on return."""
     with ExitStack() as stack:
         running = [stack.enter_context(_started(arm, work, number, steps)) for number, arm in enumerate(arms)]
-        for step, turn in _schedule(running, steps):
+        for step, turn in schedule(running, steps):
             turn.take(step)
             print(f"  step {step}: {turn.arm.name}: {turn.taken[-1].cpu_s:.2f} CPU-s", flush=True)
         return running
 
 
-def _schedule(running: Sequence[Running], steps: int) -> Iterator[tuple[int, Running]]:
+def apart(arms: Sequence[Arm], work: Path, steps: int) -> list[Running]:
+    """Every arm by itself, in the order A B B A: for arms that go on computing after they have reported a step."""
+    found: dict[str, Running] = {}
+    for arm in [*arms, *reversed(arms)]:
+        [run] = duel([arm], work, steps)
+        found.setdefault(arm.name, replace(run, taken=[])).taken.extend(run.taken)
+    return list(found.values())
+
+
+def schedule(running: Sequence[Running], steps: int) -> Iterator[tuple[int, Running]]:
     """Steps from 2 on; the order of the arms turns round from step to step."""
     for step in range(2, steps + 1):
         for turn in running if step % 2 == 0 else reversed(running):
