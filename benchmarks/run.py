@@ -90,6 +90,7 @@ def _figures(run: Running, units: list[float], own: float) -> dict[str, Any]:
         "cpu_s": statistics.median(taken.cpu_s for taken in run.taken),
         "peak_mib": max(taken.peak_mib for taken in run.taken),
         "over_own_mib": max(measured(run, taken, "over_own_mib", own) for taken in run.taken),
+        "start_cpu_s": run.start_cpu_s,
         "first_loss": run.first["loss"],
         "steps": [asdict(taken) for taken in run.taken],
     }

@@ -125,7 +125,16 @@ def comparison(name: str, result: Result, images: Path) -> Iterator[str]:
 def arms_table(part: Result) -> str:
     """Medians of every arm; settings are those that differ from its defaults."""
     unit = part["unit"]
-    head = ("arm", f"{unit} / CPU-s", f"{unit} / s", "CPU-s a step", "peak MiB", "over the model's own MiB", "settings")
+    head = (
+        "arm",
+        f"{unit} / CPU-s",
+        f"{unit} / s",
+        "CPU-s a step",
+        "peak MiB",
+        "over the model's own MiB",
+        "CPU-s until step 1 is done",
+        "settings",
+    )
     rows = [
         (
             arm["name"],
@@ -134,6 +143,7 @@ def arms_table(part: Result) -> str:
             f"{arm['cpu_s']:.2f}",
             f"{arm['peak_mib']:.0f}",
             f"{arm['over_own_mib']:.0f}",
+            f"{arm['start_cpu_s']:.0f}",
             "" if arm["by"] == "ours" else ", ".join(f"`{k}={v}`" for k, v in arm["settings"].items()),
         )
         for arm in part["arms"]

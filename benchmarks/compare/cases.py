@@ -247,7 +247,7 @@ def overlap(scale: Scale) -> list[Part]:
     ]
 
 
-def _online(steps: Sequence[Sequence[Row]], samples: int, new_tokens: int, engine: str, name: str, async_steps: int = 0) -> Arm:
+def _online(steps: Sequence[Sequence[Row]], samples: int, new_tokens: int, name: str, engine: str, **changes: Any) -> Arm:
     settings = {
         "method": "grpo",
         "steps": len(steps),

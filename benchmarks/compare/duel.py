@@ -55,13 +55,14 @@ class Taken:
 
 @dataclass
 class Running:
-    """An arm that has started and taken step 1; `taken` are the steps since."""
+    """An arm that has started and taken step 1, for `start_cpu_s` CPU seconds in all; `taken` are the steps since."""
 
     arm: Arm
     turns: Turns
     process: subprocess.Popen[bytes]
     first: dict[str, Any]
     libraries_mib: float
+    start_cpu_s: float
     taken: list[Taken] = field(default_factory=list)
 
     def take(self, step: int) -> None:
@@ -136,7 +137,8 @@ def _started(arm: Arm, work: Path, number: int, steps: int) -> Iterator[Running]
         )
     try:
         first = _await_step(process, turns, 1, START_TIMEOUT_S)
-        yield Running(arm, turns, process, first, float((folder / "libraries_mib").read_text()))
+        libraries_mib = float((folder / "libraries_mib").read_text())
+        yield Running(arm, turns, process, first, libraries_mib, process_tree.cpu_s(process.pid))
     finally:
         process_tree.end_tree(process.pid, grace_s=3.0)
         process.wait()

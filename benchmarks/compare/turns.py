@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-POLL_S = 0.005
+POLL_S = 0.01
 
 
 @dataclass(frozen=True)

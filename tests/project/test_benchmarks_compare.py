@@ -31,7 +31,7 @@ def finished(tmp: Path, name: str, cpu_s: list[float], losses: list[float]) -> R
     """An arm whose steps are known."""
     steps: list[Any] = [Taken(i + 2, c, 2 * c, 1000.0 * c, loss) for i, (c, loss) in enumerate(zip(cpu_s, losses, strict=True))]
     process: Any = None
-    return Running(Arm(name, "ours", "sft", {}), Turns(tmp, 1), process, {"step": 1, "loss": 5.0}, 100.0, steps)
+    return Running(Arm(name, "ours", "sft", {}), Turns(tmp, 1), process, {"step": 1, "loss": 5.0}, 100.0, 9.0, steps)
 
 
 def test_our_recipes_meet_the_rows_in_the_peers_order(tmp_path: Path) -> None:
