@@ -32,11 +32,13 @@ def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description="Compare this project with TRL on the same work")
     known = sorted({name for case in CASES for name in (*case.criteria, case.file)} | {"C10", "growth"})
-    parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*known, []], help=", ".join(known))
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="our arms alone, toy size, no repeats")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON files")
     arguments = parser.parse_args()
     wanted = set(arguments.cases or known)
+    if unknown := sorted(wanted - set(known)):
+        parser.error(f"no comparison is called {', '.join(unknown)}; choose among {', '.join(known)}")
     arguments.results.mkdir(parents=True, exist_ok=True)
     scale = QUICK if arguments.quick else FULL
     for case in CASES:
