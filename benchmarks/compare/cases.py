@@ -26,7 +26,7 @@ class Scale:
 
     shape: Shape
     lengths: Lengths
-    repeats: int = 6
+    repeats: int = 5
     rows: int = 8
     tokens: int = 4096
     peer: bool = True
@@ -84,7 +84,8 @@ def _training(batch_size: int, steps: int, **engine: Any) -> Row:
 
 def ours(recipe: str, steps: Sequence[Sequence[Row]], name: str = "alignflow", **engine: Any) -> Arm:
     """An offline recipe on `steps`, full fine-tuning in fp32; `engine` are its engine settings."""
-    return Arm(name, "ours", recipe, _training(len(steps[0]), len(steps), **engine) | {"max_length_tokens": _longest(steps)})
+    settings = _training(len(steps[0]), len(steps), **engine) | {"max_length_tokens": _longest(steps)}
+    return Arm(name, "ours", recipe, settings, threads=engine.get("threads_per_rank", 1))
 
 
 def _longest(steps: Sequence[Sequence[Row]]) -> int:
@@ -142,14 +143,15 @@ def sft_speed(scale: Scale) -> list[Part]:
 
 
 def sft_memory(scale: Scale) -> list[Part]:
-    """C2."""
+    """C2. Two threads each: memory is what counts here."""
     steps = _equal_rows(scale, n_rows=8)
+    engine = {"micro_batch_tokens": scale.tokens, "threads_per_rank": 2}
     arms = [
-        ours("sft", steps, micro_batch_tokens=scale.tokens),
-        ours("sft", steps, "alignflow, checkpointing", micro_batch_tokens=scale.tokens, gradient_checkpointing=True),
-        Arm("plain loss", "trl", "sft", NO_CHECKPOINTS | {"full_logits": True}),
-        Arm("TRL, chunked", "trl", "sft", NO_CHECKPOINTS),
-        Arm("TRL, default", "trl", "sft", {}),
+        ours("sft", steps, **engine),
+        ours("sft", steps, "alignflow, checkpointing", **engine, gradient_checkpointing=True),
+        Arm("plain loss", "trl", "sft", NO_CHECKPOINTS | {"full_logits": True}, threads=2),
+        Arm("TRL, chunked", "trl", "sft", NO_CHECKPOINTS, threads=2),
+        Arm("TRL, default", "trl", "sft", {}, threads=2),
     ]
     over = "peak over the model's own, B·T = 4096, against "
     targets = [
