@@ -33,7 +33,7 @@ class Scale:
 
 
 FULL = Scale(Shape(), Lengths())
-QUICK = Scale(Shape(512, 2, 32, 2, 2, 64, 512), Lengths(2.0, 0.5, 4, 12), repeats=1, rows=2, tokens=128, peer=False)
+QUICK = Scale(Shape(512, 2, 64, 2, 2, 64, 512), Lengths(2.0, 0.5, 4, 12), repeats=1, rows=2, tokens=128, peer=False)
 
 
 @dataclass(frozen=True)
