@@ -66,7 +66,7 @@ def run_part(part: Part, scale: Scale) -> dict[str, Any]:
         runs = (apart if part.apart else duel)(arms, work.folder, len(part.steps))
         units = [part.units_per_step(rows) for rows in work.steps()[1:]] * (2 if part.apart else 1)
         own = own_mib(work.model)
-        gaps = {run.arm.name: logprob_gap(work.model, run.turns.folder) for run in runs} if part.samples else {}
+        gaps = _sample_gaps(runs, work) if part.samples else None
     by_name = {run.arm.name: run for run in runs}
     targets = [t for t in part.targets if {t.ours, *t.theirs} <= by_name.keys()]
     return {
@@ -74,10 +74,16 @@ def run_part(part: Part, scale: Scale) -> dict[str, Any]:
         "unit": part.unit,
         "units_per_step": units,
         "arms": [_figures(run, units, own) for run in runs],
-        "targets": [judged(target, by_name, own, not part.samples) for target in targets],
+        "targets": [judged(target, by_name, own, gaps) for target in targets],
         "limits": [limited(limit, by_name) for limit in part.limits if limit.arm in by_name],
-        "same_samples_logprob_gap": {name: gap for name, gap in gaps.items() if gap is not None},
+        "gaps_are_of_logprobs": part.samples,
     }
+
+
+def _sample_gaps(runs: list[Running], work: Work) -> dict[str, float]:
+    """Of every arm that kept samples: by how much its log-probs of them differ from ours (nats)."""
+    found = {run.arm.name: logprob_gap(work.model, run.turns.folder) for run in runs}
+    return {name: gap for name, gap in found.items() if gap is not None}
 
 
 def _figures(run: Running, units: list[float], own: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from compare.duel import Running, Taken
 from evaluation.bootstrap import Resampling
 
-LOSS_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 RESAMPLING = Resampling(resamples=5000)
 
 Measure = Callable[[Running, Taken], float]
@@ -60,13 +60,18 @@ def _losses(run: Running) -> list[float]:
     return [float("nan") if loss is None else float(loss) for loss in losses]
 
 
-def judged(target: Target, runs: dict[str, Running], own_mib: float, checks_loss: bool) -> dict[str, Any]:
-    """The target with its measured ratio and a verdict: reached, missed, shown, or void where the losses disagree."""
+def judged(
+    target: Target, runs: dict[str, Running], own_mib: float, sample_gaps: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """The target with its measured ratio and a verdict: reached, missed, shown, or void where the arms disagree.
+
+    Arms disagree where their losses do; where each samples its own rows, `sample_gaps` (nats, by peer) stand for that.
+    """
     values = {name: [measured(runs[name], t, target.measure, own_mib) for t in runs[name].taken] for name in runs}
     best = min(target.theirs, key=lambda name: float(np.median(values[name])))
     found = ratio(values[best], values[target.ours])
-    gap = loss_gap(runs[target.ours], runs[best]) if checks_loss else None
-    return {**asdict(target), "against": best, "ratio": found, "loss_gap": gap, "verdict": _verdict(target, found, gap)}
+    gap = loss_gap(runs[target.ours], runs[best]) if sample_gaps is None else sample_gaps.get(best)
+    return {**asdict(target), "against": best, "ratio": found, "gap": gap, "verdict": _verdict(target, found, gap)}
 
 
 def limited(limit: OverheadLimit, runs: dict[str, Running]) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def limited(limit: OverheadLimit, runs: dict[str, Running]) -> dict[str, Any]:
 
 
 def _verdict(target: Target, found: dict[str, float], gap: float | None) -> str:
-    if gap is not None and not gap <= LOSS_TOLERANCE:
+    if gap is not None and not gap <= TOLERANCE:
         return "void"
     if target.bound is None:
         return "shown"

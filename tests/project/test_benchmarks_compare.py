@@ -71,13 +71,20 @@ def test_a_comparison_whose_losses_differ_is_void(tmp_path: Path, difference: fl
     slow = finished(tmp_path, "slow", [9.0, 9.0], [9.0, 9.0])
     theirs = finished(tmp_path, "theirs", [2.0, 4.0], [4.0, 3.0 + difference])
     runs = {run.arm.name: run for run in (ours, slow, theirs)}
-    result = judged(Target("C1", "speed", "ours", ("slow", "theirs"), bound), runs, own_mib=0.0, checks_loss=True)
+    result = judged(Target("C1", "speed", "ours", ("slow", "theirs"), bound), runs, own_mib=0.0)
     assert (result["against"], result["ratio"]["median"], result["verdict"]) == ("theirs", 2.0, verdict)
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(1e-5, "reached"), (2e-4, "void")])
+def test_arms_that_sample_are_void_where_their_logprobs_differ(tmp_path: Path, gap: float, verdict: str) -> None:
+    ours, theirs = finished(tmp_path, "ours", [1.0], [0.1]), finished(tmp_path, "theirs", [2.0], [0.7])
+    target = Target("C4", "speed", "ours", ("theirs",), 1.5)
+    assert judged(target, {"ours": ours, "theirs": theirs}, 0.0, {"theirs": gap})["verdict"] == verdict
 
 
 def test_memory_is_what_libraries_and_model_do_not_explain(tmp_path: Path) -> None:
     runs = {name: finished(tmp_path, name, [size], [1.0]) for name, size in (("ours", 1.0), ("theirs", 2.0))}
-    result = judged(Target("C2", "memory", "ours", ("theirs",), 2.0, "over_own_mib"), runs, own_mib=300.0, checks_loss=True)
+    result = judged(Target("C2", "memory", "ours", ("theirs",), 2.0, "over_own_mib"), runs, own_mib=300.0)
     assert result["ratio"]["median"] == pytest.approx((2000 - 400) / (1000 - 400))
 
 
