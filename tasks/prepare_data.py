@@ -21,6 +21,6 @@ STAGE = Stage(
     config=DataConfig,
     inputs=(),
     run=run,
-    libraries=("pyarrow", "datasets"),
+    libraries=("pyarrow", "datasets", "msgspec"),
     fingerprint=fingerprint,
 )
