@@ -1,6 +1,7 @@
 """Rewards: weighted sums keep their parts, and an error is never a number."""
 
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -137,3 +138,8 @@ def test_zero_is_a_reward_like_any_other() -> None:
 
     rewards = ComposedReward([(Zero(), 1.0)]).score(responses("a"))
     assert rewards.total == [0.0]
+
+
+def test_a_reward_process_without_a_reward_model_imports_no_torch() -> None:
+    code = "import sys, rlhf_core.cluster.reward_actor; print([n for n in ('torch', 'transformers', 'deepspeed') if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
