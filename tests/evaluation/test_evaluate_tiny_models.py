@@ -123,7 +123,12 @@ def test_a_model_with_code_of_its_own_is_measured_as_the_model_it_is(world: Worl
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}))
     evaluate(world.job(tmp_path / "evaluation", folder))
-    assert metrics_of(tmp_path / "evaluation") == metrics_of(measured)
+    # Its packed rows are computed with transformers' own masks, so the last digits differ.
+    found, expected = metrics_of(tmp_path / "evaluation"), metrics_of(measured)
+    assert found.keys() == expected.keys()
+    for decoding, metrics in expected.items():
+        for metric, interval in metrics.items():
+            assert found[decoding][metric] == pytest.approx(interval, abs=1e-5, rel=1e-5)
 
 
 def test_predictions_are_all_samples_of_every_prompt_with_their_labels(world: World, measured: Path) -> None:

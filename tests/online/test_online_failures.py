@@ -62,7 +62,7 @@ def own_actors() -> list[psutil.Process]:
 def test_a_dead_sampler_ends_the_run_at_once(tmp_path: Path, moment: str) -> None:
     # One step ahead, so that the sampler is at work while others are waited for.
     data = prompts_folder(tmp_path / "data")
-    job = online_job(tmp_path, tiny_model(tmp_path), data, method="grpo", steps=500, async_steps=1)
+    job = online_job(tmp_path, tiny_model(tmp_path), data, method="grpo", steps=500, async_steps=1, optimizer__learning_rate=0.0)
     started = lambda: job.events.path.exists() and len(events(job, "metrics")) > 1  # noqa: E731
     killer = Killer(started if moment == "in generate" else lambda: True)
     killer.start()
