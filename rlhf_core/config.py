@@ -119,7 +119,7 @@ class RewardModelConfig(TrainingConfig):
 
 
 class PreferenceMethod(str, Enum):
-    """Preference losses of specs/objectives.md, `preference_loss`."""
+    """Preference losses of specs/objectives.md: `preference_loss`, and `kto_loss` on the answers of the pairs."""
 
     dpo = "dpo"
     cdpo = "cdpo"
@@ -127,6 +127,7 @@ class PreferenceMethod(str, Enum):
     hinge = "hinge"
     ipo = "ipo"
     ipo_sum = "ipo_sum"
+    kto = "kto"
 
 
 class PreferenceConfig(TrainingConfig):
@@ -137,6 +138,8 @@ class PreferenceConfig(TrainingConfig):
     label_smoothing: float = Field(
         0.0, ge=0.0, lt=0.5, description="Assumed share of flipped labels; needs method cdpo or robust"
     )
+    desirable_weight: float = Field(1.0, gt=0.0, description="Weight of the chosen responses' losses; with method kto only")
+    undesirable_weight: float = Field(1.0, gt=0.0, description="Weight of the rejected responses' losses; with method kto only")
     nll_coef: float = Field(0.0, ge=0.0, description="Weight of the chosen response's token-mean negative log-likelihood")
     batch_size: int = Field(8, ge=1, description="Pairs an optimizer step, over all ranks")
     epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
@@ -149,6 +152,22 @@ class PreferenceConfig(TrainingConfig):
         if smooths != (self.label_smoothing > 0):
             raise ValueError(
                 f"label_smoothing={self.label_smoothing} with method '{self.method.value}': methods cdpo and robust need label_smoothing > 0, the others need 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_have_a_reader(self) -> PreferenceConfig:
+        if self.method is not PreferenceMethod.kto and (self.desirable_weight, self.undesirable_weight) != (1.0, 1.0):
+            raise ValueError(
+                f"desirable_weight={self.desirable_weight} and undesirable_weight={self.undesirable_weight} with method '{self.method.value}': only method kto weighs its responses, the others need 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kto_needs_neighbours(self) -> PreferenceConfig:
+        if self.method is PreferenceMethod.kto and self.batch_size < 2:
+            raise ValueError(
+                f"batch_size={self.batch_size} with method 'kto': its reference point needs another prompt's answers in the batch, so at least 2"
             )
         return self
 

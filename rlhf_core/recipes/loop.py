@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,10 +36,14 @@ BAD_BATCH_NAME = "bad_batch.json"
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Denominators of one global batch: its examples, and the targets in their first rows (conversation or chosen)."""
+    """What a global batch tells each of its micro-batches.
+
+    Denominators: its examples, and the targets in their first rows (conversation or chosen). `reference_point` (nats) is KTO's.
+    """
 
     examples: int
     targets: int
+    reference_point: float = 0.0
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Totals:
@@ -67,6 +71,7 @@ class Trainer:
     splits: Splits
     loss: Loss
     pad_id: int
+    totals: Callable[[Sequence[Example]], Totals] = Totals.of
 
     def run(self) -> dict[str, float]:
         """Train from the latest checkpoint to the last step; returns the metrics of the evaluation at the end.
@@ -91,7 +96,8 @@ class Trainer:
     def _train(self, step: int) -> None:
         """One optimizer step and its line of metrics."""
         examples = [self.splits.train[i] for i in self.cursor.batch(step)]
-        totals, sums, started = Totals.of(examples), Sums(), time.monotonic()
+        started = time.monotonic()
+        totals, sums = self.totals(examples), Sums()
         try:
             stats = self.engine.train_step([partial(self._forward, part, totals, sums) for part in self._parts(examples)])
         except DivergedError as error:
@@ -126,7 +132,7 @@ class Trainer:
         """Means over the validation split, each named eval_*; empty without one."""
         if not self.splits.validation:
             return {}
-        totals, sums = Totals.of(self.splits.validation), Sums()
+        totals, sums = self.totals(self.splits.validation), Sums()
         parts = self._parts(self.splits.validation)
         with self.engine.evaluating():
             for number, part in enumerate(parts, start=1):

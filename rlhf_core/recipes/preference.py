@@ -1,4 +1,4 @@
-"""Direct preference optimisation and its kin: widen the gap between chosen and rejected, measured against a reference.
+"""Preference optimisation against a reference: DPO and its kin widen the gap of a pair, KTO moves each response by itself.
 
 The reference is the model that training starts from. Its log-probs are computed once, before the first update, so no
 second model is ever in memory.
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.batching.templates import Renderer
@@ -18,16 +18,17 @@ from rlhf_core.config import PreferenceConfig, PreferenceMethod
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
-from rlhf_core.objectives.preference import PreferenceKind, preference_loss
+from rlhf_core.objectives.preference import PreferenceKind, kto_loss, preference_loss
 from rlhf_core.recipes.cursor import plan_cursor
 from rlhf_core.recipes.examples import Example, pair
 from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.recipes.kto import kto_totals
 from rlhf_core.recipes.loop import Totals, Trainer
 from rlhf_core.recipes.reference import with_reference_logps
 from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable
 
-# A method is a loss; cdpo is dpo with label smoothing, which the settings ask for.
-METHODS: Mapping[PreferenceMethod, PreferenceKind] = {
+# A method is a loss on pairs; cdpo is dpo with label smoothing, which the settings ask for. KTO alone knows no pairs.
+PAIR_METHODS: Mapping[PreferenceMethod, PreferenceKind] = {
     PreferenceMethod.dpo: "sigmoid",
     PreferenceMethod.cdpo: "sigmoid",
     PreferenceMethod.robust: "robust",
@@ -53,38 +54,61 @@ def train_preference(job: TrainingJob[PreferenceConfig]) -> None:
     )
     # Before any checkpoint is loaded the policy still is the reference: fresh adapters change no output.
     splits = with_reference_logps(job, engine, splits, tokenizer.pad_token_id)
+    is_kto = config.method is PreferenceMethod.kto
+    totals = kto_totals(job, engine, cursor, splits, tokenizer.pad_token_id) if is_kto else Totals.of
 
-    def loss(batch: ModelBatch, examples: Sequence[Example], totals: Totals) -> dict[str, Tensor]:
-        logprobs_BT, _ = engine.module(batch)
-        chosen, rejected = logprobs_BT.sum(1).view(-1, 2).unbind(1)
-        chosen_lengths, rejected_lengths = target_mask(batch).sum(1).view(-1, 2).unbind(1)
-        references = torch.tensor([example.reference_logps for example in examples], device=chosen.device)
-        ref_chosen, ref_rejected = references.view(-1, 2).unbind(1)
-        result = preference_loss(
-            chosen,
-            rejected,
-            ref_chosen,
-            ref_rejected,
-            chosen_lengths=chosen_lengths,
-            rejected_lengths=rejected_lengths,
-            kind=METHODS[config.method],
-            beta=config.beta,
-            label_smoothing=config.label_smoothing,
-        )
-        nll = -chosen.sum() / totals.targets
-        log_ratios = (chosen - ref_chosen) / chosen_lengths + (rejected - ref_rejected) / rejected_lengths
-        means = {
-            "rewards/chosen": result.chosen_rewards,
-            "rewards/rejected": result.rejected_rewards,
-            "margin": result.chosen_rewards - result.rejected_rewards,
-            "accuracy": result.accuracy,
-            "log_ratio_per_token": log_ratios / 2,
-        }
-        return {
-            "loss": result.losses.sum() / totals.examples + config.nll_coef * nll,
-            "nll": nll,
-            **{name: values_B.double().sum() / totals.examples for name, values_B in means.items()},
-        }
-
-    evaluation = Trainer(job, engine, cursor, splits, loss, tokenizer.pad_token_id).run()
+    loss = partial(_shares, config, engine.module)
+    evaluation = Trainer(job, engine, cursor, splits, loss, tokenizer.pad_token_id, totals).run()
     finish(job, engine, splits, evaluation)
+
+
+def _shares(
+    config: PreferenceConfig, module: nn.Module, batch: ModelBatch, examples: Sequence[Example], totals: Totals
+) -> dict[str, Tensor]:
+    """A micro-batch of B pairs' shares of the loss and the metrics; columns are chosen and rejected."""
+    logprobs_BT, _ = module(batch)
+    logps_B2, lengths_B2 = (values_BT.sum(1).view(-1, 2) for values_BT in (logprobs_BT, target_mask(batch)))
+    ref_logps_B2 = torch.tensor([example.reference_logps for example in examples], device=logps_B2.device).view(-1, 2)
+    losses_B = _losses(config, logps_B2, ref_logps_B2, lengths_B2, totals.reference_point)
+    log_ratios_B2 = (logps_B2 - ref_logps_B2).detach()
+    chosen_B, rejected_B = (config.beta * log_ratios_B2).unbind(1)
+    means = {
+        "rewards/chosen": chosen_B,
+        "rewards/rejected": rejected_B,
+        "margin": chosen_B - rejected_B,
+        "accuracy": chosen_B > rejected_B,
+        "log_ratio_per_token": (log_ratios_B2 / lengths_B2).mean(1),
+    }
+    if config.method is PreferenceMethod.kto:
+        means["kl"] = torch.full_like(chosen_B, totals.reference_point)
+    nll = -logps_B2[:, 0].sum() / totals.targets
+    return {
+        "loss": losses_B.sum() / totals.examples + config.nll_coef * nll,
+        "nll": nll,
+        **{name: values_B.double().sum() / totals.examples for name, values_B in means.items()},
+    }
+
+
+def _losses(
+    config: PreferenceConfig, logps_B2: Tensor, ref_logps_B2: Tensor, lengths_B2: Tensor, reference_point: float
+) -> Tensor:
+    """The loss of each pair, [B]; for KTO the mean over its two responses."""
+    if config.method is PreferenceMethod.kto:
+        return kto_loss(
+            logps_B2,
+            ref_logps_B2,
+            torch.tensor([True, False], device=logps_B2.device),
+            logps_B2.new_tensor(reference_point),
+            beta=config.beta,
+            desirable_weight=config.desirable_weight,
+            undesirable_weight=config.undesirable_weight,
+        ).mean(1)
+    return preference_loss(
+        *logps_B2.unbind(1),
+        *ref_logps_B2.unbind(1),
+        chosen_lengths=lengths_B2[:, 0],
+        rejected_lengths=lengths_B2[:, 1],
+        kind=PAIR_METHODS[config.method],
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+    ).losses

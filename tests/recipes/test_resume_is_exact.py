@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,13 @@ def same_weights(one: Job, other: Job) -> bool:
 @pytest.mark.parametrize("lora", [DROPOUT, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize(
     ("train", "config"),
-    [(train_sft, sft_config), (train_reward_model, reward_config), (train_preference, preference_config)],
-    ids=["sft", "reward_model", "preference"],
+    [
+        (train_sft, sft_config),
+        (train_reward_model, reward_config),
+        (train_preference, preference_config),
+        (train_preference, partial(preference_config, method="kto", undesirable_weight=0.1)),
+    ],
+    ids=["sft", "reward_model", "preference", "kto"],
 )
 def test_a_crashed_run_ends_with_the_same_weights(
     train: Any, config: Any, lora: LoraSettings, models: Models, data: Path, tmp_path: Path

@@ -1,0 +1,136 @@
+"""KTO: the loss of its definition around a reference point of the whole global batch, whatever the batch's cut."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.templates import Renderer
+from rlhf_core.config import OptimizerSettings
+from rlhf_core.models.load import load_tokenizer
+from rlhf_core.recipes.examples import Example
+from rlhf_core.recipes.kto import mismatched
+from rlhf_core.recipes.preference import train_preference
+from tests.recipes.small_jobs import FULL, curve, engine, job, preference_config, preference_row, summary, weights
+from tests.tiny_models import Architecture
+
+Models = dict[Architecture, Path]
+
+# All answers become likelier, those to other prompts too, so the reference point leaves zero.
+RISING = {"method": "kto", "desirable_weight": 2.0, "undesirable_weight": 0.1, "beta": 0.3}
+SMOOTH = OptimizerSettings(learning_rate=1e-2, schedule="constant", warmup_fraction=0.0, epsilon=1e-3)
+
+
+def trained(models: Models, data: Path, work: Path, **changes: Any) -> Any:
+    run = job(preference_config(**changes), models["llama"], data, work)
+    train_preference(run)
+    return run
+
+
+def policy_after(run: Any) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32).eval()
+    model.load_state_dict({name.removeprefix("hf."): value for name, value in weights(run).items()}, strict=False)
+    return model
+
+
+@torch.no_grad()
+def response_logp(model: Any, row: TokenRow) -> Tensor:
+    logprobs = model(torch.tensor([row.ids])).logits[0, :-1].double().log_softmax(-1)
+    each = logprobs.gather(1, torch.tensor(row.ids[1:])[:, None])[:, 0]
+    return each[torch.tensor(row.is_target[1:])].sum()
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_the_loss_is_that_of_the_definition(packing: bool, models: Models, data: Path, tmp_path: Path) -> None:
+    run = trained(models, data, tmp_path, lora=FULL, batch_size=10, max_steps=2, engine=engine(packing=packing), **RISING)
+    policy, reference = policy_after(run), AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32).eval()
+    renderer, rows = Renderer(load_tokenizer(run.model)), [preference_row(number) for number in range(1000, 1005)]
+
+    def log_ratios(prompts: Sequence[Any], answers: Sequence[Any]) -> Tensor:
+        tokens = [renderer.prompt_and_response(p["prompt"], a) for p, a in zip(prompts, answers, strict=True)]
+        return torch.stack([response_logp(policy, row) - response_logp(reference, row) for row in tokens])
+
+    chosen, rejected = ([row[name] for row in rows] for name in ("chosen", "rejected"))
+    shifted = [*rows[1:], rows[0]]
+    z0 = torch.cat([log_ratios(shifted, chosen), log_ratios(shifted, rejected)]).mean().clamp(min=0)
+    gains = 2.0 * (1 - torch.sigmoid(0.3 * (log_ratios(rows, chosen) - z0)))
+    losses = 0.1 * (1 - torch.sigmoid(0.3 * (z0 - log_ratios(rows, rejected))))
+    assert z0 > 0.1
+    assert summary(run)["eval_kl"] == pytest.approx(z0.item(), abs=1e-4)
+    assert summary(run)["eval_loss"] == pytest.approx(torch.cat([gains, losses]).mean().item(), abs=1e-5)
+    rewards = (0.3 * log_ratios(rows, chosen).mean().item(), 0.3 * log_ratios(rows, rejected).mean().item())
+    assert [summary(run)[f"eval_rewards/{name}"] for name in ("chosen", "rejected")] == pytest.approx(rewards, abs=1e-4)
+    assert summary(run)["eval_margin"] == pytest.approx(rewards[0] - rewards[1], abs=1e-4)
+
+
+def test_the_cut_into_micro_batches_changes_nothing(models: Models, data: Path, tmp_path: Path) -> None:
+    whole, cut = (
+        trained(models, data, tmp_path / str(n), batch_size=8, optimizer=SMOOTH, engine=engine(micro_batch_tokens=n), **RISING)
+        for n in (4096, 16)
+    )
+    assert max(curve(whole, "kl")) > 0.1
+    for name, tolerance in (("kl", 2e-5), ("loss", 2e-6), ("eval_loss", 2e-6)):
+        assert curve(whole, name) == pytest.approx(curve(cut, name), abs=tolerance)
+    assert curve(whole, "grad_norm") == pytest.approx(curve(cut, "grad_norm"), rel=1e-4)
+    other = weights(cut)
+    assert all(torch.allclose(value, other[name], atol=2e-6) for name, value in weights(whole).items())
+
+
+def test_before_the_first_update_nothing_has_moved_from_the_reference(models: Models, data: Path, tmp_path: Path) -> None:
+    kto, dpo = (trained(models, data, tmp_path / name, method=name, batch_size=10, max_steps=1) for name in ("kto", "dpo"))
+    assert curve(kto, "kl")[0] == pytest.approx(0.0, abs=1e-5)
+    assert curve(kto, "loss")[0] == pytest.approx(0.5, abs=1e-5)
+    # A sigmoid is half as steep there as DPO's log-sigmoid, and each response counts for half a pair.
+    assert curve(kto, "grad_norm")[0] == pytest.approx(curve(dpo, "grad_norm")[0] / 4, rel=1e-4)
+
+
+def test_each_weight_scales_the_losses_of_its_side(models: Models, data: Path, tmp_path: Path) -> None:
+    loss = {}
+    for desirable, undesirable in ((1.0, 1.0), (3.0, 1.0), (1.0, 3.0)):
+        weighing = {"desirable_weight": desirable, "undesirable_weight": undesirable}
+        run = trained(models, data, tmp_path / f"{weighing}", method="kto", batch_size=10, max_steps=2, **weighing)
+        loss[desirable, undesirable] = curve(run, "loss")
+        assert curve(run, "loss")[0] == pytest.approx((desirable + undesirable) / 4, abs=1e-5)
+    assert loss[3.0, 1.0][1] != pytest.approx(loss[1.0, 3.0][1], abs=1e-3)
+
+
+def test_answers_go_behind_the_next_prompt_of_the_batch() -> None:
+    a, b, c = (example(name, prompt, 2) for name, prompt in (("a", [1]), ("b", [2, 2]), ("c", [3, 3, 3])))
+    first, second, third = mismatched([a, b, c], max_length_tokens=5)
+    assert [row.ids for row in first.rows] == [[1, 30, 30], [1, 31, 31]]
+    assert [row.ids for row in second.rows] == [[2, 2, 10, 10], [2, 2, 11, 11]]
+    assert third.rows[1] == TokenRow.from_prompt_response([3, 3, 3], [21, 21])
+    assert mismatched([a], max_length_tokens=5) == []
+
+
+def test_pairs_that_became_too_long_are_left_out() -> None:
+    examples = [example("a", [1], 4), example("b", [2, 2, 2], 2), example("c", [3], 2)]
+    assert [[len(row) for row in pair.rows] for pair in mismatched(examples, max_length_tokens=5)] == [[3, 3], [3, 3]]
+
+
+def example(name: str, prompt: list[int], length: int) -> Example:
+    """Answers are made of tens of the prompt's token, and of the number after it."""
+    rows = (TokenRow.from_prompt_response(prompt, [10 * prompt[0] + i] * length) for i in range(2))
+    return Example(name, tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "kto", "desirable_weight": 0.0}, "desirable_weight"),
+        ({"method": "kto", "undesirable_weight": -1.0}, "undesirable_weight"),
+        ({"method": "dpo", "desirable_weight": 2.0}, r"desirable_weight=2.0.*'dpo'.*only method kto"),
+        ({"method": "ipo", "undesirable_weight": 0.5}, r"undesirable_weight=0.5.*'ipo'.*only method kto"),
+        ({"method": "kto", "batch_size": 1}, r"batch_size=1.*at least 2"),
+        ({"method": "kto", "label_smoothing": 0.1}, r"label_smoothing=0.1 with method 'kto'"),
+    ],
+)
+def test_settings_that_cannot_apply_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        preference_config(**settings)
