@@ -99,6 +99,19 @@ def _dpo(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
     return trl.DPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
+def _kto(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
+    """Every pair is two examples, the chosen answers of a step before its rejected ones."""
+    rows = [
+        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+        for step in steps
+        for name in ("chosen", "rejected")
+        for row in step
+    ]
+    config = trl.KTOConfig(**_arguments(spec, turns, batch_size=2 * len(steps[0])))
+    model, tokenizer = _lm(spec)
+    return trl.KTOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
 def _reward(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
     """The head starts at zero in both arms, so that both start from the same scores."""
     rows = [{"chosen_ids": row["chosen_ids"], "rejected_ids": row["rejected_ids"]} for step in steps for row in step]
@@ -170,7 +183,7 @@ def _arguments(spec: dict[str, Any], turns: Turns, batch_size: int) -> dict[str,
     return common | spec["settings"]
 
 
-TRAINERS = {"sft": _sft, "dpo": _dpo, "reward": _reward, "grpo": _grpo}
+TRAINERS = {"sft": _sft, "dpo": _dpo, "kto": _kto, "reward": _reward, "grpo": _grpo}
 
 if __name__ == "__main__":
     main()
