@@ -195,6 +195,21 @@ def reward_model(scale: Scale) -> list[Part]:
     return [Part("Reward model", "preference", steps, "pairs", len, arms, targets, scale.shape)]
 
 
+def kto(scale: Scale) -> list[Part]:
+    """C6, batches of answers without partners. The peer's trainer takes whole batches only."""
+    steps = _pairs(scale, scale.rows // 2)
+    cached = {"precompute_ref_log_probs": True}
+    arms = [
+        ours("preference", steps),
+        Arm("TRL, precomputed, no checkpointing", "trl", "kto", cached | NO_CHECKPOINTS),
+        Arm("TRL, default", "trl", "kto", {}),
+    ]
+    arms[0].settings["method"] = "kto"
+    best = tuple(arm.name for arm in arms[1:])
+    targets = [Target("C6", "KTO pairs per CPU-second, against TRL's best", "alignflow", best, 1.2)]
+    return [Part("KTO", "preference", steps, "pairs", len, arms, targets, scale.shape)]
+
+
 def grpo(scale: Scale) -> list[Part]:
     """C4 and C5."""
     return [_grpo(scale, 2, 4, 64), _grpo(scale, 4, 4, 128)] if scale.peer else [_grpo(scale, 2, 4, 8)]
@@ -298,5 +313,6 @@ CASES = [
     Case(("C4", "C5"), "grpo", "Online training: GRPO", grpo),
     Case(("async",), "overlap", "Online training: generation beside training", overlap),
     Case(("C6",), "reward_model", "Reward model", reward_model),
+    Case(("C6",), "kto", "KTO", kto),
     Case(("C9",), "ranks", "Two ranks against one", ranks),
 ]
