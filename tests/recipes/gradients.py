@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pytest
 import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
 
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import MicroLoss, MiniBatch, ModelSetup, TrainingWorker
 from rlhf_core.cluster.distributed import init_distributed, rank, world_size
-from rlhf_core.engine.engine import StepStats, TrainingEngine
 
 
 @dataclass(frozen=True)
@@ -35,33 +36,22 @@ class ActorRun:
 
 
 def gradients_of(runs: Mapping[str, Callable[[], None]]) -> dict[str, list[Tensor]]:
-    """Each run's gradients, one vector an optimizer step; the function that ranks run. AdamW's beta1 must be 0."""
+    """Each run's gradients before clipping, one vector an optimizer step; the function that ranks run. For ZeRO 1 to 3."""
     init_distributed()
     return {name: _gradients(run) for name, run in runs.items()}
 
 
 def _gradients(run: Callable[[], None]) -> list[Tensor]:
     seen: list[Tensor] = []
-    train_step = TrainingEngine.train_step
+    step = DeepSpeedEngine.step
 
-    def watched(engine: TrainingEngine, losses: Iterable[Callable[[], Tensor]]) -> StepStats:
-        stats = train_step(engine, losses)
-        seen.append(_gradient_taken(engine))
-        return stats
+    def watched(engine: DeepSpeedEngine) -> None:
+        # Here the last micro-batch is reduced over the ranks and the step has not yet let go of the gradient. AdamW's
+        # moments would do afterwards, but with two parameter groups DeepSpeed 0.19 links only the first group's.
+        seen.append(torch.cat([safe_get_full_grad(p).flatten() for p in engine.module.parameters() if p.requires_grad]))
+        step(engine)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingEngine, "train_step", watched)
+        patch.setattr(DeepSpeedEngine, "step", watched)
         run()
     return seen
-
-
-def _gradient_taken(engine: TrainingEngine) -> Tensor:
-    """The whole gradient of the last step, of all ranks and as all ZeRO stages give it; a collective.
-
-    Read from AdamW, whose first moment is its last gradient where beta1 is 0. Where and for how long DeepSpeed keeps a
-    gradient itself depends on the stage, and none is left after the step.
-    """
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    moments = [safe_get_full_optimizer_state(p, "exp_avg") for p in engine.module.parameters() if p.requires_grad]
-    return torch.cat([moment.flatten() for moment in moments])
