@@ -43,7 +43,7 @@ BATCH_SIZE, N_STEPS = 7, 3
 PLAN = [[0, 1, 2, 3, 4], [5, 6, 7], [8, 0, 3, 6, 2]]
 # After the first step two ranks' weights are those of one up to rounding, which a large epsilon keeps as small as it is;
 # by then scores are no longer 0 nor the policy its reference.
-OPTIMIZER = OptimizerSettings(learning_rate=0.02, schedule="constant", warmup_fraction=0.0, epsilon=1.0)
+OPTIMIZER = OptimizerSettings(learning_rate=0.002, schedule="constant", warmup_fraction=0.0, epsilon=1.0)
 
 Runs = dict[str, Callable[[], None]]
 
