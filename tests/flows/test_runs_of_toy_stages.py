@@ -150,7 +150,7 @@ def test_an_interrupted_run_stops_its_workers_and_says_so_to_the_tracker(home: H
         assert process.poll() is None and time.monotonic() < deadline, output.read_text()
         time.sleep(0.1)
     process.send_signal(number)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=180) != 0
     run, status = _newest(home)
     assert status["status"] == "killed"
     assert _tracked(home, run) == {run: "KILLED", "base_model": "FINISHED", "w": "KILLED"}
