@@ -13,7 +13,7 @@ from evaluation.config import EvaluateConfig
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
-from rlhf_core.models.load import load_lm, load_tokenizer
+from rlhf_core.models.load import load_lm, same_tokens
 from rlhf_core.models.modules import PolicyModule
 
 # The attention under which packed rows stay apart (see rlhf_core/models/modules.py).
@@ -40,8 +40,7 @@ def token_logprobs(model: Path, rows: Sequence[TokenRow], config: EvaluateConfig
 
 def check_same_tokens(model: Path, base: Path) -> None:
     """Raise `ConfigError` unless the tokenizers of both folders give every token the same id."""
-    ours, theirs = (load_tokenizer(folder, trust_remote_code=True).get_vocab() for folder in (model, base))
-    if ours != theirs:
+    if not same_tokens(model, base, trust_remote_code=True):
         raise ConfigError(
             f"evaluate.metrics: 'kl' cannot apply: the tokenizers of {model.name} and of the base {base.name} differ, so a token "
             "id means different things to them; compare models that share a tokenizer, or leave 'kl' out"

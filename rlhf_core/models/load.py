@@ -65,6 +65,12 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
     return tokenizer
 
 
+def same_tokens(path: Path, other: Path, *, trust_remote_code: bool) -> bool:
+    """Whether the tokenizers of both folders give every token the same id; raises what `load_tokenizer` does."""
+    one, two = (load_tokenizer(folder, trust_remote_code=trust_remote_code).get_vocab() for folder in (path, other))
+    return bool(one == two)
+
+
 def load_lm(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model in folder `path`, on the CPU, in eval mode, without dropout.
 

@@ -12,7 +12,7 @@ from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.config import Dtype
-from rlhf_core.models.load import load_scorer, load_tokenizer
+from rlhf_core.models.load import load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.rewards.base import ScoredResponse
 
@@ -36,10 +36,7 @@ class RewardModelScorer:
         packed: bool,
         trust_remote_code: bool = False,
     ) -> None:
-        ours, theirs = (
-            load_tokenizer(folder, trust_remote_code=trust_remote_code).get_vocab() for folder in (model, policy_model)
-        )
-        if ours != theirs:
+        if not same_tokens(model, policy_model, trust_remote_code=trust_remote_code):
             raise ConfigError(
                 f"reward model {model} and policy {policy_model} have different vocabularies: train the reward model from the same base"
             )
