@@ -11,6 +11,8 @@ from torch import nn
 from data_processing.errors import ConfigError
 from rlhf_core.config import EngineSettings, OptimizerSettings, Schedule
 
+REDUCE_BUCKET_ELEMENTS = 5_000_000
+
 
 def learning_rate_at(step: int, total_steps: int, settings: OptimizerSettings) -> float:
     """Learning rate of optimizer step `step` (from 0) of `total_steps`: linear warm-up, then the schedule down to 0.
@@ -51,9 +53,16 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
 def deepspeed_config(engine: EngineSettings, optimizer: OptimizerSettings, world_size: int) -> dict[str, Any]:
     """The JSON that `deepspeed.initialize` takes. Gradients are added up and sent in fp32 whatever the compute precision."""
     zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.zero_stage:
+        # By default every rank allocates half a billion elements and copies all gradients there. A gradient larger than the
+        # bucket is summed where it lies.
+        zero["reduce_bucket_size"] = REDUCE_BUCKET_ELEMENTS
     if engine.zero_stage in (1, 2):
-        # Summed where they lie. DeepSpeed's "scatter" is an all-reduce as well, of a copy that is copied back.
+        # DeepSpeed's "scatter" is an all-reduce as well, of a copy that is copied back.
         zero["reduce_scatter"] = False
+    if engine.zero_stage == 1:
+        # Gradients stay whole, so they need not be moved next to each other.
+        zero["contiguous_gradients"] = False
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
