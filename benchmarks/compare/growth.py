@@ -19,6 +19,8 @@ from compare.workload import RowMaker, Work, own_mib
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 VOCABULARIES = (8_192, 16_384, 32_768, 65_536, 151_936)
+# Of which the first is dropped.
+STEPS = 4
 # What the chat template adds to the words of an answer.
 TEMPLATE_TOKENS = 4
 
@@ -29,7 +31,7 @@ def run(scale: Scale) -> dict[str, Any]:
     """Both curves as they are written: points and exponents."""
     vocabularies = VOCABULARIES if scale.peer else (256, 512)
     curves = {
-        "tokens of the one sequence of a step": _by_length(scale, [n for n in LENGTHS if n <= scale.tokens]),
+        "tokens of the one sequence of a step": [_by_length(scale, n) for n in LENGTHS if n <= scale.tokens],
         "words in the vocabulary": [_by_vocabulary(scale, size) for size in vocabularies],
     }
     return {
@@ -52,35 +54,33 @@ def exponent(points: Sequence[Point], y: str) -> float | None:
     return float(np.polyfit(x_log, y_log, 1)[0])
 
 
-def _by_length(scale: Scale, lengths: Sequence[int]) -> list[Point]:
-    """One run with one sequence a step, first longer and longer, then shorter and shorter."""
+def _by_length(scale: Scale, n_tokens: int) -> Point:
+    """One sequence a step."""
     maker = RowMaker(scale.shape)
-    walk = [lengths[-1], *lengths, *reversed(lengths)]
-    points = _train(scale, [[maker.sft(n - TEMPLATE_TOKENS)] for n in walk], walk[1:])
-    return [_median([point for point in points if point["x"] == n]) for n in lengths]
+    return _point(scale, n_tokens, [[maker.sft(n_tokens - TEMPLATE_TOKENS)] for _ in range(STEPS)])
 
 
 def _by_vocabulary(scale: Scale, size: int) -> Point:
     """A model of its own, at half the tokens a step."""
     shape = replace(scale.shape, vocabulary=size)
     maker = RowMaker(shape)
-    steps = [[maker.sft(scale.tokens // 16 - TEMPLATE_TOKENS) for _ in range(8)] for _ in range(3)]
-    return _median(_train(replace(scale, shape=shape), steps, [size, size]))
+    steps = [[maker.sft(scale.tokens // 16 - TEMPLATE_TOKENS) for _ in range(8)] for _ in range(STEPS)]
+    return _point(replace(scale, shape=shape), size, steps)
 
 
-def _train(scale: Scale, steps: list[list[Row]], xs: Sequence[int]) -> list[Point]:
-    """CPU seconds, and peak memory (MiB) over libraries and model, of every step but the first."""
+def _point(scale: Scale, x: int, steps: list[list[Row]]) -> Point:
+    """Median CPU seconds, and peak memory (MiB) over libraries and model, of the steps after the first.
+
+    Every point is a process of its own: what one that was larger has freed would count in its memory.
+    """
     arm = ours("sft", steps, micro_batch_tokens=scale.tokens)
     with tempfile.TemporaryDirectory(prefix="af", dir="/tmp", ignore_cleanup_errors=True) as folder:
         work = Work(Path(folder))
         work.write("sft", scale.shape, steps, SEED)
         [done] = duel([arm], work.folder, len(steps))
         own = own_mib(work.model)
-    return [
-        {"x": float(x), "cpu_s": taken.cpu_s, "over_own_mib": measured(done, taken, "over_own_mib", own)}
-        for x, taken in zip(xs, done.taken, strict=True)
-    ]
-
-
-def _median(points: Sequence[Point]) -> Point:
-    return {name: statistics.median(point[name] for point in points) for name in points[0]}
+    return {
+        "x": float(x),
+        "cpu_s": statistics.median(taken.cpu_s for taken in done.taken),
+        "over_own_mib": max(measured(done, taken, "over_own_mib", own) for taken in done.taken),
+    }
