@@ -75,7 +75,8 @@ class Running:
         self.taken.append(
             Taken(
                 step=step,
-                cpu_s=process_tree.cpu_s(pid) - cpu_s,
+                # A toy step may take less than the clock can tell.
+                cpu_s=max(process_tree.cpu_s(pid) - cpu_s, process_tree.RESOLUTION_S),
                 wall_s=time.monotonic() - began,
                 peak_mib=process_tree.peak_mib(pid),
                 loss=report["loss"],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+RESOLUTION_S = 0.01
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError, FileNotFoundError, PermissionError)
 
 
@@ -20,7 +21,7 @@ def processes(pid: int) -> list[psutil.Process]:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system seconds of the living tree and of the children it has waited for; resolution 0.01 s a process."""
+    """User and system seconds of the living tree and of the children it has waited for; `RESOLUTION_S` a process."""
     total = 0.0
     for process in processes(pid):
         with contextlib.suppress(*_GONE):
