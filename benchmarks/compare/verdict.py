@@ -89,11 +89,8 @@ def _verdict(target: Target, found: dict[str, float], gap: float | None) -> str:
 
 
 def overhead_share(run: Running) -> float:
-    """Median share of an online step's wall time in which it neither waits for generation nor updates; 0 to 1."""
-    shares = []
-    for taken in run.taken:
-        waits = taken.metrics.get("seconds/generate", 0.0) + taken.metrics.get("seconds/wait", 0.0)
-        shares.append(1.0 - (waits + taken.metrics["seconds/update"]) / taken.wall_s)
+    """Median share of an online step's wall time in which it neither generates nor updates, one after the other; 0 to 1."""
+    shares = [1.0 - (t.metrics["seconds/generate"] + t.metrics["seconds/update"]) / t.wall_s for t in run.taken]
     return float(np.median(shares))
 
 
