@@ -44,7 +44,7 @@ lint: venv
 shape: venv
 	$(BIN)/python benchmarks/shape.py
 
-# About 45 minutes on two idle cores.
+# About 50 minutes on two idle cores.
 bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/run.py $(CASE)
 ifndef CASE

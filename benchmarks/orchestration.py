@@ -67,13 +67,13 @@ def chain_rows(executor: str, repeats: int) -> list[dict[str, Any]]:
     earlier_s = statistics.median(sum(run.nodes_s.values()) - sum(run.nodes_s[name] for name in LATER) for run in first)
     rows = [
         row(f"{STAGES} empty stages, s", first_s),
-        row("all of it a stage, s", first_s / STAGES, 6.0),
-        row("a stage after another, s", stage_s, 6.0),
+        row(f"{STAGES} empty stages, seconds a stage", first_s / STAGES, 6.0),
+        row("from one empty stage to the next, s", stage_s, 6.0),
         row(f"unchanged rerun, {STAGES} cached stages, s", again_s),
-        row("a cached stage, s", again_s / STAGES, 0.5),
-        row("unchanged rerun over first run", again_s / first_s, 0.05),
+        row(f"{STAGES} cached stages, seconds a stage", again_s / STAGES, 0.5),
+        row(f"{STAGES} cached stages over their first run", again_s / first_s, 0.05),
         row(f"rerun from stage {FROM}, s", later_s),
-        row(f"the same over first run less stages before {FROM}", later_s / (first_s - earlier_s), 1.05),
+        row(f"rerun from stage {FROM} over the first run less stages 1 to {FROM - 1}", later_s / (first_s - earlier_s), 1.05),
     ]
     return [*rows, row("an empty job of Ray alone, s", empty_ray_job_s())] if executor == "ray" else rows
 
@@ -100,10 +100,10 @@ def pipeline_rows(executor: str) -> list[dict[str, Any]]:
     stages = len(first.nodes_s)
     return [
         row(f"tiny pipeline, {stages} stages, s", first.command_s),
-        row("work of its stages, imports included, s", first.work_s),
-        row("its unchanged rerun, s", again.command_s),
-        row("a cached stage of it, s", again.command_s / stages, 0.5),
-        row("its unchanged rerun over its first run", again.command_s / first.command_s, 0.05),
+        row("tiny pipeline, work of its stages, imports included, s", first.work_s),
+        row("tiny pipeline, unchanged rerun, s", again.command_s),
+        row("tiny pipeline, seconds a cached stage", again.command_s / stages, 0.5),
+        row("tiny pipeline, unchanged rerun over its first run", again.command_s / first.command_s, 0.05),
     ]
 
 
