@@ -24,11 +24,20 @@ def pack_linear_layers(model: nn.Module) -> None:
     # The very operators that torch.compile puts in place of linear layers whose weights are frozen.
     packed: dict[int, Tensor] = {}
     for layer in model.modules():
-        if type(layer) is nn.Linear and layer.weight.device.type == "cpu":
+        if type(layer) is nn.Linear and _can_pack(layer.weight):
             key = layer.weight.data_ptr()
             if key not in packed:
                 packed[key] = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
             layer.forward = partial(_linear, packed[key], layer.bias)  # type: ignore[method-assign]
+
+
+def takes_bf16() -> bool:
+    """Whether oneDNN computes in bf16 on this processor: on x86 it wants AVX-512."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _can_pack(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and (weight.dtype != torch.bfloat16 or takes_bf16())
 
 
 def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from rlhf_core.batching.collate import collate, target_mask
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
+from rlhf_core.rollout import packed_linear
 from rlhf_core.rollout.base import Generation, Sampling
 from rlhf_core.rollout.hf_engine import HfGenerator, _draw
 from rlhf_core.rollout.packed_linear import pack_linear_layers
@@ -125,6 +126,13 @@ def test_packed_layers_compute_what_plain_ones_do_and_follow_their_weights(
             torch.testing.assert_close(packed(hidden), plain(hidden), rtol=tolerance, atol=tolerance)
             for layer in (plain, packed):
                 layer.weight.mul_(-2)
+
+
+def test_bf16_layers_stay_as_they_are_where_onednn_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_linear, "takes_bf16", lambda: False)
+    layers = torch.nn.ModuleList(torch.nn.Linear(32, 32, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    pack_linear_layers(layers)
+    assert ["forward" in vars(layer) for layer in layers] == [False, True]
 
 
 def test_the_seed_decides_the_draws(tmp_path: Path) -> None:
