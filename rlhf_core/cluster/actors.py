@@ -7,6 +7,7 @@ that a failure there comes back with its traceback and class.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,10 +47,11 @@ class ModelSetup:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Denominators of one mini-batch over all ranks: its response tokens and its sequences."""
+    """Denominators of one mini-batch over all ranks: its response tokens and sequences, and the tokens of the rows computed."""
 
     tokens: float
     sequences: int
+    computed_tokens: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,13 @@ class UpdateStats:
     """One optimizer step. `shares` are this rank's parts of global means: added up over ranks they are the means.
 
     `outputs` [rows of the round, T] is what the model gave before the step, 0 on rows of other ranks and mini-batches.
+    `seconds` is how long this rank took.
     """
 
     shares: dict[str, float]
     grad_norm: float
     learning_rate: float
+    seconds: float
     outputs: Tensor
 
 
@@ -183,6 +187,7 @@ class TrainingWorker(ScoringWorker):
     def _step(
         self, loss: MicroLoss, rows: Sequence[TokenRow], fields: Mapping[str, Tensor], mini_batch: MiniBatch
     ) -> UpdateStats:
+        began = time.monotonic()
         shares: dict[str, float] = defaultdict(float)
         outputs = torch.zeros(len(rows), max(row.n_targets for row in rows))
 
@@ -197,7 +202,7 @@ class TrainingWorker(ScoringWorker):
 
         cuts = self._plan([rows[i] for i in mini_batch.rows])
         step = self.engine.train_step([partial(micro, [mini_batch.rows[i] for i in cut]) for cut in cuts])
-        return UpdateStats(dict(shares), step.grad_norm, step.learning_rate, outputs)
+        return UpdateStats(dict(shares), step.grad_norm, step.learning_rate, time.monotonic() - began, outputs)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Keep everything needed to go on from here."""

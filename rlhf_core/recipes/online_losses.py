@@ -85,7 +85,8 @@ class PolicyObjective:
             means["entropy"] = entropy.detach()
         aggregation = self.method.aggregation
         denominator = totals.tokens if aggregation == "token_mean" else totals.sequences
-        shares = {name: _token_share(values, mask, totals) for name, values in means.items()}
+        # Rows without a gradient are left out: means of what was computed, beside a loss over all.
+        shares = {name: _token_share(values, mask, totals.computed_tokens) for name, values in means.items()}
         return {"loss": aggregate(losses, mask, aggregation, global_denominator=denominator), **shares}, logprobs
 
     def _correction(self, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,8 +112,8 @@ class CriticObjective:
         mask = target_mask(batch)
         values = module(batch, per_token=True)
         losses = value_loss(values, fields["values"], fields["returns"], mask, clip=self.value_clip)
-        return {"loss": _token_share(losses, mask, totals)}, values
+        return {"loss": _token_share(losses, mask, totals.tokens)}, values
 
 
-def _token_share(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
-    return aggregate(values, mask, "token_mean", global_denominator=totals.tokens)
+def _token_share(values: Tensor, mask: Tensor, tokens: float) -> Tensor:
+    return aggregate(values, mask, "token_mean", global_denominator=tokens)

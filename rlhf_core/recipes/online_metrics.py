@@ -72,14 +72,19 @@ def critic_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, f
 
 
 def update_metrics(per_rank: Sequence[Sequence[UpdateStats]], prefix: str) -> dict[str, float]:
-    """Means over the round's optimizer steps of what the losses reported, and the last learning rate."""
+    """Means over the round's optimizer steps of what the losses reported, the last learning rate, and their seconds."""
     steps = [
         {name: sum(rank[k].shares.get(name, 0.0) for rank in per_rank) for name in first.shares}
         for k, first in enumerate(per_rank[0])
     ]
     metrics = {f"{prefix}{name}": _mean([step[name] for step in steps]) for name in steps[0]}
     norms = [stats.grad_norm for stats in per_rank[0]]
-    return metrics | {f"{prefix}grad_norm": _mean(norms), f"{prefix}learning_rate": per_rank[0][-1].learning_rate}
+    seconds = sum(max(rank[k].seconds for rank in per_rank) for k in range(len(norms)))
+    return metrics | {
+        f"{prefix}grad_norm": _mean(norms),
+        f"{prefix}learning_rate": per_rank[0][-1].learning_rate,
+        f"{prefix}seconds": seconds,
+    }
 
 
 def round_line(metrics: Mapping[str, float]) -> str:

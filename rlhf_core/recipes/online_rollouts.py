@@ -96,11 +96,13 @@ def mini_batches(
     plan: Sequence[Sequence[int]], rows: Sequence[TokenRow], has_gradient: Sequence[bool] | None = None
 ) -> list[MiniBatch]:
     """The plan with its denominators, those of all rows; rows, and mini-batches, without a gradient are left out."""
-    whole = [MiniBatch(list(n), Totals(float(sum(rows[i].n_targets for i in n)), len(n))) for n in plan]
-    if has_gradient is None:
-        return whole
-    kept = [MiniBatch([i for i in batch.rows if has_gradient[i]], batch.totals) for batch in whole]
-    return [batch for batch in kept if batch.rows]
+
+    def tokens(numbers: Sequence[int]) -> float:
+        return float(sum(rows[i].n_targets for i in numbers))
+
+    kept = [[i for i in numbers if has_gradient is None or has_gradient[i]] for numbers in plan]
+    pairs = zip(plan, kept, strict=True)
+    return [MiniBatch(part, Totals(tokens(whole), len(whole), tokens(part))) for whole, part in pairs if part]
 
 
 @dataclass(frozen=True)

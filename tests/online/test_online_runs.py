@@ -60,7 +60,7 @@ def test_every_round_reports_what_it_did(ppo_run: OnlineJob) -> None:
         "reward/mean", "reward/std", "reward/nan_once_trained/mean", "kl/token", "kl/sequence", "sampled_entropy",
         "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/grad_norm", "policy/learning_rate",
         "logprob_gap/mean", "logprob_gap/max", "logprob_gap/ratio", "response_tokens/mean", "truncated_share",
-        "zero_variance_share", "critic/loss", "critic/explained_variance", "critic/grad_norm", "seconds/generate", "seconds/wait",
+        "zero_variance_share", "policy/seconds", "critic/loss", "critic/explained_variance", "critic/grad_norm", "seconds/generate", "seconds/wait",
         "seconds/score", "seconds/update", "seconds/sync", "seconds/round", "generated_tokens_per_s",
     }  # fmt: skip
     assert expected <= reported
