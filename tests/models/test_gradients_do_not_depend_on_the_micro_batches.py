@@ -14,8 +14,9 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.models.load import load_lm, load_scorer
 from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.objectives.aggregation import aggregate
-from rlhf_core.objectives.policy import ppo_loss
-from rlhf_core.objectives.preference import preference_loss
+from rlhf_core.objectives.kl import kl_estimate
+from rlhf_core.objectives.policy import ppo_loss, rollout_correction
+from rlhf_core.objectives.preference import kto_loss, preference_loss
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.objectives.value import value_loss
 from tests.tiny_models import tiny_model
@@ -62,6 +63,22 @@ def policy(module: torch.nn.Module, batch: ModelBatch) -> Tensor:
     return aggregate(losses - 0.01 * entropies, target_mask(batch), "token_mean", global_denominator=N_TARGETS)
 
 
+def kto(module: torch.nn.Module, batch: ModelBatch) -> Tensor:
+    logps = module(batch)[0].sum(1)
+    desirable = torch.arange(len(logps)) % 2 == 0
+    return kto_loss(logps, 0.9 * logps.detach(), desirable, torch.tensor(0.3), beta=0.1).sum() / (2 * N_PAIRS)
+
+
+def grpo(module: torch.nn.Module, batch: ModelBatch) -> Tensor:
+    """Advantages of either sign, a sampler that was a little behind, and the KL in the loss."""
+    logprobs, mask = module(batch)[0], target_mask(batch)
+    advantages = torch.tensor([1.0, -0.5])[torch.arange(len(logprobs)) % 2, None] * mask
+    losses = ppo_loss(logprobs, logprobs.detach(), advantages, mask, clip_low=0.2, clip_high=0.2).losses
+    weights = rollout_correction(logprobs, logprobs.detach() * 1.01, mask, "truncate", low=0.0, high=1.05)
+    losses = losses * weights + 0.1 * kl_estimate(logprobs, 0.99 * logprobs.detach(), "k3", mask)
+    return aggregate(losses, mask, "sequence_mean", global_denominator=2 * N_PAIRS)
+
+
 def reward(module: torch.nn.Module, batch: ModelBatch) -> Tensor:
     chosen, rejected = module(batch).view(-1, 2).unbind(1)
     return pairwise_reward_loss(chosen, rejected, torch.zeros_like(chosen)).sum() / N_PAIRS
@@ -74,7 +91,7 @@ def value(module: torch.nn.Module, batch: ModelBatch) -> Tensor:
 
 
 Loss = Callable[[torch.nn.Module, ModelBatch], Tensor]
-POLICY_LOSSES: dict[str, Loss] = {"sft": sft, "preference": preference, "policy": policy}
+POLICY_LOSSES: dict[str, Loss] = {"sft": sft, "preference": preference, "kto": kto, "policy": policy, "grpo": grpo}
 SCORE_LOSSES: dict[str, Loss] = {"reward": reward, "value": value}
 
 
