@@ -26,6 +26,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,15 @@ def main() -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     out = arguments.out or RESULT
     out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"title": "Training and generation on one GPU", **facts(arguments.toy), "rows": measure(arguments.toy)}
-    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for rows in measured(arguments.toy):
+        # After each subject: what was measured stays, should the next not fit the card.
+        result = {"title": "Training and generation on one GPU", **facts(arguments.toy), "rows": rows}
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"written to {out}")
 
 
-def measure(toy: bool) -> list[dict[str, Any]]:
-    """Every figure with its target, printed as they come."""
+def measured(toy: bool) -> Iterator[list[dict[str, Any]]]:
+    """After each subject, all figures so far with their targets; printed as they come."""
     import gpu_measures as measures
     from gpu_workload import FULL, TOY, save_random_model
 
@@ -84,7 +87,7 @@ def measure(toy: bool) -> list[dict[str, Any]]:
         for subject in subjects:
             figures |= shown(subject())
             measures.release()
-    return [row(name, value) for name, value in figures.items()]
+            yield [row(name, value) for name, value in figures.items()]
 
 
 def shown(figures: dict[str, Any]) -> dict[str, Any]:

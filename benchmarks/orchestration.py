@@ -1,6 +1,6 @@
 """What the orchestration costs, where the stages themselves cost nothing: writes benchmarks/results/orchestration.json.
 
-    python benchmarks/orchestration.py [--executor ray|subprocess] [--repeats 3]
+    python benchmarks/orchestration.py [--executor ray|subprocess] [--repeats 5]
 
 Eight empty stages in a row are run through the real flow, with the servers that it starts for itself: for the first time,
 unchanged again, and from the fifth stage on. Seconds are those of the whole command; a stage's are from the flow's decision
@@ -44,7 +44,7 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--executor", choices=["ray", "subprocess"], default="ray")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind; the figures are medians")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each kind; the figures are medians")
     arguments = parser.parse_args()
     result = {
         "title": "Orchestration",
@@ -74,8 +74,14 @@ def chain_rows(executor: str, repeats: int) -> list[dict[str, Any]]:
         row(f"{STAGES} cached stages over their first run", again_s / first_s, 0.05),
         row(f"rerun from stage {FROM}, s", later_s),
         row(f"rerun from stage {FROM} over the first run less stages 1 to {FROM - 1}", later_s / (first_s - earlier_s), 1.05),
+        row(f"stages {FROM} to {STAGES} alone, rerun over first run", _later_s(later) / _later_s(first), 1.05),
     ]
     return [*rows, row("an empty job of Ray alone, s", empty_ray_job_s())] if executor == "ray" else rows
+
+
+def _later_s(runs: Sequence[Run]) -> float:
+    """Seconds of the stages from `FROM` on, without starting and ending the servers."""
+    return statistics.median(sum(run.nodes_s[name] for name in LATER) for run in runs)
 
 
 def chain_runs(executor: str) -> tuple[Run, Run, Run]:

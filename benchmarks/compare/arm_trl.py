@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import trl
 from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -67,20 +69,9 @@ def _sft(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
         rows = [_block(step) for step in steps]
     else:
         rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for step in steps for row in step]
-    full_logits = arguments.pop("full_logits", False)
     config = trl.SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     model, tokenizer = _lm(spec)
-    trainer = _PlainLoss if full_logits else trl.SFTTrainer
-    return trainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-
-
-class _PlainLoss(trl.SFTTrainer):  # type: ignore[misc]
-    """The model's own loss over full logits, as transformers' Trainer has it: what a plain script does."""
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        return model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch).loss
+    return trl.SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
 def _block(rows: Rows) -> dict[str, Any]:
@@ -180,7 +171,25 @@ def _arguments(spec: dict[str, Any], turns: Turns, batch_size: int) -> dict[str,
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    return common | spec["settings"]
+    settings = dict(spec["settings"])
+    if settings.pop("full_logits", False):
+        trl.trainer.utils._ChunkedLogProbFunction = _FullLogits
+    return common | settings
+
+
+class _FullLogits:
+    """In the place of TRL's chunked log-probs: all logits at once, as a plain script has them.
+
+    Not a setting of TRL's, but faster than its own where there is no Triton. What is only logged is not computed.
+    """
+
+    @staticmethod
+    def apply(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, *_: Any) -> Any:
+        logits = functional.linear(hidden, weight, bias)
+        logits = logits if temperature == 1.0 else logits / temperature
+        logprobs = -functional.cross_entropy(logits, targets, reduction="none")
+        unused = torch.zeros_like(logprobs)
+        return logprobs, unused, unused, unused, unused.bool()
 
 
 TRAINERS = {"sft": _sft, "dpo": _dpo, "kto": _kto, "reward": _reward, "grpo": _grpo}

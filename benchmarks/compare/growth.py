@@ -20,7 +20,7 @@ from compare.workload import RowMaker, Work, own_mib
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 VOCABULARIES = (8_192, 16_384, 32_768, 65_536, 151_936)
 # Of which the first is dropped.
-STEPS = 4
+STEPS = 6
 # What the chat template adds to the words of an answer.
 TEMPLATE_TOKENS = 4
 

@@ -89,8 +89,8 @@ def _verdict(target: Target, found: dict[str, float], gap: float | None) -> str:
 
 
 def overhead_share(run: Running) -> float:
-    """Median share of an online step's wall time in which it neither generates nor updates, one after the other; 0 to 1."""
-    shares = [1.0 - (t.metrics["seconds/generate"] + t.metrics["seconds/update"]) / t.wall_s for t in run.taken]
+    """Median share of an online step's wall time in which no actor generates or trains, one after the other; 0 to 1."""
+    shares = [1.0 - (t.metrics["seconds/generate"] + t.metrics["policy/seconds"]) / t.wall_s for t in run.taken]
     return float(np.median(shares))
 
 

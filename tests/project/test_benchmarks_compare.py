@@ -90,7 +90,7 @@ def test_memory_is_what_libraries_and_model_do_not_explain(tmp_path: Path) -> No
 
 def test_overhead_is_the_share_of_neither_generation_nor_gradient(tmp_path: Path) -> None:
     run = finished(tmp_path, "online", [5.0], [1.0])
-    run.taken = [replace(run.taken[0], metrics={"seconds/generate": 6.0, "seconds/update": 3.0})]
+    run.taken = [replace(run.taken[0], metrics={"seconds/generate": 6.0, "policy/seconds": 3.0})]
     limit = limited(OverheadLimit("C5", "overhead", "online", 0.1), {"online": run})
     assert limit["value"] == pytest.approx(0.1)
     assert limited(OverheadLimit("C5", "overhead", "online", 0.09), {"online": run})["verdict"] == "missed"

@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "benchmarks" / "gpu.py"
 # What a machine that only has torch, transformers and deepspeed lacks.
-ABSENT = ("ray", "prefect", "mlflow", "vllm", "pyarrow", "datasets", "peft", "typer")
+ABSENT = ("ray", "prefect", "mlflow", "vllm", "pyarrow", "msgspec", "datasets", "peft", "typer")
 RUN = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys({ABSENT!r}))
