@@ -82,7 +82,8 @@ def run_part(part: Part, scale: Scale) -> dict[str, Any]:
 
 def _sample_gaps(runs: list[Running], work: Work) -> dict[str, float]:
     """Of every arm that kept samples: by how much its log-probs of them differ from ours (nats)."""
-    found = {run.arm.name: logprob_gap(work.model, run.turns.folder) for run in runs}
+    prompts = [row["prompt_ids"] for row in work.steps()[0]]
+    found = {run.arm.name: logprob_gap(work.model, run.turns.folder, prompts) for run in runs}
     return {name: gap for name, gap in found.items() if gap is not None}
 
 

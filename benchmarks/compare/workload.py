@@ -144,7 +144,8 @@ def _for_peer(renderer: Renderer, row: dict[str, Any]) -> dict[str, Any]:
         chosen, rejected = (renderer.prompt_and_response(row["prompt"], row[name]) for name in ("chosen", "rejected"))
         messages = {name: row[name] for name in ("prompt", "chosen", "rejected")}
         return {**messages, "chosen_ids": chosen.ids, "rejected_ids": rejected.ids, "tokens": len(chosen) + len(rejected)}
-    return {"prompt": row["prompt"], "tokens": len(renderer.prompt_ids(row["prompt"]))}
+    prompt_ids = renderer.prompt_ids(row["prompt"])
+    return {"prompt": row["prompt"], "prompt_ids": prompt_ids, "tokens": len(prompt_ids)}
 
 
 class RowMaker:
