@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import TypeVar
-
-import anyio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Any, TypeVar
 
 from tasks.runtime.config import RuntimeConfig
 from tasks.runtime.event_tail import EventTail
@@ -32,10 +32,29 @@ async def follow(job: Job, executor: Executor, settings: RuntimeConfig, observer
     try:
         return await watch.until_end()
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            await _stop(job, executor, observer)
-            await watch.report()
+        await stop(job, executor, observer)
+        await to_the_end(watch.report)
         raise
+
+
+async def stop(job: Job, executor: Executor, observer: StageObserver) -> None:
+    """Stop the job and wait until neither its executor nor its process says that it runs; cancelling does not keep it from that."""
+    await to_the_end(lambda: _stop(job, executor, observer))
+
+
+async def to_the_end(work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> AnswerT:
+    """What `work` returns, however often this task is cancelled meanwhile; begun anew where it was cancelled itself.
+
+    One signal cancels a run more than once: the loop cancels every task, and those that wait for others cancel them again.
+    The second time would take back a call that no thread has begun yet. Being cancelled is forgotten here: raise it after.
+    """
+    while True:
+        task = asyncio.ensure_future(work())
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(task)
+        if not task.cancelled():
+            return task.result()
 
 
 class _Watch:
@@ -105,9 +124,14 @@ class Patience:
         self._silent_since: float | None = None
 
     async def to(self, call: Callable[[], AnswerT]) -> AnswerT | None:
-        """The answer of `call`, made in a thread."""
+        """The answer of `call`, made in a thread. Cancelling waits for it to return: what it does is not done behind one's back."""
+        # A future and no task: when the loop cancels every task, this one call is left alone.
+        calling = asyncio.get_running_loop().run_in_executor(None, copy_context().run, call)
         try:
-            answer = await asyncio.to_thread(call)
+            answer = await asyncio.shield(calling)
+        except asyncio.CancelledError:
+            await to_the_end(lambda: asyncio.wait([calling]))
+            raise
         except ExecutorUnreachableError as error:
             self._bear(error)
             return None
@@ -124,7 +148,6 @@ class Patience:
 
 
 async def _stop(job: Job, executor: Executor, observer: StageObserver) -> None:
-    """Stop the job and wait until neither its executor nor its process says that it runs."""
     deadline = time.monotonic() + job.stop_grace_s + _STOP_MARGIN_S
     asked = False
     while time.monotonic() < deadline:

@@ -21,7 +21,7 @@ from tasks.runtime.closure import PROJECT_ROOT
 from tasks.runtime.config import RuntimeConfig
 from tasks.runtime.executor import DuplicateJobError, Executor, ExecutorUnreachableError, Job, JobState, JobStatus
 from tasks.runtime.failures import error_of, is_final
-from tasks.runtime.follow import Patience, follow
+from tasks.runtime.follow import Patience, follow, stop
 from tasks.runtime.home import Home
 from tasks.runtime.keys import StageKey, stage_key
 from tasks.runtime.liveness import is_alive
@@ -86,10 +86,17 @@ class _Starter:
         self._work = WorkFolder.of(runtime.home.work, key.stage.name, key.key)
         # A forced stage takes no result of an attempt before its own first one.
         self._accept_from: int | None = None if request.force else 0
+        # The latest attempt that this starter submitted itself.
+        self._begun: Attempt | None = None
 
     async def outcome(self) -> StageOutcome:
         for tries_left in reversed(range(self._runtime.settings.max_attempts)):
-            claim = await self._claim()
+            try:
+                claim = await self._claim()
+            except BaseException:
+                if self._begun:
+                    await stop(self._job(self._begun), self._runtime.executor, self._observer)
+                raise
             if claim.hit:
                 return self._cached(claim.hit)
             assert claim.attempt
@@ -154,6 +161,7 @@ class _Starter:
             write_record(spec.folder / SPEC_FILE, spec)
             with suppress(DuplicateJobError):  # a cluster may remember ids of a home that is gone
                 self._runtime.executor.submit(self._job(attempt))
+                self._begun = attempt
                 return attempt
 
     def _leave_no_orphan(self, last: Attempt) -> None:

@@ -143,7 +143,12 @@ def test_an_interrupted_run_stops_its_workers_and_says_so_to_the_tracker(home: H
     output = home.root / f"interrupted-{number}.txt"
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            _command("base_model=writes", "w=waits:base_model"), env=_environment(home), stdout=stream, stderr=stream
+            _command("base_model=writes", "w=waits:base_model"),
+            env=_environment(home),
+            stdout=stream,
+            stderr=stream,
+            # A shell has what it starts in the background ignore SIGINT, and that is inherited: the tests may run there.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         )
     deadline = time.monotonic() + 120
     while "0/1 waiting" not in output.read_text():

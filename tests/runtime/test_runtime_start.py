@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from data_processing.errors import ConfigError, DataError, DivergedError, OutOfMemoryError, PreemptedError, SupersededError
 from tasks.runtime.config import RuntimeConfig
+from tasks.runtime.executor import Job
 from tasks.runtime.failures import StageFailedError
 from tasks.runtime.home import Home
 from tasks.runtime.liveness import worker_process
@@ -243,6 +246,52 @@ def test_cancelling_lets_the_stage_save_and_waits_until_it_is_gone(
     assert worker_process(heard.folder) is None
     assert json.loads((heard.folder / "error.json").read_text())["exit_code"] == 14
     assert (home.work / f"count-{key_of(request).key}" / "resume" / "counted.json").is_file()
+
+
+def test_a_second_cancellation_does_not_take_back_the_first(runtime: Runtime, count_request: Requests, heard: Heard) -> None:
+    """A signal cancels a run more than once, and its threads may all be at work on something else."""
+    request = count_request(to=1000, step_s=0.2)
+
+    async def cancel() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        task = asyncio.create_task(run_stage(request, runtime, heard))
+        while len(heard.events) < 2:
+            await asyncio.sleep(0.05)
+        blocking = asyncio.get_running_loop().run_in_executor(None, time.sleep, 1.0)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0.1)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await blocking
+
+    asyncio.run(cancel())
+    assert heard.folder is not None
+    assert worker_process(heard.folder) is None
+
+
+def test_cancelling_while_a_job_starts_stops_it(home: Home, count_request: Requests) -> None:
+    class SlowToSubmit(SubprocessExecutor):
+        submitted: ClassVar[list[Job]] = []
+
+        def submit(self, job: Job) -> None:
+            time.sleep(0.5)
+            super().submit(job)
+            self.submitted.append(job)
+            time.sleep(0.5)
+
+    runtime = Runtime(home, SlowToSubmit(), RuntimeConfig(stop_grace_s=5.0))
+
+    async def cancel() -> None:
+        task = asyncio.create_task(run_stage(count_request(to=1000, step_s=0.2), runtime))
+        while not SlowToSubmit.submitted:
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert worker_process(SlowToSubmit.submitted[0].folder) is None
 
 
 def test_no_room_on_the_disk_is_said_before_anything_starts(home: Home, count_request: Requests, heard: Heard) -> None:
