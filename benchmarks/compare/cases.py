@@ -227,14 +227,14 @@ def _grpo(scale: Scale, prompts: int, samples: int, new_tokens: int) -> Part:
     steps = _prompts(scale, prompts)
     peer = {"num_generations": samples, "max_completion_length": new_tokens, "beta": 0.0, "loss_type": "grpo"}
     hf, vllm = "alignflow, transformers", "alignflow, vLLM"
+    full_logits, its_own = "TRL, full logits", ("TRL, no checkpointing", "TRL, default")
     arms = [
         _online(steps, samples, new_tokens, hf, "hf"),
         _online(steps, samples, new_tokens, vllm, "vllm"),
         Arm("TRL, no checkpointing", "trl", "grpo", peer | NO_CHECKPOINTS),
-        Arm("TRL, full logits", "trl", "grpo", peer | NO_CHECKPOINTS | {"full_logits": True}),
+        Arm(full_logits, "trl", "grpo", peer | NO_CHECKPOINTS | {"full_logits": True}),
         Arm("TRL, default", "trl", "grpo", peer),
     ]
-    best = tuple(arm.name for arm in arms[2:])
     name = f"{prompts * samples} × {new_tokens}"
     return Part(
         f"GRPO, {name} new tokens",
@@ -244,8 +244,9 @@ def _grpo(scale: Scale, prompts: int, samples: int, new_tokens: int) -> Part:
         lambda rows: len(rows) * samples * new_tokens,
         arms if scale.peer else arms[:1],
         [
-            Target("C4", f"GRPO step {name}, both with transformers generation", hf, best, 1.5),
-            Target("C5", f"GRPO step {name}, vLLM against transformers generation", vllm, best, 2.5),
+            Target("C4", f"GRPO step {name}, both with transformers generation", hf, (full_logits, *its_own), 1.5),
+            Target("C5", f"GRPO step {name}, vLLM against transformers generation", vllm, its_own, 2.5),
+            Target("C5", f"GRPO step {name}, vLLM, the peer with full logits", vllm, (full_logits,), None),
         ],
         scale.shape,
         samples=True,

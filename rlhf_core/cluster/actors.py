@@ -247,7 +247,8 @@ class PolicyWorker(TrainingWorker):
         from rlhf_core.models.load import TORCH_DTYPES
         from rlhf_core.models.lora import merged_state_dict
 
-        state: dict[str, Tensor] = merged_state_dict(self.module.hf, TORCH_DTYPES[dtype])
+        # Ray copies them into its store before this actor does anything else.
+        state: dict[str, Tensor] = merged_state_dict(self.module.hf, TORCH_DTYPES[dtype], copied=False)
         return to_arrays({name: tensor.cpu() for name, tensor in state.items()})
 
 

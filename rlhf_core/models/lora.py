@@ -66,12 +66,15 @@ def lora_settings(hf_model: PreTrainedModel) -> LoraSettings | None:
 
 
 @torch.no_grad()
-def merged_state_dict(hf_model: PreTrainedModel, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def merged_state_dict(hf_model: PreTrainedModel, dtype: torch.dtype | None = None, *, copied: bool = True) -> dict[str, Tensor]:
     """All weights under their plain names, adapters added in fp32 and the sum rounded once to `dtype`.
 
     `dtype` None leaves sums in fp32 and other weights as they are. The model stays as it is and shares no memory with the
-    result. Of tied weights only the owner is listed. Under ZeRO 3 every rank must call this: the weights are gathered.
+    result; with `copied` False it may, for whoever is done with the result before the next optimizer step. Of tied weights
+    only the owner is listed. Under ZeRO 3 every rank must call this: the weights are gathered.
     """
+    # What ZeRO 3 has gathered is gone after the block.
+    copied = copied or any(hasattr(parameter, "ds_id") for parameter in hf_model.parameters())
     with gathered(hf_model):
         owners = {id(parameter): name for name, parameter in hf_model.named_parameters()}
         adapted = dict(_adapted_layers(hf_model))
@@ -83,8 +86,8 @@ def merged_state_dict(hf_model: PreTrainedModel, dtype: torch.dtype | None = Non
             value = tensor.detach()
             if layer in adapted and leaf == "weight":
                 value = value.float() + _delta(adapted[layer])
-            copied = value.to(dtype or value.dtype, copy=value.data_ptr() == tensor.data_ptr())
-            state[f"{layer}.{leaf}" if layer else name] = copied
+            own = value.to(dtype or value.dtype, copy=copied and value.data_ptr() == tensor.data_ptr())
+            state[f"{layer}.{leaf}" if layer else name] = own
         return state
 
 
