@@ -74,7 +74,7 @@ def merged_state_dict(hf_model: PreTrainedModel, dtype: torch.dtype | None = Non
     only the owner is listed. Under ZeRO 3 every rank must call this: the weights are gathered.
     """
     # What ZeRO 3 has gathered is gone after the block.
-    copied = copied or any(hasattr(parameter, "ds_id") for parameter in hf_model.parameters())
+    copied = copied or bool(_partitioned(hf_model))
     with gathered(hf_model):
         owners = {id(parameter): name for name, parameter in hf_model.named_parameters()}
         adapted = dict(_adapted_layers(hf_model))
@@ -93,13 +93,18 @@ def merged_state_dict(hf_model: PreTrainedModel, dtype: torch.dtype | None = Non
 
 def gathered(module: nn.Module) -> AbstractContextManager[Any]:
     """A context in which weights that ZeRO 3 has partitioned are whole, for reading; for others it does nothing."""
-    partitioned = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+    partitioned = _partitioned(module)
     if not partitioned:
         return nullcontext()
     import deepspeed
 
     context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(partitioned)
     return context
+
+
+def _partitioned(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of which ZeRO 3 left each rank a part."""
+    return [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
 
 
 def _targets(hf_model: PreTrainedModel, asked: list[str] | None) -> list[str]:
