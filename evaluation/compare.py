@@ -90,7 +90,8 @@ def _baseline(evaluations: Mapping[str, Evaluation], config: CompareConfig) -> E
 
 def _primary(baseline: Evaluation, config: CompareConfig) -> tuple[Measure, str]:
     """The measure that decides, and the decoding it is read from."""
-    measure = baseline.measures.get(config.primary_metric)
+    name = config.primary_metric or next((n for n in PRIMARY_METRICS if n in baseline.measures), None)
+    measure = None if name is None else baseline.measures.get(name)
     deciding = sorted(name for name, m in baseline.measures.items() if m.better != "neither")
     if measure is None:
         raise ConfigError(

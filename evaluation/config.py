@@ -32,19 +32,32 @@ class EvaluateConfig(Settings):
     micro_batch_tokens: int = Field(
         512, ge=16, description="Most tokens in one scoring pass; attention costs its square, so a CPU wants few, a GPU many"
     )
+    reward_model: str | None = operational(
+        None, "Entry that scores answers for the metric 'reward'; null: the only one that makes a scorer"
+    )
     gpus: float = operational(0.0, "Share of a GPU that is reserved for generation and scoring; 0 runs on CPU", ge=0.0, le=1.0)
     threads: int = operational(1, "OpenMP threads", ge=1)
     kv_cache_mib: int = operational(256, "vLLM's key-value cache on CPU, in MiB", ge=16)
 
 
+# What decides where nothing is named, the first that is measured.
+PRIMARY_METRICS = ("procedures.score", "reward", "perplexity")
+
+
 class CompareConfig(Settings):
     """How models are set against each other, and which one becomes the challenger."""
 
-    primary_metric: str = Field("procedures.score", description="Metric that decides")
-    baseline: str = Field("sft", description="Model the others are compared with, pair by pair")
-    candidates: list[str] = Field(
-        default_factory=lambda: ["preference", "online"], description="Models that may become challenger"
+    primary_metric: str | None = Field(
+        None, description=f"Metric that decides; null: the first of {', '.join(PRIMARY_METRICS)} that is measured"
     )
+    baseline: str | None = Field(
+        None,
+        description="Entry whose model the others are compared with, pair by pair; null: the one that stage sft makes, else the base",
+    )
+    candidates: list[str] | None = Field(
+        None, description="Entries whose models may become challenger; null: all but baseline and base"
+    )
+    models: list[str] = Field(default_factory=list, description="Order of the models in the report; filled in from the pipeline")
     samples_shown: int = Field(8, ge=0, le=100, description="Prompts shown side by side in the report")
     bootstrap_resamples: int = Field(2000, ge=100, description="Resamples behind each interval")
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the intervals")

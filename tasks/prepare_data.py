@@ -19,7 +19,6 @@ STAGE = Stage(
     name="prepare_data",
     kind="data",
     config=DataConfig,
-    inputs=(),
     run=run,
     libraries=("pyarrow", "datasets", "msgspec"),
     fingerprint=fingerprint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_core.config import RewardModelConfig
 from tasks.runtime.context import Stage, StageContext
-from tasks.training import LIBRARIES, run_training
+from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training
 
 
 def run(context: StageContext[RewardModelConfig]) -> None:
@@ -15,5 +15,11 @@ def run(context: StageContext[RewardModelConfig]) -> None:
 
 
 STAGE = Stage(
-    name="reward_model", kind="checkpoint", config=RewardModelConfig, inputs=("model", "data"), run=run, libraries=LIBRARIES
+    name="reward_model",
+    kind="checkpoint",
+    config=RewardModelConfig,
+    inputs=TRAINING_INPUTS,
+    role="scorer",
+    run=run,
+    libraries=LIBRARIES,
 )

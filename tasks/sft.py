@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_core.config import SftConfig
 from tasks.runtime.context import Stage, StageContext
-from tasks.training import LIBRARIES, run_training
+from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training
 
 
 def run(context: StageContext[SftConfig]) -> None:
@@ -14,4 +14,6 @@ def run(context: StageContext[SftConfig]) -> None:
     run_training(train_sft, context)
 
 
-STAGE = Stage(name="sft", kind="checkpoint", config=SftConfig, inputs=("model", "data"), run=run, libraries=LIBRARIES)
+STAGE = Stage(
+    name="sft", kind="checkpoint", config=SftConfig, inputs=TRAINING_INPUTS, role="policy", run=run, libraries=LIBRARIES
+)

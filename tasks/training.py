@@ -8,13 +8,13 @@ from typing import TypeVar
 from rlhf_core.config import TrainingConfig
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.stop import stop_file_on_sigterm
-from tasks.runtime.context import StageContext
+from tasks.runtime.context import Input, StageContext
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 # Distributions whose versions can change what is trained.
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "pyarrow")
-
+TRAINING_INPUTS = {"model": Input("policy", default="base"), "data": Input("data", default="data")}
 
 # Ranks that cannot be placed by then wait for room that is not coming.
 PLACEMENT_TIMEOUT_S = 120.0

@@ -5,8 +5,8 @@ A stage is a function of its inputs and its config, and of nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -49,19 +49,49 @@ class StageContext(Generic[ConfigT]):
 
 
 @dataclass(frozen=True)
-class Stage(Generic[ConfigT]):
-    """One kind of stage: its config model, the names of its inputs, what it produces, and the function that does it.
+class Input:
+    """What a stage is made from: the result of another stage, in the role `role`.
 
-    `inputs` ending in "?" are optional. `schema_version` is raised when the meaning of the output changes.
-    `libraries` are the distributions whose versions can change the result. `fingerprint` describes what the stage
-    reads from outside the store (files named in its config), as JSON; it enters the key.
+    `default` is the entry taken where a pipeline names none. An `optional` input may be missing.
+    """
+
+    role: str
+    default: str | None = None
+    optional: bool = False
+
+
+# The name of an input that stands for any number of inputs, under any names.
+ANY = "*"
+
+
+def _none(config: Any) -> Collection[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Stage(Generic[ConfigT]):
+    """One kind of stage: its config model, its inputs by name, what it produces, and the function that does it.
+
+    `kind` is where the store keeps what it makes, `role` what that is to other stages ("policy", "scorer", "data"; where it is
+    not given, the kind). Of the optional inputs, a config `wants` those that it would use and `needs` those that it cannot do
+    without. `schema_version` is raised when the meaning of the output changes. `libraries` are the distributions whose versions
+    can change the result. `fingerprint` describes what the stage reads from outside the store (files named in its config), as
+    JSON; it enters the key.
     """
 
     name: str
     kind: str
     config: type[ConfigT]
-    inputs: tuple[str, ...]
     run: Callable[[StageContext[ConfigT]], None]
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    role: str = ""
+    wants: Callable[[ConfigT], Collection[str]] = _none
+    needs: Callable[[ConfigT], Collection[str]] = _none
     schema_version: int = 1
     libraries: tuple[str, ...] = ()
     fingerprint: Callable[[ConfigT], Any] | None = None
+
+    @property
+    def makes(self) -> str:
+        """The role of what it produces."""
+        return self.role or self.kind

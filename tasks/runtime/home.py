@@ -3,7 +3,7 @@
 store/    finished artifacts                    work/     one folder a key: attempts, checkpoints to resume from
 runs/     one folder a flow run                 mlflow/   database and artifacts of the local tracker
 prefect/  home of the local Prefect server      pids/     processes that `alignflow up` started
-models/   packaged models, converted once
+models/   packaged models, converted once       presets/  presets of your own
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ class Home:
     def models(self) -> Path:
         """Packaged models, fetched and converted once."""
         return self._part("models")
+
+    @property
+    def presets(self) -> Path:
+        """The user's own presets, one YAML file each."""
+        return self._part("presets")
 
     def run(self, run: str) -> Path:
         """The folder of flow run `run`."""

@@ -20,7 +20,7 @@ from typing import Any
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
 from tasks.runtime.closure import code_digests
-from tasks.runtime.context import Stage
+from tasks.runtime.context import ANY, Stage
 from tasks.runtime.registry import load_stage, module_of
 
 
@@ -97,11 +97,10 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_inputs(stage: Stage[Any], given: Iterable[str]) -> None:
     names = set(given)
-    required = {name for name in stage.inputs if not name.endswith("?")}
-    allowed = {name.removesuffix("?") for name in stage.inputs}
+    required = {name for name, needed in stage.inputs.items() if not needed.optional} - {ANY}
     if missing := sorted(required - names):
         raise ConfigError(f"stage '{stage.name}' needs inputs {missing}; it was given {sorted(names)}")
-    if unknown := sorted(names - allowed):
+    if ANY not in stage.inputs and (unknown := sorted(names - stage.inputs.keys())):
         raise ConfigError(f"stage '{stage.name}' was given inputs {unknown}; it takes {list(stage.inputs)}")
 
 

@@ -9,19 +9,19 @@ import pytest
 from tiny_models import tiny_model
 
 from data_processing.errors import ConfigError, DivergedError
-from flows.estimates import estimate, parameters_of
-from flows.failures import explained
-from flows.graph import build_graph
-from flows.plan import Plan, make_plan
-from flows.preflight import check_before_start
-from flows.presets import Preset, resolve
-from flows.processes import free_port
-from flows.results import markdown, verdict_table
-from flows.run_folder import NodeTimes, RunFolder, overhead_s
-from flows.selection import select
+from flows.graph.build import build_graph
+from flows.graph.estimates import estimate, parameters_of
+from flows.graph.plan import Plan, make_plan
+from flows.graph.selection import select
+from flows.running.checks import check_before_start
+from flows.running.failures import explained
+from flows.running.results import markdown, verdict_table
+from flows.running.run_folder import NodeTimes, RunFolder, overhead_s
+from flows.services.processes import free_port
+from flows.settings.presets import resolve
 from tasks.runtime.home import Home
 
-QUICKSTART = resolve(Preset.quickstart)
+QUICKSTART = resolve("quickstart")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 
 def _plan(home: Home, **overrides: Any) -> tuple[Any, Plan]:
-    config = resolve(Preset.quickstart, overrides=overrides)
+    config = resolve("quickstart", overrides=overrides)
     return config, make_plan(config, select(build_graph(config)), home)
 
 
@@ -84,18 +84,19 @@ def test_parameters_are_counted_in_the_files_without_loading_them(tmp_path: Path
 
 
 def test_estimates_grow_with_the_model_and_the_work() -> None:
-    longer = resolve(Preset.quickstart, overrides={"online.steps": 2 * QUICKSTART.online.steps})
-    for section in ("sft", "reward_model", "preference", "online", "evaluate"):
-        small, large = (estimate(section, section, QUICKSTART, n) for n in (10**8, 10**9))
+    longer = resolve("quickstart", overrides={"online.steps": 2 * QUICKSTART.online.steps})
+    nodes = build_graph(QUICKSTART)
+    for name in ("sft", "reward_model", "preference", "online", "evaluate_sft"):
+        small, large = (estimate(nodes[name], QUICKSTART, n) for n in (10**8, 10**9))
         assert small.memory_gib < large.memory_gib
         assert small.seconds is not None and large.seconds is not None and small.seconds < large.seconds
-    once, twice = (estimate("online", "online", config, 10**8).seconds for config in (QUICKSTART, longer))
+    once, twice = (estimate(build_graph(config)["online"], config, 10**8).seconds for config in (QUICKSTART, longer))
     assert once is not None and twice is not None and 1.5 * once < twice < 2 * once
 
 
 def test_a_stage_on_a_gpu_has_no_estimated_time() -> None:
-    config = resolve(Preset.quickstart, overrides={"sft.engine.gpus_per_rank": 1})
-    assert estimate("sft", "sft", config, 10**8).seconds is None
+    config = resolve("quickstart", overrides={"sft.engine.gpus_per_rank": 1})
+    assert estimate(build_graph(config)["sft"], config, 10**8).seconds is None
 
 
 def test_overhead_is_the_time_in_which_no_stage_worked() -> None:

@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from tiny_models import tiny_model
 
-from flows.processes import Records, free_port
+from flows.services.processes import Records, free_port
 from tasks.runtime.home import Home
 
 REPOSITORY = Path(__file__).resolve().parents[2]

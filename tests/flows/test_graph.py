@@ -1,7 +1,8 @@
-"""The shape of the graph, which part of it a run touches, and which keys a setting changes."""
+"""From entries to nodes, which part of the graph a run touches, and which keys a setting changes."""
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -9,99 +10,323 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_processing.errors import ConfigError
-from flows.config import OptionalStage, PipelineConfig
-from flows.graph import Graph, ancestors, build_graph, descendants, longest_path_first
-from flows.presets import Preset, resolve
-from flows.selection import select
+from evaluation.config import CompareConfig
+from flows.graph.build import build_graph, unused_entries
+from flows.graph.nodes import Graph, ancestors, descendants, longest_path_first
+from flows.graph.selection import select
+from flows.settings.config import PipelineConfig
+from flows.settings.layers import validate
+from flows.settings.presets import known_presets, resolve
+from rlhf_core.config import OnlineConfig, PreferenceConfig
 from tasks.runtime.keys import stage_key
-from tasks.runtime.registry import STAGES, load_stage
+from tasks.runtime.registry import load_stage
 
-# What makes sense without each stage, so that any set of them can be left out.
-ADJUSTMENTS: dict[str, Any] = {
-    "online.rewards": [{"kind": "procedures"}],
-    "evaluate.metrics": ["procedures"],
-    "compare.baseline": "base",
+GRAPH = build_graph(resolve("quickstart"))
+FIVE: dict[str, Any] = {
+    "sft": {"stage": "sft"},
+    "rm": {"stage": "reward_model", "model": "sft"},
+    "dpo": {"stage": "preference", "model": "sft"},
+    "ppo": {"stage": "online", "model": "sft", "reward_model": "rm"},
+    "grpo": {"stage": "online", "model": "dpo", "reward_model": "rm", "set": {"method": "grpo", "kl_coef": 0.0}},
 }
 
 
-def _config(skip: frozenset[OptionalStage] = frozenset(), **overrides: Any) -> PipelineConfig:
-    return resolve(Preset.quickstart, overrides={**(ADJUSTMENTS if skip else {}), "run.skip": sorted(skip), **overrides})
+def _graph(pipeline: dict[str, Any], **sections: Any) -> Graph:
+    return build_graph(validate({"pipeline": pipeline, **sections}))
 
 
-SKIPS = st.frozensets(st.sampled_from(OptionalStage))
-GRAPH = build_graph(_config())
+def _refusal(pipeline: dict[str, Any], **sections: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        _graph(pipeline, **sections)
+    return str(caught.value)
 
 
-@given(SKIPS)
-def test_every_node_comes_after_what_it_is_made_from(skip: frozenset[OptionalStage]) -> None:
+def _compare(graph: Graph) -> CompareConfig:
+    settings = graph["compare"].settings
+    assert isinstance(settings, CompareConfig)
+    return settings
+
+
+# --- entries become nodes
+
+
+def test_entries_are_chained_and_set_beside_each_other_as_they_are_named() -> None:
+    graph = _graph(FIVE)
+    made_from = {name: dict(graph[name].inputs) for name in FIVE}
+    assert made_from == {
+        "sft": {"model": "base", "data": "data"},
+        "rm": {"model": "convert_sft", "data": "data"},
+        "dpo": {"model": "convert_sft", "data": "data"},
+        "ppo": {"model": "convert_sft", "data": "data", "reward_model": "convert_rm"},
+        "grpo": {"model": "convert_dpo", "data": "data", "reward_model": "convert_rm"},
+    }
+    assert dict(graph["convert_grpo"].inputs) == {"checkpoint": "grpo", "base": "convert_dpo"}
+    assert list(graph["compare"].inputs) == ["base", "sft", "dpo", "ppo", "grpo"]
+
+
+def test_what_is_set_for_an_entry_is_laid_over_its_section_for_that_entry_alone() -> None:
+    graph = _graph(FIVE, online={"kl_coef": 0.5, "steps": 3})
+    ppo, grpo = graph["ppo"].settings, graph["grpo"].settings
+    assert isinstance(ppo, OnlineConfig) and isinstance(grpo, OnlineConfig)
+    assert (ppo.method.value, ppo.kl_coef, ppo.steps) == ("ppo", 0.5, 3)
+    assert (grpo.method.value, grpo.kl_coef, grpo.steps) == ("grpo", 0.0, 3)
+
+
+def test_two_entries_of_one_stage_with_other_names_for_the_same_settings_share_their_key() -> None:
+    graph = _graph({"one": {"stage": "sft"}, "two": {"stage": "sft", "model": "base"}})
+    keys = _keys(graph)
+    assert keys["one"] == keys["two"]
+
+
+@given(st.permutations(list(FIVE)))
+def test_the_order_in_which_entries_are_written_changes_no_node(order: list[str]) -> None:
+    graph, written = _graph(FIVE), _graph({name: FIVE[name] for name in order})
+    compared = graph.keys() - {"compare"}  # whose settings hold the order of the report
+    assert {name: written[name] for name in compared} == {name: graph[name] for name in compared}
+
+
+@st.composite
+def pipelines(draw: st.DrawFn) -> dict[str, Any]:
+    """Entries that each start from one before them, some swept, some in rounds."""
+    entries: dict[str, Any] = {}
+    models = ["base"]
+    for number in range(draw(st.integers(1, 5))):
+        stage = draw(st.sampled_from(["sft", "preference"]))
+        entry: dict[str, Any] = {"stage": stage, "model": draw(st.sampled_from(models))}
+        if draw(st.booleans()):
+            entry["each"] = {"seed": [1, 2], "batch_size": [4, 8]} if draw(st.booleans()) else {"batch_size": [4, 8]}
+        if draw(st.booleans()):
+            entry["rounds"] = 2
+        entries[f"m{number}"] = entry
+        models.append(f"m{number}")
+    return entries
+
+
+@given(pipelines())
+def test_every_node_comes_after_what_it_is_made_from_and_fits_its_stage(pipeline: dict[str, Any]) -> None:
     seen: set[str] = set()
-    for name, node in build_graph(_config(skip)).items():
+    for name, node in _graph(pipeline).items():
+        stage = load_stage(node.stage)
         assert name == node.name
         assert set(node.inputs.values()) <= seen, f"{name} is made from a node that is not before it"
+        assert isinstance(node.settings, stage.config)
+        stage_key(node.stage, node.settings, dict.fromkeys(node.inputs, "k"), node.seed)
         seen.add(name)
 
 
-@given(SKIPS)
-def test_a_skipped_stage_and_its_conversion_are_gone_and_nothing_else(skip: frozenset[OptionalStage]) -> None:
-    graph = build_graph(_config(skip))
-    gone = {f"{prefix}{stage.value}" for stage in skip for prefix in ("", "convert_", "evaluate_")}
-    assert set(graph) == set(build_graph(_config())) - gone
+@given(pipelines())
+def test_every_model_of_a_last_round_is_evaluated_and_compared(pipeline: dict[str, Any]) -> None:
+    graph = _graph(pipeline)
+    last = {n for n, node in graph.items() if node.entry in pipeline and "round=1" not in n}
+    assert set(graph["compare"].inputs) == last | {"base"}
 
 
-@given(SKIPS)
-def test_everything_but_side_products_leads_to_the_comparison(skip: frozenset[OptionalStage]) -> None:
-    graph = build_graph(_config(skip))
-    beside = set(graph) - ancestors(graph, ["compare"]) - {"compare"}
-    assert beside <= {"reward_model", "convert_reward_model", "prepare_data"}
+def test_null_takes_an_entry_out() -> None:
+    assert "grpo" not in _graph({**FIVE, "grpo": None})
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_nodes_fit_the_inputs_and_settings_of_their_stages(name: str) -> None:
-    stage, config = load_stage(name), _config()
-    required = {i for i in stage.inputs if not i.endswith("?")}
-    for node in (n for n in GRAPH.values() if n.stage == name):
-        assert required <= set(node.inputs) <= {i.removesuffix("?") for i in stage.inputs}
-        assert isinstance(node.config(config), stage.config)
+def test_sources_that_nothing_needs_are_left_out() -> None:
+    pipeline = {"base": {"stage": "base_model", "evaluate": False}}
+    assert set(_graph(pipeline)) == {"base"}
 
 
-def test_without_sft_training_starts_from_the_base_model() -> None:
-    graph = build_graph(_config(frozenset({OptionalStage.sft})))
-    assert graph["preference"].inputs["model"] == graph["convert_preference"].inputs["base"] == "base_model"
+def test_an_entry_may_start_from_another_model_and_other_data() -> None:
+    pipeline = {
+        "other": {"stage": "base_model", "set": {"path": "/models/other"}, "evaluate": False},
+        "more": {"stage": "prepare_data", "set": {"procedures.difficulty": 3}},
+        "sft": {"stage": "sft", "model": "other", "data": "more"},
+    }
+    graph = _graph(pipeline)
+    assert dict(graph["sft"].inputs) == {"model": "other", "data": "more"}
+    assert graph["other"].settings.path == "/models/other"  # type: ignore[attr-defined]
+    assert graph["more"].settings.procedures.difficulty == 3  # type: ignore[attr-defined]
+    assert graph["data"].settings.procedures.difficulty != 3  # type: ignore[attr-defined]
+
+
+# --- sweeps and rounds
+
+
+def test_a_sweep_is_a_node_for_every_combination_and_its_followers_follow_each() -> None:
+    graph = _graph({"sft": {"stage": "sft", "each": {"optimizer.learning_rate": [1e-3, 1e-4], "seed": [1, 2]}}, "dpo": DPO})
+    names = [f"optimizer.learning_rate={rate},seed={seed}" for rate, seed in product(("0.001", "0.0001"), (1, 2))]
+    followed = [name.replace("optimizer", "sft.optimizer").replace("seed", "sft.seed") for name in names]
+    assert [n for n, node in graph.items() if node.entry == "sft"] == [f"sft@{name}" for name in names]
+    assert [n for n, node in graph.items() if node.entry == "dpo"] == [f"dpo@{name}" for name in followed]
+    assert graph[f"dpo@{followed[3]}"].inputs["model"] == f"convert_sft@{names[3]}"
+    assert graph[f"sft@{names[3]}"].settings.optimizer.learning_rate == 1e-4  # type: ignore[attr-defined]
+
+
+DPO = {"stage": "preference", "model": "sft"}
+
+
+def test_the_seed_of_a_variant_is_that_of_all_that_follows_it() -> None:
+    graph = _graph({"sft": {"stage": "sft", "each": {"seed": [1, 2]}}, "dpo": DPO, "own": {**DPO, "seed": 9}})
+    assert [graph[f"dpo@sft.seed={seed}"].seed for seed in (1, 2)] == [1, 2]
+    assert graph["convert_dpo@sft.seed=2"].seed == 2
+    assert graph["own@sft.seed=1"].seed == 9
+    assert {node.seed for node in graph.values() if node.stage == "evaluate"} == {17}, "models answer under the same seed"
+
+
+def test_a_follower_may_say_which_variants_it_means() -> None:
+    sft = {"stage": "sft", "each": {"batch_size": [4, 8], "seed": [1, 2]}}
+    graph = _graph({"sft": sft, "one": {**DPO, "model": "sft@batch_size=4,seed=2"}, "some": {**DPO, "model": "sft@batch_size=8"}})
+    assert graph["one"].inputs["model"] == "convert_sft@batch_size=4,seed=2"
+    assert [n for n, node in graph.items() if node.entry == "some"] == ["some@sft.seed=1", "some@sft.seed=2"]
+    assert graph["some@sft.seed=1"].inputs["model"] == "convert_sft@batch_size=8,seed=1"
+
+
+def test_two_inputs_that_follow_the_same_sweep_stay_together() -> None:
+    pipeline = {
+        "sft": {"stage": "sft", "each": {"seed": [1, 2]}},
+        "rm": {"stage": "reward_model", "model": "sft"},
+        "ppo": {"stage": "online", "model": "sft", "reward_model": "rm"},
+    }
+    graph = _graph(pipeline, evaluate={"metrics": ["length"]})
+    ppo = {n: dict(node.inputs) for n, node in graph.items() if node.entry == "ppo"}
+    assert {name: (i["model"], i["reward_model"]) for name, i in ppo.items()} == {
+        f"ppo@sft.seed={seed}": (f"convert_sft@seed={seed}", f"convert_rm@sft.seed={seed}") for seed in (1, 2)
+    }
+
+
+def test_each_round_starts_from_the_model_of_the_round_before() -> None:
+    graph = _graph({"sft": {"stage": "sft"}, "dpo": {**DPO, "rounds": 3}, "ppo": {**DPO, "model": "dpo"}})
+    starts = [graph[f"dpo@round={n}"].inputs["model"] for n in (1, 2, 3)]
+    assert starts == ["convert_sft", "convert_dpo@round=1", "convert_dpo@round=2"]
+    assert graph["ppo"].inputs["model"] == "convert_dpo@round=3", "an entry is its last round"
+    assert "evaluate_dpo@round=1" not in graph
+    named = _graph({"sft": {"stage": "sft"}, "dpo": {**DPO, "rounds": 3}}, compare={"candidates": ["dpo@round=1", "dpo"]})
+    assert _compare(named).candidates == ["dpo@round=1", "dpo@round=3"]
+
+
+def test_what_cannot_stand_in_a_name_is_numbered() -> None:
+    rewards = [[{"kind": "procedures"}], [{"kind": "procedures", "weight": 2.0}]]
+    graph = _graph({"ppo": {"stage": "online", "each": {"rewards": rewards}}})
+    assert [n for n, node in graph.items() if node.entry == "ppo"] == ["ppo@rewards=#1", "ppo@rewards=#2"]
+
+
+# --- evaluation and comparison
 
 
 def test_the_scorer_is_an_input_only_of_those_who_ask_it() -> None:
-    graph = build_graph(_config(**{"online.rewards": [{"kind": "procedures"}], "evaluate.metrics": ["length"]}))
-    assert "reward_model" not in graph["online"].inputs
+    graph = _graph(FIVE, online={"rewards": [{"kind": "procedures"}]}, evaluate={"metrics": ["length"]})
     assert "reward_model" not in graph["evaluate_sft"].inputs
-    assert GRAPH["online"].inputs["reward_model"] == "convert_reward_model"
+    only = _graph({"rm": FIVE["rm"] | {"model": "base"}, "ppo": {"stage": "online"}})
+    assert only["ppo"].inputs["reward_model"] == only["evaluate_ppo"].inputs["reward_model"] == "convert_rm"
+    without = _graph({"ppo": {"stage": "online"}}, online={"rewards": [{"kind": "procedures"}]})
+    assert "reward_model" not in without["ppo"].inputs and "reward_model" not in without["evaluate_ppo"].inputs
 
 
-def _keys(config: PipelineConfig) -> dict[str, str]:
-    keys: dict[str, str] = {}
-    for name, node in build_graph(config).items():
-        inputs = {i: keys[made_by] for i, made_by in node.inputs.items()}
-        keys[name] = stage_key(node.stage, node.config(config), inputs, config.run.seed).key
-    return keys
+def test_the_first_trained_model_is_the_baseline_where_others_come_after_it() -> None:
+    assert (_compare(_graph(FIVE)).baseline, _compare(_graph(FIVE)).candidates) == ("sft", ["dpo", "ppo", "grpo"])
+    alone = _compare(_graph({"sft": {"stage": "sft"}}))
+    assert (alone.baseline, alone.candidates) == ("base", ["sft"])
+    swept = _compare(_graph({"sft": {"stage": "sft", "each": {"seed": [1, 2]}}}))
+    assert (swept.baseline, swept.candidates) == ("base", ["sft@seed=1", "sft@seed=2"])
+
+
+def test_a_candidate_that_is_swept_is_every_variant() -> None:
+    compare = _compare(_graph({**FIVE, "ppo": {**FIVE["ppo"], "each": {"seed": [1, 2]}}}, compare={"candidates": ["ppo"]}))
+    assert compare.candidates == ["ppo@seed=1", "ppo@seed=2"]
+
+
+def test_an_entry_can_be_kept_out_of_the_comparison() -> None:
+    graph = _graph({**FIVE, "dpo": {**FIVE["dpo"], "evaluate": False}})
+    assert "evaluate_dpo" not in graph and "dpo" not in _compare(graph).models
+
+
+def test_an_entry_that_nothing_uses_and_nothing_evaluates_is_named() -> None:
+    pipeline = {**FIVE, "rm2": FIVE["rm"], "more": {"stage": "prepare_data"}, "dpo2": {**FIVE["dpo"], "evaluate": False}}
+    assert unused_entries(_graph(pipeline, evaluate={"reward_model": "rm"})) == ["rm2", "more", "dpo2"]
+    assert unused_entries(_graph(FIVE)) == []
+
+
+# --- what is refused
 
 
 @pytest.mark.parametrize(
-    ("override", "stage"),
+    ("change", "said"),
+    [
+        ({"ppo": {"stage": "onlin"}}, ["pipeline.ppo.stage", "'onlin'", "did you mean 'online'"]),
+        ({"ppo": {"stage": "online", "modell": "sft"}}, ["pipeline.ppo", "'modell'", "did you mean 'model'", "reward_model"]),
+        ({"ppo": {"stage": "online", "model": "sftt"}}, ["pipeline.ppo.model", "'sftt'", "did you mean 'sft'"]),
+        ({"dpo": {"stage": "preference", "model": "data"}}, ["pipeline.dpo.model", "'data' makes a data", "policy", "base, sft"]),
+        ({"dpo": {"stage": "preference", "data": "sft"}}, ["pipeline.dpo.data", "'sft' makes a policy", "a data is expected"]),
+        ({"sft": {"stage": "sft", "model": "grpo"}}, ["in a circle", "sft -> grpo -> dpo -> sft"]),
+        ({"sft": {"stage": "sft", "model": "sft"}}, ["in a circle", "sft -> sft"]),
+        ({"rm": None}, ["pipeline.ppo.reward_model", "'rm'"]),
+        ({"rm": None, "ppo": {"stage": "online"}, "grpo": None}, ["pipeline.ppo", "'reward_model'", "no entry makes a scorer"]),
+        ({"rm2": FIVE["rm"], "ppo": {"stage": "online"}}, ["pipeline.ppo", "say which 'reward_model'", "rm, rm2"]),
+        ({"rm2": FIVE["rm"]}, ["evaluate.reward_model", "rm, rm2"]),
+        ({"grpo": {**FIVE["grpo"], "set": {"methd": "grpo"}}}, ["pipeline.grpo.set.methd", "did you mean 'method'"]),
+        ({"grpo": {**FIVE["grpo"], "set": {"kl_coef": -1}}}, ["pipeline.grpo.set.kl_coef", "-1", "greater than or equal to 0"]),
+        ({"grpo": {**FIVE["grpo"], "each": {"kl_coef": [0.0, -1]}}}, ["pipeline.grpo.set.kl_coef", "-1"]),
+        ({"grpo": {**FIVE["grpo"], "each": {"kl_coef": []}}}, ["pipeline.grpo.each", "'kl_coef'", "at least one"]),
+        ({"grpo": {**FIVE["grpo"], "rounds": 0}}, ["pipeline.grpo.rounds", "0"]),
+        ({"more": {"stage": "prepare_data", "rounds": 2}}, ["pipeline.more.rounds", "takes no data"]),
+        ({"dpo": {**FIVE["dpo"], "model": "sft@seed=1"}}, ["pipeline.dpo.model", "'sft@seed=1'", "there are sft"]),
+        ({"dpo": {**FIVE["dpo"], "model": "sft@seed"}}, ["pipeline.dpo.model", "ENTRY@FIELD=VALUE"]),
+        ({"evaluate_x": {"stage": "sft"}}, ["pipeline", "'evaluate_x'"]),
+        ({"a b": {"stage": "sft"}}, ["pipeline", "'a b'", "letters"]),
+        ({"x": {"model": "sft"}}, ["pipeline.x.stage", "required"]),
+        ({"x": {"stage": "sft", "model": 3}}, ["pipeline.x.model", "3", "string"]),
+    ],
+)
+def test_a_wrong_entry_is_answered_with_its_name_and_what_is_allowed(change: dict[str, Any], said: list[str]) -> None:
+    message = _refusal({**FIVE, **change})
+    assert [text for text in said if text not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("compare", "said"),
+    [
+        ({"candidates": ["sft"], "baseline": "sft"}, ["compare.candidates", "'sft'", "baseline"]),
+        ({"candidates": ["onlin"]}, ["compare.candidates", "'onlin'"]),
+        ({"candidates": ["rm"]}, ["compare.candidates", "makes a scorer"]),
+        ({"baseline": "sfft"}, ["compare.baseline", "did you mean 'sft'"]),
+        ({"candidates": ["off"]}, ["'off'", "evaluate is false"]),
+        ({"baseline": "swept"}, ["compare.baseline", "several variants", "swept@seed=1, swept@seed=2"]),
+    ],
+)
+def test_a_comparison_of_what_is_not_there_is_refused(compare: dict[str, Any], said: list[str]) -> None:
+    more = {"off": {**DPO, "evaluate": False}, "swept": {**DPO, "each": {"seed": [1, 2]}}}
+    message = _refusal({**FIVE, **more}, compare=compare)
+    assert [text for text in said if text not in message] == [], message
+
+
+# --- keys
+
+
+def _keys(graph: Graph) -> dict[str, str]:
+    keys: dict[str, str] = {}
+    for name, node in graph.items():
+        inputs = {i: keys[made_by] for i, made_by in node.inputs.items()}
+        keys[name] = stage_key(node.stage, node.settings, inputs, node.seed).key
+    return keys
+
+
+def _changed(**overrides: Any) -> set[str]:
+    before, after = _keys(GRAPH), _keys(build_graph(resolve("quickstart", overrides=overrides)))
+    return {name for name in before if before[name] != after.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("override", "entry"),
     [
         ({"online.kl_coef": 0.03}, "online"),
+        ({"pipeline.online.set.kl_coef": 0.03}, "online"),
         ({"online.rollout.temperature": 0.9}, "online"),
         ({"preference.beta": 0.2}, "preference"),
+        ({"pipeline.preference.seed": 3}, "preference"),
         ({"reward_model.center_coef": 0.0}, "reward_model"),
         ({"sft.max_steps": 9}, "sft"),
-        ({"data.procedures.difficulty": 1}, "prepare_data"),
+        ({"data.procedures.difficulty": 1}, "data"),
         ({"evaluate.max_prompts": 8}, "evaluate"),
         ({"compare.samples_shown": 1}, "compare"),
     ],
 )
-def test_a_setting_changes_the_keys_of_its_stage_and_of_what_follows_and_no_other(override: dict[str, Any], stage: str) -> None:
-    before, after = _keys(_config()), _keys(_config(**override))
-    changed = {name for name in before if before[name] != after[name]}
-    own = {node.name for node in GRAPH.values() if node.stage == stage}
-    assert changed == own | descendants(GRAPH, own)
+def test_a_setting_changes_the_keys_of_its_entry_and_of_what_follows_and_no_other(override: dict[str, Any], entry: str) -> None:
+    own = {node.name for node in GRAPH.values() if entry in (node.entry, node.stage)}
+    assert _changed(**override) == own | descendants(GRAPH, own)
 
 
 def test_how_a_run_is_executed_changes_no_key() -> None:
@@ -113,14 +338,24 @@ def test_how_a_run_is_executed_changes_no_key() -> None:
         "sft.engine.threads_per_rank": 2,
         "evaluate.threads": 2,
     }
-    assert _keys(_config()) == _keys(_config(**operational))
+    assert _changed(**operational) == set()
 
 
-def test_until_keeps_a_stage_and_what_it_is_made_from() -> None:
+# --- parts of the graph
+
+
+def test_until_keeps_an_entry_and_what_it_is_made_from() -> None:
     kept = set(select(GRAPH, until_stage="preference").graph)
-    assert kept == {"base_model", "prepare_data", "sft", "convert_sft", "preference"}
+    assert kept == {"base", "data", "sft", "convert_sft", "preference"}
     assert "compare" not in select(GRAPH, until_stage="evaluate").graph
     assert {"evaluate_base", "evaluate_online"} <= set(select(GRAPH, until_stage="evaluate").graph)
+
+
+def test_a_name_is_a_node_before_an_entry_and_an_entry_before_a_stage() -> None:
+    graph = _graph({**FIVE, "sft2": {"stage": "sft", "each": {"seed": [1, 2]}}})
+    assert select(graph, force=["sft"]).forced == {"sft"}
+    assert select(graph, force=["sft2"]).forced == {"sft2@seed=1", "sft2@seed=2"}
+    assert select(graph, force=["online"]).forced == {"ppo", "grpo"}
 
 
 def test_from_wants_everything_before_the_stage_and_nothing_else() -> None:
@@ -138,7 +373,7 @@ def test_force_takes_a_stage_with_all_its_nodes_or_one_node() -> None:
     ("options", "said"),
     [
         ({"until_stage": "evaluat"}, "did you mean 'evaluate'"),
-        ({"from_stage": "ppo"}, "allowed are base_model"),
+        ({"from_stage": "ppo"}, "allowed are base, base_model"),
         ({"force": ["online"], "until_stage": "sft"}, "comes after --until"),
         ({"from_stage": "compare", "until_stage": "sft"}, "comes after --until"),
         ({"from_stage": "online", "force": ["sft"]}, "--force sft: comes before --from online"),
@@ -147,6 +382,19 @@ def test_force_takes_a_stage_with_all_its_nodes_or_one_node() -> None:
 def test_a_name_or_a_combination_that_could_do_nothing_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         select(GRAPH, **options)
+
+
+@pytest.mark.parametrize("preset", sorted(known_presets()))
+def test_every_combination_of_from_until_and_force_is_a_selection_or_one_clear_refusal(preset: str) -> None:
+    graph = build_graph(resolve(preset))
+    names = [None, *dict.fromkeys(part for node in graph.values() for part in (node.name, node.stage))]
+    for first, last, forced in product(names, names, names):
+        try:
+            chosen = select(graph, first, last, [forced] if forced else [])
+        except ConfigError:
+            continue
+        assert chosen.given | chosen.forced <= set(chosen.graph)
+        assert not chosen.given & chosen.forced
 
 
 def test_online_comes_before_preference_and_both_before_evaluations_of_what_is_there() -> None:
@@ -170,6 +418,15 @@ def test_the_order_never_puts_a_node_before_what_it_is_made_from_when_work_is_po
 
 
 def test_descendants_are_the_other_side_of_ancestors() -> None:
-    graph: Graph = GRAPH
-    for name in graph:
-        assert descendants(graph, [name]) == {other for other in graph if name in ancestors(graph, [other])}
+    for name in GRAPH:
+        assert descendants(GRAPH, [name]) == {other for other in GRAPH if name in ancestors(GRAPH, [other])}
+
+
+def test_settings_of_a_variant_are_checked_as_a_whole() -> None:
+    graph = _graph({"dpo": {"stage": "preference", "set": {"method": "cdpo"}, "each": {"label_smoothing": [0.1, 0.2]}}})
+    found = [node.settings for node in graph.values() if node.entry == "dpo"]
+    assert [s.label_smoothing for s in found if isinstance(s, PreferenceConfig)] == [0.1, 0.2]
+
+
+def test_a_pipeline_without_entries_evaluates_the_base_model() -> None:
+    assert set(build_graph(PipelineConfig())) == {"base", "data", "evaluate_base", "compare"}

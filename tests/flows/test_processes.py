@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from data_processing.errors import ConfigError
-from flows.owned import abandoned, serving_this_run
-from flows.processes import (
+from flows.services.health import wait_until_answers
+from flows.services.local import Ports, down, status, up
+from flows.services.processes import (
     LOOPBACK,
     ProcessRecord,
     Records,
@@ -25,8 +26,7 @@ from flows.processes import (
     start_process,
     stop_process,
 )
-from flows.services import Ports, down, status, up
-from flows.waiting import wait_until_answers
+from flows.services.run_processes import abandoned, serving_this_run
 from tasks.runtime.home import Home
 
 # A parent, a child in a session of its own, and a grandchild whose parent has gone: what servers do.

@@ -18,13 +18,13 @@ from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import environment
-from flows.environment import changed_environment
-from flows.plan import runs_with_node
-from flows.prefect_server import prefect_for_run
-from flows.processes import Records
-from flows.unshown import show_waiting
-from flows.why import differences
+from flows.commands.why import differences
+from flows.graph.plan import runs_with_node
+from flows.running.shown_later import show_waiting
+from flows.services import environment
+from flows.services.environment import changed_environment
+from flows.services.prefect_server import prefect_for_run
+from flows.services.processes import Records
 from tasks.runtime.home import Home
 
 HERE = Path(__file__).resolve().parent

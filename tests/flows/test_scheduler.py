@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.graph import Graph, Node
-from flows.scheduler import Limits, Walk, walk
+from flows.graph.nodes import Graph, Node
+from flows.graph.walk import Limits, Walk, walk
 
 
 @st.composite

@@ -6,15 +6,16 @@ import json
 import sys
 
 from data_processing.errors import AlignflowError
-from flows import environment
-from flows.commands import print_progress
-from flows.config import PipelineConfig
-from flows.graph import Graph, Node
-from flows.local_run import FlowFunction, run_locally
-from flows.pipeline import run_pipeline
-from flows.plan import make_plan
-from flows.presets import Preset, resolve
-from flows.selection import Selection, select
+from flows.commands.actions import print_progress
+from flows.graph.nodes import Graph, Node
+from flows.graph.plan import make_plan
+from flows.graph.selection import Selection, select
+from flows.running.locally import FlowFunction, run_locally
+from flows.running.pipeline import run_pipeline
+from flows.services import environment
+from flows.settings.config import PipelineConfig
+from flows.settings.presets import resolve
+from rlhf_core.config import BaseModelConfig
 from tasks.runtime.home import Home
 
 
@@ -24,7 +25,7 @@ def graph_of(arguments: list[str]) -> Graph:
         name, _, rest = argument.partition("=")
         stage, _, inputs = rest.partition(":")
         named = dict(zip(("first", "second"), filter(None, inputs.split(",")), strict=False))
-        graph[name] = Node(name=name, stage=f"toy_stages:{stage.upper()}", section="model", inputs=named)
+        graph[name] = Node(name=name, stage=f"toy_stages:{stage.upper()}", settings=BaseModelConfig(), inputs=named, seed=17)
     return graph
 
 
@@ -44,7 +45,7 @@ def load_flow() -> FlowFunction:
 def read(arguments: list[str]) -> tuple[PipelineConfig, Selection, Home]:
     executor = "ray" if "--ray" in arguments else "subprocess"
     forced = [argument.removeprefix("--force=") for argument in arguments if argument.startswith("--force=")]
-    config = resolve(Preset.tiny, overrides={"runtime.executor": executor, "runtime.stop_grace_s": 2.0})
+    config = resolve("tiny", overrides={"runtime.executor": executor, "runtime.stop_grace_s": 2.0})
     graph = graph_of([argument for argument in arguments if not argument.startswith("--")])
     return config, select(graph, force=forced), Home.open()
 

@@ -6,7 +6,7 @@ import time
 
 from data_processing.errors import DivergedError
 from rlhf_core.config import BaseModelConfig
-from tasks.runtime.context import Stage, StageContext
+from tasks.runtime.context import Input, Stage, StageContext
 
 
 def _write(context: StageContext[BaseModelConfig]) -> None:
@@ -26,7 +26,11 @@ def _wait(context: StageContext[BaseModelConfig]) -> None:
     time.sleep(300)
 
 
-_FIELDS = {"kind": "model", "config": BaseModelConfig, "inputs": ("first?", "second?")}
+_FIELDS = {
+    "kind": "model",
+    "config": BaseModelConfig,
+    "inputs": {"first": Input("model", optional=True), "second": Input("model", optional=True)},
+}
 WRITES = Stage(name="writes", run=_write, **_FIELDS)
 DIVERGES = Stage(name="diverges", run=_diverge, **_FIELDS)
 WAITS = Stage(name="waits", run=_wait, **_FIELDS)

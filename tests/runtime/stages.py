@@ -15,7 +15,7 @@ from pydantic import Field
 
 from data_processing.errors import AlignflowError, ConfigError, DataError, DivergedError, PreemptedError
 from data_processing.settings import Settings, operational
-from tasks.runtime.context import Stage, StageContext
+from tasks.runtime.context import Input, Stage, StageContext
 
 _ERRORS: dict[int, type[AlignflowError]] = {10: ConfigError, 11: DataError, 12: DivergedError, 14: PreemptedError}
 
@@ -97,6 +97,13 @@ def _fingerprint(config: CountConfig) -> Any:
     return {"label_length": len(config.label)}
 
 
-COUNT = Stage(name="count", kind="numbers", config=CountConfig, inputs=(), run=count, fingerprint=_fingerprint)
-JOIN = Stage(name="join", kind="text", config=JoinConfig, inputs=("counted", "extra?"), run=join, libraries=("pydantic",))
-BIG = Stage(name="big", kind="blob", config=JoinConfig, inputs=(), run=write_big, libraries=("numpy",))
+COUNT = Stage(name="count", kind="numbers", config=CountConfig, run=count, fingerprint=_fingerprint)
+JOIN = Stage(
+    name="join",
+    kind="text",
+    config=JoinConfig,
+    inputs={"counted": Input("numbers"), "extra": Input("numbers", optional=True)},
+    run=join,
+    libraries=("pydantic",),
+)
+BIG = Stage(name="big", kind="blob", config=JoinConfig, run=write_big, libraries=("numpy",))

@@ -116,7 +116,7 @@ MODULES = {
             from closure_case.lazy import work  # imported late, as torch is
             work("closure_case.named:thing")
 
-        STAGE = Stage(name="case", kind="case", config=Nothing, inputs=(), run=run)
+        STAGE = Stage(name="case", kind="case", config=Nothing, run=run)
     ''',
     "lazy": "from . import helper\ndef work(name):\n    return helper.VALUE\n",
     "helper": "VALUE = 1\n",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from flows.config import PipelineConfig
-from flows.display import Display
-from flows.progress import LOG
-from flows.results import markdown, verdict_table
-from flows.run_folder import RunFolder
+from flows.running.display import Display
+from flows.running.progress import LOG
+from flows.running.results import markdown, verdict_table
+from flows.running.run_folder import RunFolder
+from flows.settings.config import PipelineConfig
 from tasks.runtime.home import Home
 from tasks.runtime.request import StageOutcome
 from tasks.runtime.tracking import Tracker
@@ -53,7 +53,8 @@ def _register(
     from tasks.register import register_model
 
     challenger = str(verdict["challenger"])
-    node = f"convert_{challenger}"
+    converted = f"convert_{challenger}"
+    node = converted if converted in outcomes else challenger
     metrics = verdict["models"][challenger].get(verdict["decoding"], {})
     registered = register_model(
         outcomes[node].ref,

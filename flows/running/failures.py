@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from data_processing.errors import AlignflowError
-from flows.run_folder import RunFolder
+from flows.running.run_folder import RunFolder
 from tasks.runtime.failures import StageFailedError
 
 _MEANING = {

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from flows.graph import Graph, Node
+from flows.graph.nodes import Graph, Node
 
 ResultT = TypeVar("ResultT")
 StartNode = Callable[[Node, Mapping[str, ResultT]], Awaitable[ResultT]]

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import environment
-from flows.config import PipelineConfig
-from flows.graph import build_graph
-from flows.local_run import FlowFunction, run_locally
-from flows.presets import Preset, as_overrides, find_preset, parse_assignments, read_values, resolve
-from flows.run_folder import RunFolder
-from flows.selection import Selection, select
-from flows.services import DEPLOYMENT, Ports, addresses, down, status, up
-from flows.tables import console, print_verdict, table_with
+from flows.commands.tables import console, print_verdict, table_with
+from flows.graph.build import build_graph
+from flows.graph.selection import Selection, select
+from flows.running.locally import FlowFunction, run_locally
+from flows.running.run_folder import RunFolder
+from flows.services import environment
+from flows.services.local import DEPLOYMENT, Ports, addresses, down, status, up
+from flows.settings.config import PipelineConfig
+from flows.settings.layers import as_overrides, parse_assignments
+from flows.settings.presets import read_values, resolve
 from tasks.runtime.home import Home
 
 
@@ -38,26 +39,25 @@ class Asked:
 class Request:
     """The same, checked."""
 
-    preset: Preset
+    preset: str
     overrides: dict[str, Any]
     config: PipelineConfig
     selection: Selection
 
 
-def read_request(asked: Asked) -> Request:
+def read_request(asked: Asked, home: Home) -> Request:
     """Turn command-line input into a checked request; `ConfigError` names what is wrong."""
-    chosen = find_preset(asked.preset)
     overrides = as_overrides(read_values(asked.file)) if asked.file else {}
     overrides |= parse_assignments(asked.assignments)
-    config = resolve(chosen, overrides=overrides)
-    return Request(chosen, overrides, config, select(build_graph(config), asked.from_stage, asked.until_stage, asked.force))
+    config = resolve(asked.preset, overrides=overrides, home_presets=home.presets)
+    return Request(asked.preset, overrides, config, select(build_graph(config), asked.from_stage, asked.until_stage, asked.force))
 
 
 def run_here(asked: Asked) -> None:
     """`alignflow run`."""
     began = time.time()
     home = Home.open()
-    request = read_request(asked)
+    request = read_request(asked, home)
     environment.enter(home)
     environment.quiet_prefect()
     print_progress()
@@ -82,12 +82,12 @@ def _load_flow() -> FlowFunction:
 
 def show_plan(asked: Asked) -> None:
     """`alignflow plan`."""
-    from flows.machine import available_memory_gib, free_disk_gib
-    from flows.plan import make_plan
+    from flows.graph.plan import make_plan
+    from flows.services.machine import available_memory_gib, free_disk_gib
 
     home = Home.open()
     environment.enter(home)
-    request = read_request(asked)
+    request = read_request(asked, home)
     plan = make_plan(request.config, request.selection, home)
     table = table_with("node", "does", "why", "memory GiB", "time s")
     for name, planned in plan.items():
@@ -133,7 +133,7 @@ def stop_services() -> None:
 
 def show_doctor() -> None:
     """`alignflow doctor`; exit code 1 when something must be fixed."""
-    from flows.doctor import examine
+    from flows.commands.doctor import examine
 
     home = Home.open()
     environment.enter(home)
@@ -154,7 +154,7 @@ def fetch_model(name: str) -> None:
 
 
 def print_progress() -> None:
-    """Show the lines of `flows.progress` on stdout, with the time."""
+    """Show the lines of `flows.running.progress` on stdout, with the time."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("alignflow")

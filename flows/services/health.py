@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
-from flows.processes import ProcessRecord, ServiceError, log_tail
+from flows.services.processes import ProcessRecord, ServiceError, log_tail
 
 _POLL_S = 0.2
 

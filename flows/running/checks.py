@@ -7,10 +7,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_processing.errors import ConfigError
-from flows.config import OptionalStage, PipelineConfig
-from flows.machine import free_disk_gib
-from flows.plan import Plan, has_work
-from flows.waiting import answers, is_reachable
+from flows.graph.plan import Plan, has_work
+from flows.services.health import answers, is_reachable
+from flows.services.machine import free_disk_gib
+from flows.settings.config import PipelineConfig
+from rlhf_core.config import BaseModelConfig, OnlineConfig
 from tasks.runtime.config import ExecutorKind
 from tasks.runtime.home import Home
 
@@ -20,10 +21,11 @@ def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
     if not has_work(plan):
         return
     _check_disk(config, home)
-    if plan["base_model"].runs:
-        _check_model(config)
-    if "online" in plan and plan["online"].runs and config.has(OptionalStage.online):
-        _check_rewards(config)
+    for settings in (planned.node.settings for planned in plan.values() if planned.runs):
+        if isinstance(settings, BaseModelConfig):
+            _check_model(settings)
+        if isinstance(settings, OnlineConfig):
+            _check_rewards(settings)
     check_servers(config, home)
 
 
@@ -60,17 +62,17 @@ def _check_disk(config: PipelineConfig, home: Home) -> None:
         )
 
 
-def _check_model(config: PipelineConfig) -> None:
-    folder = Path(config.model.path).expanduser()
+def _check_model(model: BaseModelConfig) -> None:
+    folder = Path(model.path).expanduser()
     if folder.is_dir():
         from rlhf_core.models.load import check_model_folder
 
-        check_model_folder(folder, trust_remote_code=config.model.trust_remote_code)
+        check_model_folder(folder, trust_remote_code=model.trust_remote_code)
 
 
-def _check_rewards(config: PipelineConfig) -> None:
+def _check_rewards(online: OnlineConfig) -> None:
     from rlhf_core.rewards.python_function import load_function
 
-    for source in config.online.rewards:
+    for source in online.rewards:
         if source.function is not None:
             load_function(source.function)

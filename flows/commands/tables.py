@@ -7,8 +7,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from flows.results import verdict_table
-from flows.run_folder import RunFolder
+from flows.running.results import verdict_table
+from flows.running.run_folder import RunFolder
 
 
 def print_verdict(folder: RunFolder) -> None:

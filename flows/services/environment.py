@@ -12,10 +12,10 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.processes import ProcessRecord, Records
+from flows.services.processes import ProcessRecord, Records
 from tasks.runtime.home import Home
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SERVICE_VARIABLES = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI", "ray": "RAY_ADDRESS"}
 _QUIET = {
     "DO_NOT_TRACK": "1",

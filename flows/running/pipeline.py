@@ -1,6 +1,6 @@
 """One run of the pipeline, from a checked request to a registered model: its folder, its clock, the walk over its nodes.
 
-What runs in which order is in `flows.graph`; how a stage runs is in `tasks.runtime`; where people see it is a `Display`.
+What runs in which order is in `flows.graph.nodes`; how a stage runs is in `tasks.runtime`; where people see it is a `Display`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from flows.config import PipelineConfig
-from flows.display import Display
-from flows.failures import explained
-from flows.finish import finish
-from flows.graph import Node, longest_path_first
-from flows.machine import available_memory_gib
-from flows.plan import Plan, has_work
-from flows.preflight import check_before_start
-from flows.progress import LOG, ProgressLines
-from flows.ray_head import ray_for_run
-from flows.run_folder import NodeTimes, RunFolder
-from flows.scheduler import Limits, walk
-from flows.selection import Selection
+from flows.graph.nodes import Node, longest_path_first
+from flows.graph.plan import Plan, has_work
+from flows.graph.selection import Selection
+from flows.graph.walk import Limits, walk
+from flows.running.checks import check_before_start
+from flows.running.display import Display
+from flows.running.failures import explained
+from flows.running.finish import finish
+from flows.running.progress import LOG, ProgressLines
+from flows.running.run_folder import NodeTimes, RunFolder
+from flows.services.machine import available_memory_gib
+from flows.services.ray_head import ray_for_run
+from flows.settings.config import PipelineConfig
 from tasks.runtime.config import ExecutorKind
 from tasks.runtime.executor import Executor
 from tasks.runtime.home import Home
@@ -113,10 +113,10 @@ class _Run:
         request = StageRequest(
             stage=node.stage,
             node=node.name,
-            config=node.config(self._config),
+            config=node.settings,
             run=self.folder.name,
             inputs={name: StageOutcome.from_json(answer).ref for name, answer in inputs.items()},
-            seed=self._config.run.seed,
+            seed=node.seed,
             force=node.name in self._selection.forced,
         )
         try:

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import deployments
-from flows.environment import ROOT, SERVICE_VARIABLES, changed_environment, ray_authentication, service_environment
-from flows.prefect_server import HEALTH, start_server
-from flows.processes import LOOPBACK, ProcessRecord, Records, ServiceError, check_port_free, start_process, stop_process
-from flows.ray_head import start_head, wait_until_ready
-from flows.unshown import show_waiting
-from flows.waiting import answers, wait_until_answers
+from flows.running.shown_later import show_waiting
+from flows.services.environment import ROOT, SERVICE_VARIABLES, changed_environment, ray_authentication, service_environment
+from flows.services.health import answers, wait_until_answers
+from flows.services.prefect_server import HEALTH, start_server
+from flows.services.processes import LOOPBACK, ProcessRecord, Records, ServiceError, check_port_free, start_process, stop_process
+from flows.services.ray_head import start_head, wait_until_ready
 from tasks.runtime.home import Home
 
 WORK_POOL = "local"

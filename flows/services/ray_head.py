@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.environment import ROOT, changed_environment, ray_authentication, service_environment, use_own_ray
-from flows.owned import abandoned, run_process_name, serving_this_run
-from flows.processes import LOOPBACK, ProcessRecord, Records, free_port, start_process
-from flows.waiting import wait_until_answers
+from flows.services.environment import ROOT, changed_environment, ray_authentication, service_environment, use_own_ray
+from flows.services.health import wait_until_answers
+from flows.services.processes import LOOPBACK, ProcessRecord, Records, free_port, start_process
+from flows.services.run_processes import abandoned, run_process_name, serving_this_run
 from tasks.runtime.home import Home
 
 OBJECT_STORE_BYTES = 1 << 30

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from data_processing.errors import ConfigError
-from flows.messages import did_you_mean
-from flows.plan import runs_with_node
+from flows.graph.plan import runs_with_node
+from flows.settings.messages import did_you_mean
 from tasks.runtime.home import Home
 from tasks.runtime.keys import explain_difference
 from tasks.runtime.records import NodeRecord, read_node

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from data_processing.errors import ConfigError
-from flows.config import PipelineConfig
-from flows.estimates import Estimate, estimate, parameters_of
-from flows.graph import Node
-from flows.selection import Selection
+from flows.graph.estimates import Estimate, estimate, parameters_of
+from flows.graph.nodes import Graph, Node
+from flows.graph.selection import Selection
+from flows.settings.config import PipelineConfig
+from rlhf_core.config import BaseModelConfig
 from tasks.runtime.home import Home
 from tasks.runtime.keys import StageKey, explain_difference, stage_key
 from tasks.runtime.records import NodeRecord, read_node
@@ -39,11 +40,11 @@ Plan = Mapping[str, PlannedNode]
 
 def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
     """The plan by node name, in order. Raises `ConfigError` where `--from` needs something that is not cached."""
-    store, parameters = Store(home.store), parameters_of(config.model.path)
+    store, parameters = Store(home.store), _parameters(selection.graph)
     plan: dict[str, PlannedNode] = {}
     for name, node in selection.graph.items():
         inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}
-        key = stage_key(node.stage, node.config(config), inputs, config.run.seed)
+        key = stage_key(node.stage, node.settings, inputs, node.seed)
         hit = None if name in selection.forced else store.lookup(key.stage.kind, key.key)
         reason = (
             f"made by {hit.producer.run}" if hit else "forced" if name in selection.forced else _reason(node, key, plan, home)
@@ -64,6 +65,12 @@ def runs_with_node(home: Home, node: str) -> Iterator[tuple[str, NodeRecord]]:
     for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True):
         if record := read_node(home, folder.name, node):
             yield folder.name, record
+
+
+def _parameters(graph: Graph) -> int | None:
+    """Of the largest model that the run starts from; None where that cannot be told."""
+    counts = [parameters_of(node.settings.path) for node in graph.values() if isinstance(node.settings, BaseModelConfig)]
+    return None if None in counts else max((count for count in counts if count is not None), default=None)
 
 
 def _check_given(plan: Plan, selection: Selection) -> None:
@@ -91,7 +98,7 @@ def _reason(node: Node, key: StageKey, plan: Plan, home: Home) -> str:
 
 def _estimate(node: Node, hit: Manifest | None, config: PipelineConfig, home: Home, parameters: int | None) -> Estimate:
     """The formula's memory; the time of a cached result, else of the last run of this name, else the formula's."""
-    formula = estimate(node.stage, node.section, config, parameters)
+    formula = estimate(node, config, parameters)
     if hit:
         return Estimate(formula.memory_gib, hit.seconds)
     measured = (r.seconds for run, r in runs_with_node(home, node.name) if run.startswith(f"{config.run.name}-") and r.seconds)

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from data_processing.errors import ConfigError
-from flows.config import PipelineConfig
-from flows.messages import did_you_mean
+from flows.settings.config import PipelineConfig
+from flows.settings.messages import did_you_mean
 from tasks.runtime.home import Home
 from tasks.runtime.spec import write_json
 

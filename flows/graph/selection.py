@@ -1,4 +1,4 @@
-"""Which part of the graph a run touches: `--from`, `--until`, `--force`. Names may be nodes or stages."""
+"""Which part of the graph a run touches: `--from`, `--until`, `--force`. Names may be entries, stages or nodes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data_processing.errors import ConfigError
-from flows.graph import Graph, ancestors
-from flows.messages import did_you_mean
+from flows.graph.nodes import Graph, ancestors, nodes_called
+from flows.settings.messages import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,14 @@ def select(graph: Graph, from_stage: str | None = None, until_stage: str | None 
 
 def find_nodes(graph: Graph, name: str, option: str, full: Graph | None = None) -> list[str]:
     """Nodes called `name` or of the stage `name`; `ConfigError` with a suggestion where there is none."""
-    found = [node.name for node in graph.values() if name in (node.name, node.stage)]
-    if found:
+    if found := nodes_called(graph, name):
         return found
-    if any(name in (node.name, node.stage) for node in (full or {}).values()):
+    if full and nodes_called(full, name):
         raise ConfigError(f"{option}: '{name}' comes after --until and does not run; it runs with a later --until, or without")
-    known = list(dict.fromkeys(part for node in graph.values() for part in (node.stage, node.name)))
-    raise ConfigError(f"{option}: this run has no stage '{name}'; {did_you_mean(name, known)}allowed are {', '.join(known)}")
+    known = list(dict.fromkeys(part for node in graph.values() for part in (node.entry, node.stage, node.name) if part))
+    raise ConfigError(
+        f"{option}: this run has no entry or stage '{name}'; {did_you_mean(name, known)}allowed are {', '.join(known)}"
+    )
 
 
 def _until(graph: Graph, until_stage: str | None) -> Graph:

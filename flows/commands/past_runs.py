@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from data_processing.errors import ConfigError
-from flows.run_folder import RunFolder, find_run
-from flows.tables import console, print_verdict, table_with
+from flows.commands.tables import console, print_verdict, table_with
+from flows.running.run_folder import RunFolder, find_run
 from tasks.runtime.home import Home
 
 
@@ -26,7 +26,7 @@ def show_report(run: str, open_: bool) -> None:
 
 def show_why(run: str, stage: str) -> None:
     """`alignflow cache why RUN STAGE`."""
-    from flows.why import differences
+    from flows.commands.why import differences
 
     folder = find_run(Home.open(), run)
     for line in differences(Home.open(), folder.name, stage):

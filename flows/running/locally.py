@@ -8,13 +8,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from data_processing.errors import AlignflowError
-from flows.config import PipelineConfig
-from flows.pipeline import run_pipeline
-from flows.plan import Plan, has_work, make_plan
-from flows.prefect_server import prefect_for_run
-from flows.ray_head import ray_for_run
-from flows.selection import Selection
-from flows.unshown import Unshown, show_waiting
+from flows.graph.plan import Plan, has_work, make_plan
+from flows.graph.selection import Selection
+from flows.running.pipeline import run_pipeline
+from flows.running.shown_later import Unshown, show_waiting
+from flows.services.prefect_server import prefect_for_run
+from flows.services.ray_head import ray_for_run
+from flows.settings.config import PipelineConfig
 from tasks.runtime.config import ExecutorKind
 from tasks.runtime.home import Home
 
@@ -30,7 +30,7 @@ class CancelledError(AlignflowError):
 def run_locally(
     config: PipelineConfig, selection: Selection, home: Home, parameters: Mapping[str, Any], load_flow: Callable[[], FlowFunction]
 ) -> dict[str, Any]:
-    """Run `selection`; returns what `flows.pipeline.run_pipeline` does.
+    """Run `selection`; returns what `flows.running.pipeline.run_pipeline` does.
 
     `load_flow` imports the Prefect flow that takes `parameters`, which say the same as `config` and `selection`.
     """

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 from filelock import FileLock
 
-from flows.environment import ROOT, changed_environment, service_environment
-from flows.owned import abandoned, run_process_name, serving_this_run
-from flows.processes import LOOPBACK, ProcessRecord, free_port, start_process
-from flows.waiting import wait_until_answers
+from flows.services.environment import ROOT, changed_environment, service_environment
+from flows.services.health import wait_until_answers
+from flows.services.processes import LOOPBACK, ProcessRecord, free_port, start_process
+from flows.services.run_processes import abandoned, run_process_name, serving_this_run
 from tasks.runtime.home import Home
 
 HEALTH = "/api/health"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from flows.processes import ProcessRecord, Records, stop_process
+from flows.services.processes import ProcessRecord, Records, stop_process
 from tasks.runtime.home import Home
 
 _COUNTER = itertools.count(1)

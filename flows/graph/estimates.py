@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_processing.config import DataConfig
-from flows.config import PipelineConfig
+from evaluation.config import CompareConfig, EvaluateConfig
+from flows.graph.nodes import Node
+from flows.settings.config import PipelineConfig
 from rlhf_core.config import EngineSettings, OnlineConfig, TrainingConfig
 from rlhf_core.models.packaged import PACKAGED
 
@@ -47,17 +49,17 @@ def parameters_of(path: str) -> int | None:
     return total or None
 
 
-def estimate(stage: str, section: str, config: PipelineConfig, parameters: int | None) -> Estimate:
-    """Memory and time of `stage` under the settings of `section`, for a model of so many `parameters`."""
-    settings = getattr(config, section)
-    if parameters is None or stage in ("prepare_data", "compare"):
+def estimate(node: Node, config: PipelineConfig, parameters: int | None) -> Estimate:
+    """Memory and time of a node under its settings, for a model of so many `parameters`."""
+    settings = node.settings
+    if parameters is None or isinstance(settings, (DataConfig, CompareConfig)):
         return Estimate(_PROCESS_GIB, 10.0 if parameters is not None else None)
     if isinstance(settings, OnlineConfig):
-        return _online(settings, config, parameters)
+        return _online(settings, parameters)
     if isinstance(settings, TrainingConfig):
         return _training(settings, _steps(settings, config.data) * _rows_a_step(settings), parameters)
-    if stage == "evaluate":
-        return _evaluation(config, parameters)
+    if isinstance(settings, EvaluateConfig):
+        return _evaluation(settings, "reward_model" in node.inputs, parameters)
     return Estimate(_PROCESS_GIB + parameters * 8 / 2**30, _START_S)
 
 
@@ -77,10 +79,12 @@ def _training_gib(settings: TrainingConfig, parameters: int) -> float:
     return (weights + activations) / 2**30
 
 
-def _online(settings: OnlineConfig, config: PipelineConfig, parameters: int) -> Estimate:
+def _online(settings: OnlineConfig, parameters: int) -> Estimate:
     trainers = 2 if settings.method.value == "ppo" else 1
     reference = settings.kl_coef > 0 and settings.lora.rank == 0
-    frozen = 1 + int(reference) + int(config.scores_online)  # the sampler, the reference, the scorer
+    frozen = (
+        1 + int(reference) + int(any(source.kind == "reward_model" for source in settings.rewards))
+    )  # the sampler, the reference, the scorer
     memory = trainers * (_PROCESS_GIB + _training_gib(settings, parameters)) + frozen * (_PROCESS_GIB + parameters * 4 / 2**30)
     samples = settings.steps * settings.prompts_per_step * settings.samples_per_prompt
     response_tokens = samples * settings.rollout.max_new_tokens
@@ -90,10 +94,9 @@ def _online(settings: OnlineConfig, config: PipelineConfig, parameters: int) -> 
     return Estimate(memory + settings.rollout.kv_cache_mib / 1024, _cpu_only(settings.engine, 3 * _START_S + seconds))
 
 
-def _evaluation(config: PipelineConfig, parameters: int) -> Estimate:
-    settings = config.evaluate
+def _evaluation(settings: EvaluateConfig, scores: bool, parameters: int) -> Estimate:
     answers = (settings.max_prompts or 1000) * (settings.samples_per_prompt + settings.greedy)
-    scoring = 2 * (1 + int("kl" in settings.metrics) + int(config.measures_reward))
+    scoring = 2 * (1 + int("kl" in settings.metrics) + int(scores))
     per_token = 1 / _SAMPLED_PER_S + scoring / _FLOPS[settings.dtype]
     seconds = 2 * _START_S + parameters * answers * settings.max_new_tokens * per_token
     return Estimate(2 * _PROCESS_GIB + 4 * parameters * 4 / 2**30, None if settings.gpus else seconds)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from data_processing.errors import ConfigError
-from flows.config import PipelineConfig
-from flows.machine import available_memory_gib, free_disk_gib
-from flows.preflight import check_ray_address
-from flows.processes import LOOPBACK, Records, port_holder
-from flows.services import Ports
-from flows.waiting import answers
+from flows.running.checks import check_ray_address
+from flows.services.health import answers
+from flows.services.local import Ports
+from flows.services.machine import available_memory_gib, free_disk_gib
+from flows.services.processes import LOOPBACK, Records, port_holder
+from flows.settings.config import PipelineConfig
 from tasks.runtime.home import Home
 
 State = Literal["ok", "attention", "broken"]

@@ -1,0 +1,90 @@
+"""The graph of a run: the nodes of its entries, an evaluation behind every model, and the comparison of all of them."""
+
+from __future__ import annotations
+
+from data_processing.errors import ConfigError
+from evaluation.config import CompareConfig
+from flows.graph.expand import POLICY, Expansion
+from flows.graph.nodes import Graph, Node
+from flows.graph.variants import Variant
+from flows.settings.config import PipelineConfig
+from flows.settings.entries import BASE, DATA
+from tasks.runtime.registry import load_stage
+
+_SCORER, _SCORER_INPUT = "scorer", "reward_model"
+
+
+def build_graph(config: PipelineConfig) -> Graph:
+    """The nodes of a run by name, each after the nodes it is made from. Raises what `Expansion` does."""
+    entries = Expansion(config)
+    nodes = dict(entries.nodes)
+    if models := _models(entries):
+        nodes |= {f"evaluate_{model.node}": _evaluation(entries, model) for model in models}
+        nodes["compare"] = _comparison(entries, models)
+    taken = {made_by for node in nodes.values() for made_by in node.inputs.values()}
+    unused = {source for source in (BASE, DATA) if source not in config.pipeline and source not in taken}
+    return {name: node for name, node in nodes.items() if name not in unused}
+
+
+def unused_entries(graph: Graph) -> list[str]:
+    """Entries whose result nothing takes and nothing evaluates, though that is what it is for: models and data."""
+    taken = {made_by for node in graph.values() for made_by in node.inputs.values()}
+    idle = [node for node in graph.values() if node.name not in taken and load_stage(node.stage).kind in ("model", "data")]
+    owners = {node.inputs.get("checkpoint", node.name) for node in idle}
+    return list(dict.fromkeys(node.entry for node in graph.values() if node.entry and node.name in owners))
+
+
+def _models(entries: Expansion) -> list[Variant]:
+    """The models that are evaluated, in the order of the report: those of last rounds, and whatever the comparison names."""
+    compare = entries.config.compare
+    named = [variant for text in compare.candidates or () for variant in entries.chosen("compare.candidates", text, POLICY)]
+    if compare.baseline is not None:
+        named.append(entries.one("compare.baseline", compare.baseline, POLICY))
+    if off := [variant for variant in named if not entries.entries[variant.entry].evaluate]:
+        raise ConfigError(
+            f"compare: names '{off[0].node}', and pipeline.{off[0].entry}.evaluate is false; set it to true, or take the name out"
+        )
+    return [
+        variant
+        for name in entries.makers(POLICY)
+        for variant in entries.variants[name]
+        if variant in named or (variant.is_last and entries.entries[name].evaluate)
+    ]
+
+
+def _evaluation(entries: Expansion, model: Variant) -> Node:
+    settings, seed = entries.config.evaluate, entries.config.run.seed
+    data, base = (entries.one(f"pipeline.{name}", name, role).result for name, role in ((DATA, "data"), (BASE, POLICY)))
+    inputs = {"model": model.result, "data": data, "base": base}
+    if _SCORER_INPUT in load_stage("evaluate").wants(settings) and (scorer := _scorer(entries)):
+        inputs[_SCORER_INPUT] = scorer.result
+    return Node(f"evaluate_{model.node}", "evaluate", settings, inputs, seed)
+
+
+def _scorer(entries: Expansion) -> Variant | None:
+    """The scorer of the metric 'reward': the one that is named, or the only one; None where there is none."""
+    place, named, makers = "evaluate.reward_model", entries.config.evaluate.reward_model, entries.makers(_SCORER)
+    if named is None and len(makers) > 1:
+        raise ConfigError(f"{place}: say which entry scores answers for the metric 'reward'; allowed are {', '.join(makers)}")
+    if named is None and not makers:
+        return None
+    return entries.one(place, named or makers[0], _SCORER)
+
+
+def _comparison(entries: Expansion, models: list[Variant]) -> Node:
+    """All evaluations against each other; its settings get the full names of what was named or left open."""
+    compare, names = entries.config.compare, [model.node for model in models]
+    if compare.baseline is None:
+        # The first model that is trained, where others come after it.
+        baseline = names[1] if len(names) > 2 and len(entries.variants[models[1].entry]) == 1 else names[0]
+    else:
+        baseline = entries.one("compare.baseline", compare.baseline, POLICY).node
+    if compare.candidates is None:
+        candidates = [name for name in names if name not in (baseline, BASE)]
+    else:
+        found = [v.node for text in compare.candidates for v in entries.chosen("compare.candidates", text, POLICY)]
+        candidates = list(dict.fromkeys(found))
+    if baseline in candidates:
+        raise ConfigError(f"compare.candidates contains the baseline '{baseline}'; a model cannot be its own challenger")
+    settings: CompareConfig = compare.model_copy(update={"baseline": baseline, "candidates": candidates, "models": names})
+    return Node("compare", "compare", settings, {name: f"evaluate_{name}" for name in names}, entries.config.run.seed)

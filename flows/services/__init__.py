@@ -1,0 +1,1 @@
+"""Local servers and processes: Prefect, MLflow, Ray, the worker; health, environment, this machine."""

@@ -1,0 +1,62 @@
+"""The settings of a whole run: its pipeline of entries, one section a stage, and how the run as a whole goes. No torch, no Prefect here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from data_processing.config import DataConfig
+from data_processing.settings import Settings, operational
+from evaluation.config import CompareConfig, EvaluateConfig
+from flows.settings.entries import Entries, name_problem
+from rlhf_core.config import BaseModelConfig, ConvertConfig, OnlineConfig, PreferenceConfig, RewardModelConfig, SftConfig
+from tasks.runtime.config import RuntimeConfig
+
+
+class RunConfig(Settings):
+    """The run as a whole: its name, its seed, where it is registered."""
+
+    name: str = operational("align", "Name of the run, in its folder and in the tracker", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(17, ge=0, le=2**31 - 1, description="Seed of everything random; each stage derives its own from it")
+    experiment: str = operational("alignflow", "MLflow experiment that holds the runs", min_length=1)
+    registered_model: str | None = operational(
+        "alignflow", "Name under which the best model is registered as 'challenger'; null: not registered"
+    )
+
+
+class PipelineConfig(Settings):
+    """Everything a run is told: its entries, and one section a stage. What `alignflow run --config FILE` reads."""
+
+    run: RunConfig = Field(default_factory=RunConfig, description="The run as a whole")
+    pipeline: Entries = Field(
+        default_factory=dict,
+        description="What is trained from what, by name; null takes an entry out. Base model and data are there by themselves",
+    )
+    model: BaseModelConfig = Field(default_factory=BaseModelConfig, description="The model to start from")
+    data: DataConfig = Field(default_factory=DataConfig, description="What is learned from")
+    sft: SftConfig = Field(default_factory=SftConfig, description="Supervised fine-tuning")
+    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="The scorer")
+    preference: PreferenceConfig = Field(default_factory=PreferenceConfig, description="Direct preference optimisation")
+    online: OnlineConfig = Field(default_factory=OnlineConfig, description="Online training (PPO, GRPO)")
+    convert: ConvertConfig = Field(default_factory=ConvertConfig, description="Checkpoints to Hugging Face folders")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Measuring each model")
+    compare: CompareConfig = Field(default_factory=CompareConfig, description="Setting the models against each other")
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="How stages are executed; changes no result")
+
+    @field_validator("pipeline")
+    @classmethod
+    def _names_can_be_used(cls, pipeline: Entries) -> Entries:
+        for name in pipeline:
+            if problem := name_problem(name):
+                raise ValueError(f"an entry is called '{name}'; {problem}")
+        return pipeline
+
+    def section(self, stage: str) -> dict[str, Any]:
+        """JSON-ready fields of the section of registered stage `stage`; empty for stages that have none."""
+        settings = getattr(self, SECTIONS.get(stage, stage), None)
+        return settings.model_dump(mode="json") if isinstance(settings, Settings) else {}
+
+
+# The sections that are not called as their stage is.
+SECTIONS = {"base_model": "model", "prepare_data": "data"}

@@ -1,0 +1,145 @@
+"""Files of settings: the presets that ship with alignflow, those of the home, and any path; each may extend another."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import deployments.presets
+from data_processing.errors import ConfigError
+from data_processing.settings import Settings
+from flows.settings.config import PipelineConfig
+from flows.settings.entries import Entries
+from flows.settings.layers import PIPELINE, Values, given_fields, laid_over, layered
+from flows.settings.messages import did_you_mean
+
+DEFAULT = "quickstart"
+_EXTENDS = "extends"
+
+
+@dataclass(frozen=True)
+class PresetFile:
+    """A preset that can be asked for by name, and the first line of its opening comment."""
+
+    name: str
+    path: Path
+    line: str
+
+
+def read_preset(name: str, home_presets: Path | None = None) -> Values:
+    """The settings of a preset: what it extends, and its own over that. `name` is that of a preset, or the path of a file.
+
+    Raises `ConfigError` where there is no such preset, where a file is not readable, and where presets extend each other in a
+    circle.
+    """
+    return _read(name, home_presets, None, ())
+
+
+def resolve(
+    preset: str = DEFAULT,
+    sections: Mapping[str, Settings] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    pipeline: Entries | None = None,
+    home_presets: Path | None = None,
+) -> PipelineConfig:
+    """The configuration of a run: the preset <- given fields of `sections` <- dotted `overrides`.
+
+    `pipeline`, where it has entries, takes the place of the preset's. Raises `ConfigError` naming every wrong field.
+    """
+    values = read_preset(preset, home_presets)
+    if pipeline:
+        values[PIPELINE] = {name: entry and given_fields(entry) for name, entry in pipeline.items()}
+    return layered(values, sections, overrides)
+
+
+def known_presets(home_presets: Path | None = None) -> dict[str, PresetFile]:
+    """Presets by name; one in the home hides a shipped one of the same name."""
+    folders = [Path(place) for place in deployments.presets.__path__] + ([home_presets] if home_presets else [])
+    return {
+        path.stem: PresetFile(path.stem, path, _first_line(path)) for folder in folders for path in sorted(folder.glob("*.yaml"))
+    }
+
+
+def read_values(path: Path) -> Values:
+    """The mapping in a YAML file; `ConfigError` where it is missing, unreadable or no mapping, or names a key twice."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # a SafeLoader
+    except FileNotFoundError as error:
+        raise ConfigError(f"config: no file at {path}; give the path of a YAML file with sections like 'online:'") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config: {path} is not readable YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"config: {path} holds a {type(values).__name__}; expected sections: {', '.join(PipelineConfig.model_fields)}"
+        )
+    own: Values = _unshared(values)
+    return own
+
+
+def _read(name: str, home_presets: Path | None, beside: Path | None, above: tuple[Path, ...]) -> Values:
+    path = _path_of(name, home_presets, beside)
+    if path in above:
+        circle = " -> ".join(str(place) for place in (*above[above.index(path) :], path))
+        raise ConfigError(f"extends: presets extend each other in a circle: {circle}; take one 'extends' out")
+    values = read_values(path)
+    below = values.pop(_EXTENDS, None)
+    if below is None:
+        return values
+    if not isinstance(below, str):
+        raise ConfigError(f"extends: {path} has {below!r}; give the name of one preset, or the path of a file")
+    return laid_over(_read(below, home_presets, path.parent, (*above, path)), values)
+
+
+def _path_of(name: str, home_presets: Path | None, beside: Path | None) -> Path:
+    """The file of a preset; a path in a file is meant from that file's folder (`beside`), a typed one from the current."""
+    known = known_presets(home_presets)
+    if name in known:
+        return known[name].path
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = ((beside or Path()) / Path(name).expanduser()).resolve()
+        if path.is_file():
+            return path
+        raise ConfigError(f"preset: no file at {path}; give the name of a preset ({', '.join(known)}) or the path of a YAML file")
+    where = f" (shipped, or in {home_presets})" if home_presets else ""
+    raise ConfigError(
+        f"preset: got '{name}'; {did_you_mean(name, list(known))}allowed are {', '.join(known)}{where}, or the path of a YAML file"
+    )
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        first = stream.readline()
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places share a mapping or a list, as they do in YAML with anchors."""
+    if isinstance(value, dict):
+        return {name: _unshared(item) for name, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[str, int] = {}
+        for key, line in _keys(node):
+            if key in lines:
+                raise yaml.YAMLError(f"'{key}' stands there twice (lines {lines[key]} and {line}); put both into one")
+            lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def _keys(node: yaml.MappingNode) -> Iterator[tuple[str, int]]:
+    """The keys of a mapping as written, with their lines; not what it merges in from anchors."""
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            yield key.value, key.start_mark.line + 1
