@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from data_processing.errors import ConfigError, DataError
 from evaluation.bootstrap import Interval, Resampling
-from evaluation.config import CompareConfig
+from evaluation.config import PRIMARY_METRICS, CompareConfig
 from evaluation.measures import DECODINGS, Measure
 from evaluation.results import Evaluation, IntervalTable, intervals_json
 
@@ -61,7 +61,7 @@ def compare(
         name: _differences(name, other, baseline, resampling) for name, other in evaluations.items() if other is not baseline
     }
     judgements = {name: _judge(table.get(decoding, {}).get(measure.name), measure) for name, table in paired.items()}
-    for name in config.candidates:
+    for name in config.named_candidates:
         if name not in paired:
             warn(f"candidate '{name}' was not evaluated and is left out; evaluated: {sorted(evaluations)}")
     challenger, reason = _challenger(paired, judgements, config, (measure, decoding))
@@ -73,19 +73,19 @@ def compare(
         reason=reason,
         primary_metric=measure.name,
         decoding=decoding,
-        baseline=config.baseline,
+        baseline=config.named_baseline,
     )
 
 
 def _baseline(evaluations: Mapping[str, Evaluation], config: CompareConfig) -> Evaluation:
-    if config.baseline not in evaluations:
+    if config.named_baseline not in evaluations:
         raise ConfigError(
-            f"compare.baseline: '{config.baseline}' was not evaluated; evaluated models: {sorted(evaluations)}. "
+            f"compare.baseline: '{config.named_baseline}' was not evaluated; evaluated models: {sorted(evaluations)}. "
             "Name one of these, or run the stages that train it"
         )
-    if config.baseline in config.candidates:
-        raise ConfigError(f"compare.candidates: '{config.baseline}' is the baseline; a model cannot be its own challenger")
-    return evaluations[config.baseline]
+    if config.named_baseline in config.named_candidates:
+        raise ConfigError(f"compare.candidates: '{config.named_baseline}' is the baseline; a model cannot be its own challenger")
+    return evaluations[config.named_baseline]
 
 
 def _primary(baseline: Evaluation, config: CompareConfig) -> tuple[Measure, str]:
@@ -95,7 +95,7 @@ def _primary(baseline: Evaluation, config: CompareConfig) -> tuple[Measure, str]
     deciding = sorted(name for name, m in baseline.measures.items() if m.better != "neither")
     if measure is None:
         raise ConfigError(
-            f"compare.primary_metric: '{config.primary_metric}' was not measured for '{config.baseline}'; "
+            f"compare.primary_metric: '{config.primary_metric}' was not measured for '{config.named_baseline}'; "
             f"measured and able to decide: {deciding}"
         )
     if measure.better == "neither":
@@ -132,13 +132,13 @@ def _challenger(
 ) -> tuple[str | None, str]:
     """The candidate with the largest gain among those judged better, and the reason in words."""
     measure, decoding = primary
-    better = [name for name in config.candidates if judgements.get(name) == "better"]
+    better = [name for name in config.named_candidates if judgements.get(name) == "better"]
     if not better:
-        looked_at = ", ".join(f"{n}: {judgements[n]}" for n in config.candidates if n in paired) or "none was evaluated"
-        return None, f"No candidate beats {config.baseline} on {decoding} {measure.name} beyond its interval ({looked_at})."
+        looked_at = ", ".join(f"{n}: {judgements[n]}" for n in config.named_candidates if n in paired) or "none was evaluated"
+        return None, f"No candidate beats {config.named_baseline} on {decoding} {measure.name} beyond its interval ({looked_at})."
     best = max(better, key=lambda name: abs(paired[name][decoding][measure.name].mean))
     gain, digits = paired[best][decoding][measure.name], measure.digits
     return best, (
-        f"{best} beats {config.baseline} on {decoding} {measure.name} by {gain.mean:+.{digits}f} "
+        f"{best} beats {config.named_baseline} on {decoding} {measure.name} by {gain.mean:+.{digits}f} "
         f"({config.confidence:.0%} interval {gain.low:+.{digits}f} to {gain.high:+.{digits}f}, {gain.n} paired prompts)."
     )

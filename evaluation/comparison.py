@@ -72,7 +72,7 @@ def _by_gain(
     evaluations: Mapping[str, Evaluation], comparison: Comparison, config: CompareConfig, prompts: list[str]
 ) -> list[str]:
     """Prompt ids from the largest gain to the largest loss; as given where prompts have no value of the primary metric."""
-    compared = [name for name in config.candidates if name in evaluations]
+    compared = [name for name in config.named_candidates if name in evaluations]
     best = comparison.challenger or (compared[0] if compared else comparison.baseline)
     ours, theirs = (evaluations[name].values.get(comparison.decoding, {}) for name in (best, comparison.baseline))
     metric = comparison.primary_metric

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from data_processing.errors import ConfigError
 from data_processing.settings import Settings, operational
 from rlhf_core.config import RolloutEngine
 
@@ -61,3 +62,15 @@ class CompareConfig(Settings):
     samples_shown: int = Field(8, ge=0, le=100, description="Prompts shown side by side in the report")
     bootstrap_resamples: int = Field(2000, ge=100, description="Resamples behind each interval")
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the intervals")
+
+    @property
+    def named_baseline(self) -> str:
+        """The baseline; raises `ConfigError` where nobody has named one."""
+        if self.baseline is None:
+            raise ConfigError("compare.baseline: name the model that the others are compared with; a pipeline fills it in")
+        return self.baseline
+
+    @property
+    def named_candidates(self) -> list[str]:
+        """The candidates; none where nobody has named any."""
+        return self.candidates or []

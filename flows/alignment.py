@@ -5,12 +5,13 @@ The story of one run is `flows.running.pipeline`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
-from prefect import flow
+from prefect import flow, get_client
 from prefect.artifacts import acreate_markdown_artifact
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from pydantic import JsonValue
 
 from data_processing.config import DataConfig
@@ -38,6 +39,11 @@ class InPrefect:
     def run_id(self) -> str:
         """The flow run's id."""
         return str(flow_run.id)
+
+    async def begin(self, run: str, tags: Sequence[str]) -> None:
+        """The flow run is called as the run's folder is."""
+        async with get_client() as client:
+            await client.update_flow_run(UUID(self.run_id), name=run, tags=[*flow_run.tags, *tags])
 
     async def node(
         self,
@@ -102,6 +108,15 @@ async def align(
         **{"online": online, "convert": convert, "evaluate": evaluate, "compare": compare, "runtime": runtime},
     }
     home = Home.open()
-    config = resolve(preset, sections, overrides, pipeline=pipeline, home_presets=home.presets)
+    below = {name: value for name, value in (await _of_deployment()).items() if name in sections}
+    config = resolve(preset, sections, overrides, pipeline=pipeline, below=below, home_presets=home.presets)
     selection = select(build_graph(config), from_stage, until_stage, force)
     return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect())
+
+
+async def _of_deployment() -> dict[str, Any]:
+    """The values that the form of this run's deployment is filled with; none for a run without one."""
+    if not deployment.id:
+        return {}
+    async with get_client() as client:
+        return dict((await client.read_deployment(UUID(deployment.id))).parameters)

@@ -29,6 +29,7 @@ SetOption = Annotated[
 ]
 FromOption = Annotated[str | None, typer.Option("--from", help="Take everything before this entry or stage from the cache")]
 UntilOption = Annotated[str | None, typer.Option("--until", help="Stop after this entry or stage")]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run, in its folder, in Prefect and in MLflow")]
 ForceOption = Annotated[list[str] | None, typer.Option("--force", help="Run this entry or stage although cached; repeatable")]
 
 
@@ -41,11 +42,13 @@ def run(
     from_: FromOption = None,
     until: UntilOption = None,
     force: ForceOption = None,
+    name: NameOption = None,
 ) -> None:
     """Run the pipeline here, and wait for it."""
     from flows.commands.actions import Asked, run_here
 
-    run_here(Asked(preset, config, set_ or [], from_, until, force or []))
+    named = [f"run.name={name}"] if name else []
+    run_here(Asked(preset, config, [*(set_ or []), *named], from_, until, force or []))
 
 
 @app.command()
@@ -62,6 +65,42 @@ def plan(
     from flows.commands.actions import Asked, show_plan
 
     show_plan(Asked(preset, config, set_ or [], from_, until, force or []))
+
+
+@app.command()
+def graph(
+    *,
+    preset: PresetOption = "quickstart",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Show the nodes of a pipeline and what each is made from."""
+    from flows.commands.actions import Asked, show_graph
+
+    show_graph(Asked(preset, config, set_ or [], None, None, []))
+
+
+@app.command()
+def presets() -> None:
+    """List the presets: those that ship with alignflow, and yours in the home."""
+    from flows.commands.actions import show_presets
+
+    show_presets()
+
+
+@app.command()
+def deploy(
+    preset: Annotated[str, typer.Argument(help="The name of a preset, or a YAML file")],
+    *,
+    name: Annotated[str | None, typer.Option(help="Name of the deployment; default: that of the preset or file")] = None,
+    cron: Annotated[str | None, typer.Option(help='When it runs by itself: "0 2 * * *" for every night at two')] = None,
+    timezone: Annotated[str, typer.Option(help="Time zone of --cron, for example Europe/Berlin")] = "UTC",
+    pool: Annotated[str, typer.Option(help="Prefect work pool that runs it")] = "local",
+) -> None:
+    """Make a deployment whose form is filled with a preset's values; needs a Prefect server (alignflow up)."""
+    from flows.commands.actions import deploy_preset
+
+    deploy_preset(preset, name, cron, timezone, pool)
 
 
 @app.command()

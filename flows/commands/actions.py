@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_processing.errors import ConfigError
+from evaluation.config import CompareConfig
 from flows.commands.tables import console, print_verdict, table_with
-from flows.graph.build import build_graph
+from flows.graph.build import build_graph, deciding_metric, unused_entries
+from flows.graph.nodes import Graph
 from flows.graph.selection import Selection, select
 from flows.running.locally import FlowFunction, run_locally
 from flows.running.run_folder import RunFolder
 from flows.services import environment
-from flows.services.local import DEPLOYMENT, Ports, addresses, down, status, up
+from flows.services.deployments import FLOW, Schedule, deploy
+from flows.services.local import Ports, addresses, down, status, up
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import as_overrides, parse_assignments
-from flows.settings.presets import read_values, resolve
+from flows.settings.presets import known_presets, read_values, resolve
 from tasks.runtime.home import Home
 
 
@@ -83,12 +88,14 @@ def _load_flow() -> FlowFunction:
 def show_plan(asked: Asked) -> None:
     """`alignflow plan`."""
     from flows.graph.plan import make_plan
+    from flows.running.checks import check_what_runs
     from flows.services.machine import available_memory_gib, free_disk_gib
 
     home = Home.open()
     environment.enter(home)
     request = read_request(asked, home)
     plan = make_plan(request.config, request.selection, home)
+    check_what_runs(request.config, plan, home)
     table = table_with("node", "does", "why", "memory GiB", "time s")
     for name, planned in plan.items():
         estimate = planned.estimate
@@ -97,6 +104,8 @@ def show_plan(asked: Asked) -> None:
         memory = f"~{estimate.memory_gib:.1f}" if planned.runs else ""
         table.add_row(name, does, planned.reason, memory, seconds if planned.runs else "")
     console().print(table)
+    for line in what_is_compared(request.selection.graph):
+        print(line)
     work = [p.estimate for p in plan.values() if p.runs]
     known = sum(e.seconds or 0.0 for e in work)
     open_ends = "" if all(e.seconds is not None for e in work) else " and more (GPU stages are not estimated)"
@@ -104,14 +113,58 @@ def show_plan(asked: Asked) -> None:
     print(f"free here: {available_memory_gib():.1f} GiB memory, {free_disk_gib(home.root):.1f} GiB disk")
 
 
+def what_is_compared(graph: Graph) -> Iterator[str]:
+    """Lines on what the comparison will do, and on entries that nothing uses."""
+    compare = graph["compare"].settings if "compare" in graph else None
+    if isinstance(compare, CompareConfig):
+        candidates = ", ".join(compare.candidates or ()) or "nothing"
+        metric = deciding_metric(graph) or "no metric that is measured here: set compare.primary_metric"
+        yield f"compares {candidates} with {compare.baseline}; decides by {metric}"
+    for entry in unused_entries(graph):
+        yield f"warning: nothing uses entry '{entry}'; take it out (--set pipeline.{entry}=null), or name it as an input"
+
+
+def show_graph(asked: Asked) -> None:
+    """`alignflow graph`."""
+    graph = read_request(asked, Home.open()).selection.graph
+    table = table_with("node", "stage", "made from")
+    for node in graph.values():
+        made_from = ", ".join(name if given == name else f"{given}: {name}" for given, name in node.inputs.items())
+        table.add_row(node.name, node.stage, "all evaluations" if node.stage == "compare" else made_from)
+    console().print(table)
+
+
+def show_presets() -> None:
+    """`alignflow presets`."""
+    table = table_with("preset", "what it is", "file")
+    for preset in known_presets(Home.open().presets).values():
+        table.add_row(preset.name, preset.line, str(preset.path))
+    console().print(table)
+
+
+def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str, pool: str) -> None:
+    """`alignflow deploy`."""
+    home = Home.open()
+    environment.enter(home)
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError("PREFECT_API_URL: no Prefect server is known; alignflow up starts one, or set the variable to yours")
+    is_file = Path(preset).suffix in (".yaml", ".yml")
+    source = str(Path(preset).expanduser().resolve()) if is_file else preset
+    config = resolve(source, home_presets=home.presets)
+    build_graph(config)
+    schedule = Schedule(cron, timezone) if cron else None
+    called = name or (Path(preset).stem if is_file else preset)
+    deploy(called, source, config, schedule=schedule, pool=pool)
+    print(f"deployed {FLOW}/{called}{f', runs at {cron} ({timezone})' if cron else ''}; one run at a time, others wait")
+    print(f"run it with: prefect deployment run {FLOW}/{called} --watch")
+
+
 def start_services(ports: Ports) -> None:
     """`alignflow up`."""
     home = Home.open()
     for name, value in up(home, ports, print).items():
         print(f"export {name}={value}")
-    print(
-        f"then: prefect deployment run {DEPLOYMENT} -p preset=quickstart --watch     (or alignflow run, which finds them by itself)"
-    )
+    print(f"then: prefect deployment run {FLOW}/quickstart --watch     (or alignflow run, which finds them by itself)")
 
 
 def show_services() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
-from evaluation.config import CompareConfig
+from evaluation.config import PRIMARY_METRICS, CompareConfig, EvaluateConfig
 from flows.graph.expand import POLICY, Expansion
 from flows.graph.nodes import Graph, Node
 from flows.graph.variants import Variant
@@ -24,6 +25,22 @@ def build_graph(config: PipelineConfig) -> Graph:
     taken = {made_by for node in nodes.values() for made_by in node.inputs.values()}
     unused = {source for source in (BASE, DATA) if source not in config.pipeline and source not in taken}
     return {name: node for name, node in nodes.items() if name not in unused}
+
+
+def deciding_metric(graph: Graph) -> str | None:
+    """The metric that the comparison will decide by, as far as that can be told before anything is measured."""
+    compare = graph["compare"].settings if "compare" in graph else None
+    if not isinstance(compare, CompareConfig) or compare.primary_metric:
+        return compare.primary_metric if isinstance(compare, CompareConfig) else None
+    evaluation = graph[next(iter(graph["compare"].inputs.values()))]
+    data = graph[evaluation.inputs["data"]].settings
+    measured = {
+        "procedures": isinstance(data, DataConfig) and data.procedures is not None,
+        "reward": _SCORER_INPUT in evaluation.inputs,
+        "perplexity": True,
+    }
+    asked = evaluation.settings.metrics if isinstance(evaluation.settings, EvaluateConfig) else []
+    return next((m for m in PRIMARY_METRICS if (family := m.partition(".")[0]) in asked and measured[family]), None)
 
 
 def unused_entries(graph: Graph) -> list[str]:

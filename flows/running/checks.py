@@ -20,13 +20,18 @@ def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
     """Raise `ConfigError` for what would make a stage of `plan` fail for sure. Cached stages need nothing."""
     if not has_work(plan):
         return
+    check_what_runs(config, plan, home)
+    check_servers(config, home)
+
+
+def check_what_runs(config: PipelineConfig, plan: Plan, home: Home) -> None:
+    """As `check_before_start`, but asks no server."""
     _check_disk(config, home)
     for settings in (planned.node.settings for planned in plan.values() if planned.runs):
         if isinstance(settings, BaseModelConfig):
             _check_model(settings)
         if isinstance(settings, OnlineConfig):
             _check_rewards(settings)
-    check_servers(config, home)
 
 
 def check_servers(config: PipelineConfig, home: Home) -> None:

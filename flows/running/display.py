@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from tasks.runtime.request import StageObserver, StageRequest
@@ -16,6 +16,10 @@ class Display(Protocol):
     @property
     def run_id(self) -> str:
         """What tells this run from all others."""
+        ...
+
+    async def begin(self, run: str, tags: Sequence[str]) -> None:
+        """The run is called `run`; `tags` are what people look for runs by."""
         ...
 
     async def node(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,14 +25,16 @@ from flows.running.run_folder import NodeTimes, RunFolder
 from flows.services.machine import available_memory_gib
 from flows.services.ray_head import ray_for_run
 from flows.settings.config import PipelineConfig
+from rlhf_core.config import BaseModelConfig
 from tasks.runtime.config import ExecutorKind
 from tasks.runtime.executor import Executor
 from tasks.runtime.home import Home
 from tasks.runtime.request import StageOutcome, StageRequest
-from tasks.runtime.start import Runtime
+from tasks.runtime.start import Runtime, git_commit
 from tasks.runtime.subprocess_executor import SubprocessExecutor
 from tasks.runtime.tracking import RunStatus, Tracker, recover
 
+_COMMIT_DIGITS = 10
 _MEMORY_SHARE = 0.9  # of what is free when the run starts; the rest is left to others
 
 
@@ -48,6 +51,7 @@ async def run_pipeline(config: PipelineConfig, selection: Selection, plan: Plan,
     status: RunStatus = "KILLED"
     message = "cancelled"
     try:
+        await display.begin(run.folder.name, run.tags())
         outcomes = await run.stages(tracker)
         result = await finish(config, outcomes, home, run.folder, tracker, display=display)
         status, message = "FINISHED", ""
@@ -80,10 +84,22 @@ class _Run:
         cached = sum(not planned.runs for planned in plan.values())
         LOG.info("run %s: %d stages, %d of them cached", self.folder.name, len(plan), cached)
 
+    def tags(self) -> list[str]:
+        """What people look for runs by: its name, the model it starts from, the code."""
+        paths = [node.settings.path for node in self._selection.graph.values() if isinstance(node.settings, BaseModelConfig)]
+        commit = git_commit()
+        return [
+            self._config.run.name,
+            *(f"model:{Path(path).name}" for path in paths),
+            *([f"commit:{commit[:_COMMIT_DIGITS]}"] if commit else []),
+        ]
+
     def tracker(self, later: bool) -> Tracker:
         """The tracker's view of this run; see `Tracker` for `later`."""
         params = {"seed": self._config.run.seed, "model": self._config.model.path}
+        commit = git_commit()
         tags = {"alignflow.flow_run": self._display.run_id, "alignflow.folder": str(self.folder.path)}
+        tags |= {"mlflow.source.git.commit": commit} if commit else {}
         experiment = self._config.run.experiment
         return Tracker(self._home, self.folder.name, params=params, tags=tags, experiment=experiment, later=later)
 

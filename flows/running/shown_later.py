@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class UnshownRun(BaseModel):
     name: str
     began: str
     parameters: dict[str, JsonValue]
+    tags: list[str] = []
     nodes: list[UnshownNode] = []
     verdict: str | None = None
     error: str | None = None
@@ -56,6 +57,10 @@ class Unshown:
     def __init__(self, parameters: Mapping[str, JsonValue]) -> None:
         self.run_id = str(uuid.uuid4())
         self._run = UnshownRun(name="", began=time.strftime("%Y-%m-%d %H:%M:%S"), parameters=dict(parameters))
+
+    async def begin(self, run: str, tags: Sequence[str]) -> None:
+        """Remembered."""
+        self._run.name, self._run.tags = run, list(tags)
 
     async def node(
         self,
@@ -71,7 +76,6 @@ class Unshown:
             tracked.done(outcome)
         made_from = list(dict.fromkeys(answer["node"] for answer in upstream.values()))
         self._run.nodes.append(UnshownNode(name=request.node, message=outcome.origin, upstream=made_from))
-        self._run.name = request.run
         return outcome.to_json()
 
     async def verdict(self, text: str, run: str) -> None:
@@ -108,7 +112,7 @@ def _show(client: SyncPrefectClient, run: UnshownRun) -> None:
     from flows.alignment import align
     from tasks.runtime.prefect_task import stage_task
 
-    flow_run = client.create_flow_run(align, name=run.name or None, parameters=run.parameters, state=Running())
+    flow_run = client.create_flow_run(align, name=run.name or None, parameters=run.parameters, tags=run.tags, state=Running())
     ids: dict[str, uuid.UUID] = {}
     for node in run.nodes:
         inputs = {"upstream": [TaskRunResult(id=ids[name]) for name in node.upstream]}

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import deployments
 from flows.running.shown_later import show_waiting
+from flows.services.deployments import WORK_POOL
 from flows.services.environment import ROOT, SERVICE_VARIABLES, changed_environment, ray_authentication, service_environment
 from flows.services.health import answers, wait_until_answers
 from flows.services.prefect_server import HEALTH, start_server
@@ -18,8 +18,6 @@ from flows.services.processes import LOOPBACK, ProcessRecord, Records, ServiceEr
 from flows.services.ray_head import start_head, wait_until_ready
 from tasks.runtime.home import Home
 
-WORK_POOL = "local"
-DEPLOYMENT = "align/local"
 _START_TIMEOUT_S = 120.0
 _STOP_GRACE_S = {"worker": 60.0}
 _ORDER = ("prefect", "mlflow", "ray", "worker")
@@ -151,17 +149,16 @@ def _show_earlier_runs(home: Home) -> None:
 
 
 def _deploy(home: Home) -> None:
-    """Create the work pool and the deployment of deployments/prefect.yaml; both may be there already."""
-    environment = service_environment(home) | addresses(home) | {"ALIGNFLOW_ROOT": str(ROOT)}
-    file = Path(next(iter(deployments.__path__))) / "prefect.yaml"
-    pool = ("work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
-    deploy = ("--no-prompt", "deploy", "--prefect-file", str(file), "--name", DEPLOYMENT)
-    for arguments in (pool, deploy):
+    """Create the work pool and a deployment of each preset; they may be there already."""
+    pool = ("-m", "prefect", "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
+    shipped = ("-c", "from flows.services.deployments import deploy_shipped; deploy_shipped()")
+    for arguments in (pool, shipped):
+        environment = service_environment(home) | addresses(home)
         answer = subprocess.run(
-            [sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
         if answer.returncode:
-            raise ServiceError(f"prefect {' '.join(arguments)} failed:\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}")
+            raise ServiceError(f"{' '.join(arguments[1:])} failed:\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}")
 
 
 def _status(home: Home, name: str, record: ProcessRecord | None) -> ServiceStatus:

@@ -45,13 +45,15 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     *,
     pipeline: Entries | None = None,
+    below: Values | None = None,
     home_presets: Path | None = None,
 ) -> PipelineConfig:
     """The configuration of a run: the preset <- given fields of `sections` <- dotted `overrides`.
 
-    `pipeline`, where it has entries, takes the place of the preset's. Raises `ConfigError` naming every wrong field.
+    `pipeline`, where it has entries, takes the place of the preset's; `below`, where it has sections, that of the whole preset.
+    Raises `ConfigError` naming every wrong field.
     """
-    values = read_preset(preset, home_presets)
+    values = dict(below) if below else read_preset(preset, home_presets)
     if pipeline:
         values[PIPELINE] = {name: entry and given_fields(entry) for name, entry in pipeline.items()}
     return layered(values, sections, overrides)
