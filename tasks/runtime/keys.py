@@ -15,6 +15,7 @@ import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from data_processing.errors import ConfigError
@@ -63,13 +64,16 @@ def canonical_json(value: Any) -> str:
 
 def library_versions(distributions: Iterable[str]) -> dict[str, str]:
     """Installed versions by distribution name, "absent" where one is not installed; Python's own is always there."""
-    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in distributions:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    python = {"python": ".".join(platform.python_version_tuple()[:2])}
+    return python | {name: _installed_version(name) for name in distributions}
+
+
+@cache
+def _installed_version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def explain_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

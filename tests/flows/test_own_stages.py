@@ -1,0 +1,117 @@
+"""A stage of the user's own, from a package outside the checkout: run, keyed by its code, refused where it is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_processing.errors import ConfigError
+from flows.graph.build import build_graph
+from flows.graph.plan import Plan, make_plan
+from flows.graph.selection import select
+from flows.running.pipeline import run_pipeline
+from flows.running.shown_later import Unshown
+from flows.settings.config import PipelineConfig
+from flows.settings.presets import resolve
+from tasks.runtime.home import Home
+from tasks.runtime.keys import explain_difference
+
+STAGES = '''
+from pydantic import Field
+
+from data_processing.settings import Settings
+from my_desk.words import shout
+from tasks.runtime.context import Input, Stage, StageContext
+
+
+class CountConfig(Settings):
+    """What is counted."""
+
+    table: str = Field("sft", description="Table whose rows are counted")
+
+
+def count(context: StageContext[CountConfig]) -> None:
+    files = sorted((context.inputs["data"] / context.config.table).glob("*.parquet"))
+    (context.output / "count.txt").write_text(shout(f"{context.config.table}: {len(files)} files"))
+
+
+COUNT = Stage(name="count", kind="count", config=CountConfig, inputs={"data": Input("data", default="data")}, run=count)
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "elsewhere" / "my_desk"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "stages.py").write_text(STAGES)
+    (folder / "words.py").write_text("def shout(text):\n    return text.upper()\n")
+    (folder / "unused.py").write_text("ANSWER = 42\n")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setenv("PYTHONPATH", f"{folder.parent}:{Path(__file__).resolve().parents[2]}")
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_desk"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
+    return Home.open(tmp_path / "home")
+
+
+def _config(**count: Any) -> PipelineConfig:
+    entries = {"base": None, "online": None, "preference": None, "reward_model": None, "sft": None}
+    entry = {"stage": "my_desk.stages:COUNT", **count}
+    overrides = {f"pipeline.{name}": value for name, value in entries.items()}
+    overrides["pipeline.base"] = {"stage": "base_model", "evaluate": False}
+    overrides["pipeline.count"] = entry
+    return resolve("tiny", overrides={**overrides, "runtime.executor": "subprocess"})
+
+
+def _plan(config: PipelineConfig, home: Home) -> Plan:
+    return make_plan(config, select(build_graph(config), until_stage="count"), home)
+
+
+def test_a_stage_of_ones_own_is_an_entry_like_any_other(package: Path, home: Home) -> None:
+    config = _config(set={"table": "prompts"})
+    selection = select(build_graph(config), until_stage="count")
+    asyncio.run(run_pipeline(config, selection, make_plan(config, selection, home), home, Unshown({})))
+    [made] = (home.store / "count").glob("*/count.txt")
+    assert made.read_text() == "PROMPTS: 3 FILES"
+    assert not _plan(config, home)["count"].runs
+
+
+def test_its_code_and_what_that_imports_of_its_package_are_in_its_key(package: Path, home: Home) -> None:
+    before = _plan(_config(), home)["count"].key
+    (package / "unused.py").write_text("ANSWER = 43\n")
+    assert _plan(_config(), home)["count"].key.key == before.key
+    (package / "words.py").write_text("def shout(text):\n    return text.lower()\n")
+    after = _plan(_config(), home)["count"].key
+    assert [line.partition(":")[0] for line in explain_difference(before.description, after.description)] == [
+        "code.my_desk.words"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        ({"set": {"tabel": "sft"}}, ["pipeline.count.set.tabel", "did you mean 'table'"]),
+        ({"model": "base"}, ["pipeline.count", "no input 'model'", "its inputs are data"]),
+        ({"data": "base"}, ["pipeline.count.data", "'base' makes a policy"]),
+        ({"stage": "my_desk.stages:COUNTS"}, ["pipeline.count.stage", "COUNTS"]),
+        ({"stage": "my_desk.stages:count"}, ["pipeline.count.stage", "expected a Stage"]),
+        ({"stage": "my_deks.stages:COUNT"}, ["pipeline.count.stage", "my_deks"]),
+    ],
+)
+def test_a_wrong_one_is_answered_as_any_entry_is(package: Path, count: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_graph(_config(**count))
+    assert [text for text in said if text not in str(caught.value)] == [], str(caught.value)
