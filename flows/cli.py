@@ -81,6 +81,21 @@ def graph(
 
 
 @app.command()
+def adopt(
+    node: Annotated[str, typer.Argument(help="Entry, stage or node whose earlier result is to count")],
+    *,
+    preset: PresetOption = "quickstart",
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Take a node's last result over, although code or libraries have changed since; its lineage says so."""
+    from flows.commands.actions import Asked
+    from flows.commands.past_runs import adopt_node
+
+    adopt_node(Asked(preset, config, set_ or [], None, node, []))
+
+
+@app.command()
 def presets() -> None:
     """List the presets: those that ship with alignflow, and yours in the home."""
     from flows.commands.actions import show_presets

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 import webbrowser
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from data_processing.errors import ConfigError
 from flows.commands.tables import console, print_verdict, table_with
 from flows.running.run_folder import RunFolder, find_run
 from tasks.runtime.home import Home
+
+if TYPE_CHECKING:
+    from flows.commands.actions import Asked
+    from tasks.runtime.store import Manifest, Store
 
 
 def show_report(run: str, open_: bool) -> None:
@@ -31,6 +36,42 @@ def show_why(run: str, stage: str) -> None:
     folder = find_run(Home.open(), run)
     for line in differences(Home.open(), folder.name, stage):
         print(line)
+
+
+def adopt_node(asked: Asked) -> None:
+    """`alignflow adopt NODE`; the node is what `asked` runs until."""
+    from flows.commands.actions import read_request
+    from flows.graph.nodes import nodes_called
+    from flows.graph.plan import make_plan
+    from tasks.runtime.adopt import adopt
+    from tasks.runtime.store import Store
+
+    home = Home.open()
+    request = read_request(asked, home)
+    plan, store = make_plan(request.config, request.selection, home), Store(home.store)
+    for node in nodes_called(request.selection.graph, str(asked.until_stage)):
+        planned = plan[node]
+        if planned.hit:
+            print(f"{node}: cached, {planned.reason}")
+            continue
+        inputs = {given: plan[made_by].hit for given, made_by in planned.node.inputs.items()}
+        if missing := [planned.node.inputs[given] for given, hit in inputs.items() if hit is None]:
+            raise ConfigError(
+                f"adopt {node}: it is made from {', '.join(missing)}, and that has no result; adopt or run it first"
+            )
+        found = _latest_result(home, store, node, planned.key.stage.kind)
+        adopt(store, planned.key, found, {given: hit for given, hit in inputs.items() if hit})
+        print(f"{node}: taken over from {found.producer.run} ({found.key[:12]})")
+
+
+def _latest_result(home: Home, store: Store, node: str, kind: str) -> Manifest:
+    """What the newest run that had a result of this node made, if it is still there."""
+    from flows.graph.plan import runs_with_node
+
+    for _, record in runs_with_node(home, node):
+        if (record.ref is not None) and (found := store.lookup(kind, record.key)):
+            return found
+    raise ConfigError(f"adopt {node}: no earlier run has a result of it in {home.store}; run it")
 
 
 def show_artifacts() -> None:

@@ -46,9 +46,7 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
         inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}
         key = stage_key(node.stage, node.settings, inputs, node.seed)
         hit = None if name in selection.forced else store.lookup(key.stage.kind, key.key)
-        reason = (
-            f"made by {hit.producer.run}" if hit else "forced" if name in selection.forced else _reason(node, key, plan, home)
-        )
+        reason = _origin(hit) if hit else "forced" if name in selection.forced else _reason(node, key, plan, home)
         plan[name] = PlannedNode(node, key, hit, reason, _estimate(node, hit, config, home, parameters))
     _check_given(plan, selection)
     return plan
@@ -80,6 +78,11 @@ def _check_given(plan: Plan, selection: Selection) -> None:
             f"--from only uses what is cached for the stages before it, and {', '.join(missing)} is not ({reasons}); "
             f"start with --from {missing[0]}, or without --from"
         )
+
+
+def _origin(hit: Manifest) -> str:
+    made_by = f"made by {hit.producer.run}"
+    return f"{made_by}, adopted over changes of {', '.join(hit.adopted.changed)}" if hit.adopted else made_by
 
 
 def _reason(node: Node, key: StageKey, plan: Plan, home: Home) -> str:

@@ -35,6 +35,16 @@ class FileEntry(BaseModel):
     sha256: str
 
 
+class Adoption(BaseModel):
+    """From which key a person took a result over, when, and which parts of the two keys' descriptions differed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    changed: list[str]
+    at: float
+
+
 class Manifest(BaseModel):
     """What an artifact is, who made it, from what, and what its files must be. Its presence means the artifact is whole."""
 
@@ -50,6 +60,7 @@ class Manifest(BaseModel):
     seconds: float
     summary: dict[str, Any]
     finished_at: float
+    adopted: Adoption | None = None
 
 
 class Store:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from data_processing.errors import ConfigError
+from flows.commands.actions import Asked
+from flows.commands.past_runs import adopt_node
 from flows.graph.build import build_graph
 from flows.graph.plan import Plan, make_plan
 from flows.graph.selection import select
@@ -20,6 +22,7 @@ from flows.settings.config import PipelineConfig
 from flows.settings.presets import resolve
 from tasks.runtime.home import Home
 from tasks.runtime.keys import explain_difference
+from tasks.runtime.store import Store
 
 STAGES = '''
 from pydantic import Field
@@ -82,8 +85,7 @@ def _plan(config: PipelineConfig, home: Home) -> Plan:
 
 def test_a_stage_of_ones_own_is_an_entry_like_any_other(package: Path, home: Home) -> None:
     config = _config(set={"table": "prompts"})
-    selection = select(build_graph(config), until_stage="count")
-    asyncio.run(run_pipeline(config, selection, make_plan(config, selection, home), home, Unshown({})))
+    _run(config, home)
     [made] = (home.store / "count").glob("*/count.txt")
     assert made.read_text() == "PROMPTS: 3 FILES"
     assert not _plan(config, home)["count"].runs
@@ -98,6 +100,41 @@ def test_its_code_and_what_that_imports_of_its_package_are_in_its_key(package: P
     assert [line.partition(":")[0] for line in explain_difference(before.description, after.description)] == [
         "code.my_desk.words"
     ]
+
+
+def _run(config: PipelineConfig, home: Home) -> None:
+    selection = select(build_graph(config), until_stage="count")
+    asyncio.run(run_pipeline(config, selection, make_plan(config, selection, home), home, Unshown({})))
+
+
+def _adopt(tmp_path: Path, home: Home, name: str, **count: Any) -> None:
+    file = tmp_path / "adopt.yaml"
+    file.write_text(_config(**count).model_dump_json())  # JSON is YAML
+    adopt_node(Asked(str(file), None, [], None, name, []))
+
+
+def test_a_result_is_taken_over_when_only_code_has_changed_and_says_so(
+    package: Path, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(_config(), home)
+    (package / "words.py").write_text("def shout(text: str) -> str:\n    return text.upper()\n")
+    assert _plan(_config(), home)["count"].reason.startswith("code.my_desk.words")
+    _adopt(tmp_path, home, "count")
+    assert "count: taken over from tiny-" in capsys.readouterr().out
+    adopted = _plan(_config(), home)["count"]
+    assert adopted.reason.endswith("adopted over changes of code.my_desk.words")
+    assert adopted.hit is not None and adopted.hit.adopted is not None
+    folder = home.store / "count"
+    assert (folder / adopted.key.key / "count.txt").samefile(folder / adopted.hit.adopted.key / "count.txt")
+    assert Store(home.store).verify("count", adopted.key.key, full=True) == []
+
+
+def test_a_result_made_with_other_settings_is_not_taken_over(package: Path, home: Home, tmp_path: Path) -> None:
+    _run(_config(), home)
+    with pytest.raises(ConfigError, match=r"differs in more than code: config\.table: \"sft\" -> \"prompts\""):
+        _adopt(tmp_path, home, "count", set={"table": "prompts"})
+    with pytest.raises(ConfigError, match="did you mean 'count'"):
+        _adopt(tmp_path, home, "cuont")
 
 
 @pytest.mark.parametrize(
