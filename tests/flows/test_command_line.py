@@ -30,7 +30,7 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
     assert "LOADED []" in answer.stdout
-    for command in ("run", "plan", "up", "status", "down", "doctor", "fetch", "report", "cache"):
+    for command in ("run", "plan", "graph", "presets", "adopt", "deploy", "up", "status", "down", "doctor", "fetch", "report", "cache"):
         assert f" {command} " in answer.stdout
 
 
@@ -51,8 +51,11 @@ def test_help_answers_within_the_time_people_notice(tmp_path: Path) -> None:
         (["run", "--set", "online.kl_coef"], "expected section.field=value"),
         (["run", "--config", "missing.yaml"], "no file at missing.yaml"),
         (["run", "--until", "evaluat"], "did you mean 'evaluate'"),
-        (["plan", "--from", "ppo"], "allowed are base_model"),
-        (["plan", "--from", "sft"], "base_model: never run here"),
+        (["plan", "--from", "ppo"], "allowed are base, base_model"),
+        (["plan", "--from", "sft"], "base: never run here"),
+        (["graph", "--set", "pipeline.online.model=stf"], "did you mean 'sft'"),
+        (["adopt", "sft", "--set", "pipeline.sft.stage=stf"], "did you mean 'sft'"),
+        (["deploy", "quickstart"], "no Prefect server is known"),
         (["plan", "--set", "model.path=/no/such/folder"], "/no/such/folder"),
         (["report", "nightly"], "got 'nightly'"),
         (["cache", "why", "latest", "sft"], "runs in"),
@@ -70,10 +73,32 @@ def test_wrong_input_is_one_message_and_exit_code_10(tmp_path: Path, arguments: 
 def test_plan_lists_every_node_and_runs_nothing(tmp_path: Path) -> None:
     answer = _alignflow(tmp_path / "home", "plan", "--preset", "quickstart")
     assert answer.returncode == 0, answer.stderr
-    for node in ("base_model", "prepare_data", "convert_reward_model", "online", "evaluate_preference", "compare"):
+    for node in ("base", "data", "convert_reward_model", "online", "evaluate_preference", "compare"):
         assert node in answer.stdout
     assert "15 of 15 stages run" in answer.stdout
+    assert "compares preference, online with sft; decides by procedures.score" in answer.stdout
     assert list((tmp_path / "home" / "store").iterdir()) == []
+
+
+def test_plan_names_an_entry_that_nothing_uses_and_the_metric_that_is_left(tmp_path: Path) -> None:
+    without_task = ["--set", "data.procedures=null", "--set", "online.rewards=[{kind: reward_model}]"]
+    unused = ["--set", "pipeline.rm2={stage: reward_model}", "--set", "pipeline.online.reward_model=reward_model"]
+    scorer = ["--set", "evaluate.reward_model=reward_model"]
+    answer = _alignflow(tmp_path, "plan", *without_task, *unused, *scorer)
+    assert answer.returncode == 0, answer.stderr
+    assert "decides by reward" in answer.stdout
+    assert "warning: nothing uses entry 'rm2'" in answer.stdout
+
+
+def test_graph_says_what_each_node_is_made_from_and_presets_what_there_is(tmp_path: Path) -> None:
+    graph = _alignflow(tmp_path, "graph", "--set", "pipeline.online.each.seed=[1, 2]").stdout
+    assert [line.split()[1:] for line in graph.splitlines() if line.startswith("online@seed=2 ")] == [
+        ["online", "model:", "convert_sft,", "data,", "reward_model:", "convert_reward_model"]
+    ]
+    (tmp_path / "presets").mkdir(exist_ok=True)
+    (tmp_path / "presets" / "mine.yaml").write_text("# My own.\nextends: tiny\n")
+    presets = _alignflow(tmp_path, "presets").stdout
+    assert "My own." in presets and "quickstart" in presets
 
 
 def test_status_and_down_without_services_say_so(tmp_path: Path) -> None:

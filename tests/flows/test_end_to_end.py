@@ -73,10 +73,8 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 
 def test_a_deployed_run_goes_from_a_model_folder_to_a_report_and_leaves_its_traces(installation: Installation) -> None:
-    overrides = json.dumps({"model.path": str(installation.model), "compare.candidates": ["preference", "online"]})
-    answer = installation.run(
-        *("prefect", "deployment", "run", "align/local", "-p", "preset=tiny", "-p", f"overrides={overrides}", "--watch")
-    )
+    model = json.dumps({"path": str(installation.model)})
+    answer = installation.run("prefect", "deployment", "run", "align/tiny", "-p", f"model={model}", "--watch")
     worker_log = (installation.home.root / "logs" / "worker.log").read_text()
     assert answer.returncode == 0, answer.stdout[-3000:] + worker_log[-6000:]
 
@@ -124,7 +122,7 @@ def test_one_online_setting_reruns_online_and_what_follows(installation: Install
 
 
 def test_a_wrong_parameter_is_refused_before_a_run_is_made(installation: Installation) -> None:
-    answer = installation.run("prefect", "deployment", "run", "align/local", "-p", 'sft={"batch_sise": 3}')
+    answer = installation.run("prefect", "deployment", "run", "align/tiny", "-p", 'sft={"batch_sise": 3}')
     assert answer.returncode != 0
     assert "batch_sise" in answer.stdout + answer.stderr
 
