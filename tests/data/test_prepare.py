@@ -145,6 +145,17 @@ def test_rows_of_one_prompt_share_a_split_whatever_tables_and_sources_they_are_i
         assert sum(summary["read"].values()) == used + summary["bad_rows"]["count"] + summary["duplicates"]["count"]
 
 
+def test_rows_do_not_move_when_other_rows_and_tables_are_added(tmp_path: Path) -> None:
+    first = jsonl(tmp_path / "first.jsonl", questions(100))
+    others = [jsonl(tmp_path / f"{i}.jsonl", [{"id": j, **row} for j, row in enumerate(questions(80, 50 * i))]) for i in (1, 2)]
+    fractions = {"validation_fraction": 0.2, "test_fraction": 0.2, "allow_duplicates": True}
+    prepare(DataConfig(procedures=None, sft=[first], **fractions), tmp_path / "few", seed=0)
+    prepare(DataConfig(procedures=SMALL, sft=[others[0], first], prompts=others, **fractions), tmp_path / "many", seed=1)
+    few, many = (split_by_prompt(tmp_path / name) for name in ("few", "many"))
+    assert len(few) == 100
+    assert few.items() <= many.items()
+
+
 def test_one_file_in_several_tables_has_each_prompt_in_the_same_split_of_all(tmp_path: Path) -> None:
     pairs = [{"prompt": f"Question {i}?", "chosen": f"Yes {i}.", "rejected": f"No {i}."} for i in range(60)]
     source = jsonl(tmp_path / "pairs.jsonl", pairs)
@@ -276,6 +287,15 @@ def test_duplicates_and_leaks_stop_the_run_unless_each_is_allowed(tmp_path: Path
     with pytest.raises(DataError, match=f"data.{setting}=true"):
         prepare(config, tmp_path / "out", seed=0)
     prepare(config.model_copy(update={setting: True}), tmp_path / "again", seed=0)
+
+
+@pytest.mark.parametrize("alike", ["{}", " {}\n", "\ufeff{}", "{}\u200b"])
+def test_a_prompt_of_the_built_in_task_leaks_in_whatever_form_a_source_has_it(tmp_path: Path, alike: str) -> None:
+    row = {"prompt": alike.format(held_out_prompts(1)[0]).replace("review", "REVIEW"), "response": "So."}
+    source = jsonl(tmp_path / "rows.jsonl", [row])
+    config = DataConfig(procedures=SMALL, sft=[source], validation_fraction=0.0, test_fraction=0.0)
+    with pytest.raises(DataError, match=r"1 rows have the prompt of a row in a split held out further(.|\n)*leaks prompts/test"):
+        prepare(config, tmp_path / "out", seed=0)
 
 
 def test_rows_of_many_row_groups_keep_their_order_and_lose_only_what_repeats_or_leaks(tmp_path: Path) -> None:
