@@ -27,7 +27,7 @@ from evaluation.results import write_predictions, write_scores
 from rlhf_core.events import EventLog
 
 SHARES = ("score", "valid", "accuracy", "soundness", "efficiency")
-PROCEDURES = {name: Measure(f"procedures.{name}", f"Procedures {name} (0 to 1)") for name in SHARES}
+PROCEDURES = {name: Measure(f"procedures.{name}", f"Procedures {name} (0 to 1)", lowest=0.0, highest=1.0) for name in SHARES}
 REWARD = Measure("reward", "Reward model score")
 KL = Measure("kl", "KL to the base (nats a response)", better="neither", digits=1)
 LENGTH = Measure("length", "Length (tokens)", better="neither", digits=0)

@@ -9,11 +9,15 @@ from hypothesis import strategies as st
 
 from data_processing.errors import DataError
 from evaluation import bootstrap
-from evaluation.bootstrap import Floats, Resampling, mean_interval, paired_interval
+from evaluation.bootstrap import Bounds, Floats, Interval, Resampling, mean_interval, paired_draws
 
 R = Resampling(resamples=400, confidence=0.95, seed=7)
 finite = st.floats(-100, 100, allow_nan=False)
 samples = st.lists(finite, min_size=1, max_size=40).map(np.array)
+
+
+def paired_interval(candidate: Floats, baseline: Floats, resampling: Resampling) -> Interval:
+    return paired_draws(candidate, baseline, resampling).interval(resampling.confidence)
 
 
 def covered(draw: object, truth: float, trials: int = 300) -> float:

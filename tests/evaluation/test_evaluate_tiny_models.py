@@ -93,7 +93,7 @@ def write_plain_prompts(data: Path) -> None:
 
 
 def metrics_of(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    found: dict[str, dict[str, dict[str, float]]] = json.loads((folder / "metrics.json").read_text())
+    found: dict[str, dict[str, dict[str, float]]] = json.loads((folder / "metrics.json").read_text())["metrics"]
     return found
 
 
