@@ -116,30 +116,33 @@ class Resampling:
         # Sums in another order differ in the last digits: what may be a tie counts as one.
         spread = np.ptp(terms, axis=0)
         tie = np.where(spread > 0, 1e-12 * spread + 1e-15 * np.abs(centre), 0.0)
-        return Draws(
-            mean=values.mean(axis=0),
-            below=below + (centre - tie),
-            above=above + (centre + tie),
-            ends=(lowest + centre, highest + centre),
-            standard_error=values.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else np.zeros(columns),
-            n=n,
-        )
+        return Draws(values, bounds, self, below + (centre - tie), above + (centre + tie), (lowest + centre, highest + centre))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Where the means `[columns]` may lie: draws `[kinds, resamples, columns]`, `below` for the lower ends of intervals and
-    `above` for the upper ones; `ends[columns]` are the least and the largest that a mean can be taken for.
+    """Where the means of the columns of `values[n, columns]` may lie: draws `[kinds, resamples, columns]`, `below` for the lower
+    ends of intervals and `above` for the upper ones; `ends[columns]` are the least and the largest a mean can be taken for.
 
     What no unit shows and no bounds limit is not covered: a loss that 19 of 20 samples have no unit of, for example.
     """
 
-    mean: Floats
+    values: Floats
+    bounds: Bounds
+    resampling: Resampling
     below: Floats
     above: Floats
     ends: tuple[Floats, Floats]
-    standard_error: Floats
-    n: int
+
+    @property
+    def n(self) -> int:
+        """How many units there are."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> Floats:
+        """The means `[columns]`."""
+        return np.asarray(self.values.mean(axis=0), dtype=np.float64)
 
     def low(self, tail: float) -> Floats:
         """The lower ends `[columns]` of the intervals with probability `tail` below them."""
@@ -162,9 +165,15 @@ class Draws:
         return self._p(self.above >= 0.0)
 
     def detectable(self, tail: float, power: float, *, upwards: bool) -> Floats:
-        """The size of a true mean that a test at level `tail` finds with probability `power`, as these units vary."""
-        width = self.mean - self.low(tail) if upwards else self.high(tail) - self.mean
-        return width + NormalDist().inv_cdf(power) * self.standard_error
+        """The sizes `[columns]` of a true mean that a test at level `tail` finds with probability `power`, as the units vary."""
+        chance = NormalDist().inv_cdf(power) * self.values.std(axis=0, ddof=min(1, self.n - 1)) / math.sqrt(self.n)
+        centred, sign = self.values - self.mean, 1.0 if upwards else -1.0
+        size = chance
+        # The farther the mean is from a bound, the more one unit on it could take away: a fixed point, reached quickly.
+        for _ in range(4):
+            moved = self.resampling.draws(centred + sign * size, self.bounds)
+            size = chance + size - sign * (moved.low(tail) if upwards else moved.high(tail))
+        return np.asarray(size, dtype=np.float64)
 
     def interval(self, confidence: float) -> Interval:
         """The interval of the first column."""
