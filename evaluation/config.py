@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_processing.settings import Settings, operational
 from rlhf_core.config import RolloutEngine
@@ -20,7 +21,14 @@ class EvaluateConfig(Settings):
     """How one model is measured on the test split."""
 
     metrics: list[Metric] = Field(default_factory=_all_metrics, description="What is computed")
-    max_prompts: int | None = Field(64, ge=1, description="Prompts of the test split used; null: all")
+    max_prompts: int | None = Field(
+        64,
+        ge=1,
+        description="Prompts of the test split used, and rows of its sft table; drawn by seed, from every source; null: all",
+    )
+    max_dropped_fraction: float = Field(
+        0.05, ge=0.0, le=1.0, description="Share of the drawn rows too long for the model above which the stage stops (exit 11)"
+    )
     temperature: float = Field(1.0, gt=0.0, description="Temperature of the sampled answers")
     samples_per_prompt: int = Field(1, ge=1, description="Sampled answers a prompt; their mean counts once")
     greedy: bool = Field(True, description="Also answer greedily, beside the sampled answers")
@@ -45,6 +53,18 @@ class CompareConfig(Settings):
     candidates: list[str] = Field(
         default_factory=lambda: ["preference", "online"], description="Models that may become challenger"
     )
+    min_prompts: int = Field(20, ge=8, description="Paired prompts below which no model is judged better or worse")
     samples_shown: int = Field(8, ge=0, le=100, description="Prompts shown side by side in the report")
-    bootstrap_resamples: int = Field(2000, ge=100, description="Resamples behind each interval")
-    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the intervals")
+    bootstrap_resamples: int = Field(2000, ge=100, description="Resamples behind each interval and each verdict")
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the intervals and of the verdicts, over all candidates")
+
+    @model_validator(mode="after")
+    def _enough_resamples(self) -> CompareConfig:
+        candidates = max(len(self.candidates), 1)
+        needed = math.ceil(2 * candidates / (1.0 - self.confidence) - 1e-6)
+        if self.bootstrap_resamples < needed:
+            raise ValueError(
+                f"bootstrap_resamples={self.bootstrap_resamples} cannot tell {candidates} candidate(s) from chance at confidence "
+                f"{self.confidence}: give at least {needed}"
+            )
+        return self

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from data_processing.errors import ConfigError, DataError
 from evaluation.compare import compare
 from evaluation.config import CompareConfig
+from evaluation.judging import holm
 from evaluation.measures import HELD_OUT, Measure, Score
 from evaluation.results import Evaluation
 
@@ -105,9 +107,59 @@ def test_several_samples_of_a_prompt_count_once() -> None:
     assert values.values.tolist() == [1.0, 0.0]
 
 
-def test_one_prompt_alone_decides_nothing() -> None:
-    result = compare({"sft": evaluation([0.1]), "online": evaluation([0.9])}, CompareConfig(candidates=["online"]), seed=0)
-    assert result.judgements["online"] == "no difference"
+@pytest.mark.parametrize("n", [1, 2, 8, 19])
+def test_too_few_prompts_give_no_verdict_whatever_their_scores(n: int) -> None:
+    models = {"sft": evaluation([0.0] * n), "online": evaluation([1.0] * n)}
+    result = compare(models, CompareConfig(candidates=["online"]), seed=0)
+    assert (result.judgements["online"], result.challenger) == ("too few prompts", None)
+    assert f"Too few prompts: {n} of 20 needed for a verdict on sampled procedures.score" in result.reason
+
+
+def test_the_number_of_prompts_that_a_verdict_needs_is_a_setting() -> None:
+    models = {"sft": evaluation([0.1] * 10), "online": evaluation([0.9] * 10)}
+    assert compare(models, CompareConfig(candidates=["online"]), seed=0).challenger is None
+    assert compare(models, CompareConfig(candidates=["online"], min_prompts=10), seed=0).challenger == "online"
+
+
+def test_a_gain_that_one_candidate_is_judged_by_must_be_surer_beside_others() -> None:
+    sft = noisy(0.4, 0)
+    gain = {"c0": evaluation(list(np.array(sft) + np.random.default_rng(1).normal(0.06, 0.1, N)))}
+    idle = {f"c{i}": evaluation(list(np.array(sft) + np.random.default_rng(5 + i).normal(0, 0.1, N))) for i in range(1, 8)}
+    alone = compare({"sft": evaluation(sft), **gain}, CompareConfig(candidates=["c0"]), seed=0)
+    among = compare({"sft": evaluation(sft), **gain, **idle}, CompareConfig(candidates=[f"c{i}" for i in range(8)]), seed=0)
+    assert (alone.challenger, among.challenger) == ("c0", None)
+    assert among.judged["c0"].p == alone.judged["c0"].p <= 0.05
+    assert among.judged["c0"].corrected_p == pytest.approx(8 * alone.judged["c0"].p)
+    assert among.judged["c0"].detectable is not None
+    assert alone.judged["c0"].detectable is not None
+    assert among.judged["c0"].detectable > alone.judged["c0"].detectable
+
+
+def test_models_that_are_no_candidates_do_not_raise_the_bar() -> None:
+    with_base = compare(models(preference=0.2), CompareConfig(candidates=["preference"]), seed=0)
+    without = models(preference=0.2)
+    del without["base"], without["online"]
+    assert (
+        with_base.judged["preference"] == compare(without, CompareConfig(candidates=["preference"]), seed=0).judged["preference"]
+    )
+
+
+def test_holms_correction_is_that_of_its_paper() -> None:
+    p_values = np.array([0.01, 0.04, 0.03, 0.005])
+    assert holm(p_values).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm(np.array([0.6, 0.7])).tolist() == [1.0, 1.0]
+
+
+def test_a_reason_names_the_gain_that_would_have_been_found() -> None:
+    result = compare(models(), CompareConfig(), seed=0)
+    sizes = [result.judged[name].detectable or 0.0 for name in ("preference", "online")]
+    assert f"A gain of {max(sizes):.2f} would have been found 4 times in 5." in result.reason
+    assert 0.05 < min(sizes) < max(sizes) < 0.2
+
+
+def test_resamples_that_cannot_tell_the_candidates_from_chance_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"bootstrap_resamples=200 .* 8 candidate\(s\) .* at least 320"):
+        CompareConfig(candidates=[f"c{i}" for i in range(8)], bootstrap_resamples=200)
 
 
 def test_missing_candidates_are_named_in_a_warning() -> None:
@@ -150,4 +202,7 @@ def test_the_verdict_is_json_with_every_number() -> None:
     assert set(verdict["models"]) == {"base", "sft", "preference", "online"}
     assert set(verdict["paired"]) == {"base", "preference", "online"}
     assert set(verdict["models"]["sft"]["greedy"]["procedures.score"]) == {"mean", "low", "high", "n"}
+    assert verdict["judgements"]["online"] == verdict["tests"]["online"]["judgement"] == "better"
+    assert set(verdict["tests"]["online"]) == {"judgement", "p", "corrected_p", "detectable", "n"}
+    assert (verdict["min_prompts"], verdict["tests"]["online"]["n"]) == (20, N)
     assert (verdict["challenger"], verdict["baseline"], verdict["primary_metric"]) == ("online", "sft", "procedures.score")
