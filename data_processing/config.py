@@ -73,13 +73,16 @@ class DataConfig(Settings):
     preference: list[TableSource] = Field(default_factory=list, description="Sources of the preference table")
     prompts: list[TableSource] = Field(default_factory=list, description="Sources of the prompts table")
     unpaired: list[TableSource] = Field(default_factory=list, description="Sources of the unpaired table")
-    validation_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of source rows, by id, in the validation split")
-    test_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of source rows, by id, in the test split")
+    validation_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of the sources' prompts in the validation split")
+    test_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of the sources' prompts in the test split")
     max_bad_fraction: float = Field(
         0.01, ge=0.0, le=1.0, description="Share of unreadable rows above which the stage stops (exit 11)"
     )
-    allow_duplicates: bool = Field(False, description="Keep going when rows repeat; repeats are dropped and counted")
+    allow_duplicates: bool = Field(
+        False, description="Keep going when rows repeat others of their table; repeats are dropped and counted"
+    )
     allow_leaks: bool = Field(
-        False, description="Keep going when an id or a prompt stands in two splits; the training copy is dropped"
+        False,
+        description="Keep going when a source has a prompt of the built-in task in another split; the training copy is dropped",
     )
     preview_rows: int = operational(3, "Rows of each table shown in the stage's summary", ge=0, le=20)

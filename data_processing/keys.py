@@ -6,6 +6,8 @@ split. Two different rows among n have a hash in common by chance with probabili
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from array import array
 from bisect import bisect_right
 from typing import Any
@@ -18,9 +20,15 @@ from data_processing.schemas import canonical_json, hash64
 
 # Columns that do not make two rows different.
 _ASIDE = frozenset({"id", "source", "detail", "margin"})
+# What shows nothing where it stands: the code points that Unicode calls default ignorable (zero-width ones and their like).
+_IGNORABLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _ASCII_WHITE_SPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f"  # without " ", by what str.split takes for white space
 
 Row = dict[str, Any]
+Messages = list[dict[str, str]]
 Hashes = NDArray[np.uint64]
 
 
@@ -29,11 +37,11 @@ RowKey = tuple[int, int, int]  # a row's id_key, content_key and prompt_key: by 
 
 def row_key(row: Row) -> RowKey:
     """The hashes of a row of any table."""
-    return id_key(row["id"]), content_key(row), prompt_key(row)
+    return id_key(row["id"]), content_key(row), prompt_key(prompt_of(row))
 
 
 def id_key(row_id: str) -> int:
-    """Hash of an id, which also places the row in a split."""
+    """Hash of an id."""
     return hash64(row_id.encode())
 
 
@@ -42,16 +50,25 @@ def content_key(row: Row) -> int:
     return hash64(canonical_json([value for name, value in row.items() if name not in _ASIDE]))
 
 
-def prompt_key(row: Row) -> int:
-    """What makes two prompts the same: roles and words, whatever the case and the white space."""
-    prompt = row["prompt"] if "prompt" in row else row["messages"][:-1]
+def prompt_of(row: Row) -> Messages:
+    """The prompt of a row of any table; in the sft table what stands before the last turn."""
+    prompt: Messages = row["prompt"] if "prompt" in row else row["messages"][:-1]
+    return prompt
+
+
+def prompt_key(prompt: Messages) -> int:
+    """What makes two prompts the same, and places their rows in a split: roles and words as `normalised` has them."""
     return hash64(canonical_json([[message["role"], normalised(message["content"])] for message in prompt]))
 
 
 def normalised(text: str) -> str:
-    """`" ".join(text.casefold().split())`, in half its time for ASCII."""
+    """The words of a text whatever their case, white space and normal form, without what shows nothing (NFKC_Casefold of Unicode).
+
+    For ASCII that is `" ".join(text.casefold().split())`, here in half its time.
+    """
     if not text.isascii():
-        return " ".join(text.casefold().split())
+        visible = unicodedata.normalize("NFKC", _IGNORABLE.sub("", text))
+        return " ".join(unicodedata.normalize("NFKC", visible.casefold()).split())
     folded = text.lower()
     for white in _ASCII_WHITE_SPACE:
         folded = folded.replace(white, " ")
@@ -65,23 +82,30 @@ class TableKeys:
 
     def __init__(self) -> None:
         self._ids, self._contents, self._prompts = array("Q"), array("Q"), array("Q")
-        self._splits = array("B")
+        self._staged = array("B")
+        self._moved: NDArray[np.uint8] | None = None
         # A run of consecutive rows of one origin: index of the first, origin, its number there minus its index here.
         self._runs: list[tuple[int, str, int]] = []
 
     def __len__(self) -> int:
-        return len(self._splits)
+        return len(self._staged)
 
     def add(self, key: RowKey, split: Split, origin: str, number: int) -> None:
         """Take in the next row; `origin` and `number` say where it came from (for example "chat.jsonl line" and 7)."""
-        offset = number - len(self._splits)
+        offset = number - len(self._staged)
         if not self._runs or self._runs[-1][1:] != (origin, offset):
-            self._runs.append((len(self._splits), origin, offset))
+            self._runs.append((len(self._staged), origin, offset))
         row_id, content, prompt = key
         self._ids.append(row_id)
         self._contents.append(content)
         self._prompts.append(prompt)
-        self._splits.append(SPLITS.index(split))
+        self._staged.append(SPLITS.index(split))
+
+    def move(self, prompt: int, split: int) -> None:
+        """Put all rows of a prompt into another split, an index into `SPLITS`."""
+        rows = self.prompts == prompt
+        if rows.any():
+            self._moved = np.where(rows, np.uint8(split), self.splits)
 
     @property
     def ids(self) -> Hashes:
@@ -99,9 +123,14 @@ class TableKeys:
         return np.asarray(self._prompts)
 
     @property
+    def staged(self) -> NDArray[np.uint8]:
+        """uint8[rows]: indices into `SPLITS`, those the rows were added with."""
+        return np.asarray(self._staged)
+
+    @property
     def splits(self) -> NDArray[np.uint8]:
-        """uint8[rows]: indices into `SPLITS`."""
-        return np.asarray(self._splits)
+        """uint8[rows]: indices into `SPLITS`, those the rows belong to."""
+        return self.staged if self._moved is None else self._moved
 
     def where(self, index: int) -> str:
         """Where a row came from, for messages."""

@@ -8,20 +8,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from data_processing.config import SPLITS, DataConfig, SourceKind, Split, TableSource
 from data_processing.errors import ConfigError, DataError
-from data_processing.keys import row_key
+from data_processing.keys import Hashes, prompt_key, prompt_of, row_key
 from data_processing.procedures_rows import SOURCE, procedures_rows
 from data_processing.schemas import TableName
 from data_processing.sources.files import file_fingerprint
 from data_processing.sources.rows import SourceRows
-from data_processing.splits import Dropped, duplicates, leaks, split_of
+from data_processing.splits import Dropped, clashing, duplicates, fill_splits, leaks, split_of
 from data_processing.staging import StagedTable, staged
 
 TABLES: tuple[TableName, ...] = ("sft", "preference", "prompts", "unpaired")
 
+Row = dict[str, Any]
+Generated = dict[tuple[TableName, Split], list[Row]]
+Filled = list[tuple[TableName, Split]]
 Counts = dict[TableName, dict[Split, int]]
 
 
@@ -31,15 +35,21 @@ def prepare(config: DataConfig, output: Path, seed: int) -> dict[str, Any]:
     Sources are read once, row by row. Raises `ConfigError` where a source is not there or nothing is to be prepared,
     `DataError` for too many bad rows, duplicates and leaks that are not allowed, or when no row is left.
     """
-    sources = {place: SourceRows(table, source, place, config.max_bad_fraction) for place, table, source in _sources(config)}
+    sources = [SourceRows(table, source, place, config.max_bad_fraction) for place, table, source in _sources(config)]
     if not sources and config.procedures is None:
         raise ConfigError("data: procedures is null and no table has a source; set one of them")
-    tables = _staged(config, sources, output, seed)
+    generated = {} if config.procedures is None else procedures_rows(config.procedures, seed)
+    tables = _staged(config, generated, sources, output)
     keys = {name: table.keys for name, table in tables.items()}
+    filled = fill_splits(keys, _prompts(generated), config.validation_fraction, config.test_fraction)
     repeats = duplicates(keys, lambda name, row: tables[name].describe(row), config.allow_duplicates)
     leaking = leaks(keys, repeats, lambda name, row: tables[name].describe(row), config.allow_leaks)
-    counts = {name: table.keep(~(repeats.rows[name] | leaking.rows[name])) for name, table in tables.items()}
-    summary = _summary({name: rows for name, rows in counts.items() if rows}, list(sources.values()), repeats, leaking)
+    stays = {name: ~(repeats.rows[name] | leaking.rows[name]) for name in tables}
+    clashes = {name: clashing(keys[name].ids, stays[name]) for name in tables}
+    counts = {name: rows for name, table in tables.items() if (rows := table.keep(stays[name], clashes[name]))}
+    summary = _summary(counts, generated, sources, repeats, leaking)
+    n_clashing = sum(int(mask.sum()) for mask in clashes.values())
+    summary["warnings"] = [*_warnings(summary, filled, n_clashing), *(line for rows in sources for line in rows.unused)]
     (output / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     # Previews stay out of the artifact: their number is operational, and must not change what is stored.
     return {**summary, "previews": {name: _first_rows(output, name, config.preview_rows) for name in summary["rows"]}}
@@ -60,39 +70,57 @@ def _sources(config: DataConfig) -> Iterator[tuple[str, TableName, TableSource]]
             yield f"data.{table}[{i}]", table, source
 
 
-def _staged(config: DataConfig, sources: dict[str, SourceRows], output: Path, seed: int) -> dict[TableName, StagedTable]:
+def _staged(config: DataConfig, generated: Generated, sources: list[SourceRows], output: Path) -> dict[TableName, StagedTable]:
     """All rows of all tables that have some, the built-in task's before those of the sources."""
-    generated = {} if config.procedures is None else procedures_rows(config.procedures, seed)
     tables: dict[TableName, StagedTable] = {}
     for name in TABLES:
         with staged(name, output / name) as tables[name]:
             for split in SPLITS:
                 for number, row in enumerate(generated.get((name, split), []), 1):
                     tables[name].add(row, row_key(row), split, f"{SOURCE} {split} row", number)
-            for rows in (rows for rows in sources.values() if rows.table == name):
+            for rows in (rows for rows in sources if rows.table == name):
                 for row, key, raw in rows:
-                    split = split_of(key[0], config.validation_fraction, config.test_fraction)
+                    *_, prompt = key
+                    split = split_of(prompt, config.validation_fraction, config.test_fraction)
                     tables[name].add(row, key, split, raw.origin, raw.number)
     return tables
 
 
-def _summary(counts: Counts, sources: list[SourceRows], repeats: Dropped, leaking: Dropped) -> dict[str, Any]:
+def _prompts(generated: Generated) -> Hashes:
+    return np.array([prompt_key(prompt_of(row)) for rows in generated.values() for row in rows], np.uint64)
+
+
+def _summary(
+    counts: Counts, generated: Generated, sources: list[SourceRows], repeats: Dropped, leaking: Dropped
+) -> dict[str, Any]:
+    """Rows by table: what was read and what is used; and what became of the difference."""
     if not counts:
         raise DataError("no table has a row; raise the row counts of data.procedures or add sources")
-    n_bad = sum(rows.n_bad for rows in sources)
-    told = {
-        "rows could not be used": n_bad,
-        "repeated rows were dropped": repeats.count,
-        "leaking rows were dropped": leaking.count,
-    }
-    empty = [f"table '{name}' has no rows in its {split} split" for name, s in counts.items() for split in s if not s[split]]
+    made = {name: sum(len(rows) for (table, _), rows in generated.items() if table == name) for name in TABLES}
+    read = {name: made[name] + sum(rows.n_read for rows in sources if rows.table == name) for name in TABLES}
     return {
+        "read": {name: count for name, count in read.items() if count},
         "rows": counts,
-        "bad_rows": {"count": n_bad, "listed": [bad for rows in sources for bad in rows.bad]},
+        "bad_rows": {"count": sum(rows.n_bad for rows in sources), "listed": [bad for rows in sources for bad in rows.bad]},
         "duplicates": {"count": repeats.count, "listed": repeats.lines},
         "leaks": {"count": leaking.count, "listed": leaking.lines},
-        "warnings": empty + [f"{count} {what}; see summary.json" for what, count in told.items() if count],
     }
+
+
+def _warnings(summary: dict[str, Any], filled: Filled, n_clashing: int) -> Iterator[str]:
+    counts: Counts = summary["rows"]
+    for table, split in filled:
+        yield f"table '{table}' had no row for its {split} split: the prompt nearest to it was put there"
+    yield from (f"table '{name}' has no rows in its {split} split" for name, s in counts.items() for split in s if not s[split])
+    if "unpaired" in counts:
+        yield "table 'unpaired' is written, but no stage of this version reads it"
+    told = {
+        "rows could not be used; see summary.json": summary["bad_rows"]["count"],
+        "repeated rows were dropped; see summary.json": summary["duplicates"]["count"],
+        "leaking rows were dropped; see summary.json": summary["leaks"]["count"],
+        "rows have the id of another row of their table: the hash of their content was added to it": n_clashing,
+    }
+    yield from (f"{count} {what}" for what, count in told.items() if count)
 
 
 def _first_rows(output: Path, name: TableName, count: int) -> list[dict[str, Any]]:

@@ -61,6 +61,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "predictions": _schema(
         id=pa.string(),
         prompt_id=pa.string(),
+        source=(pa.string(),),
         model=pa.string(),
         decoding=pa.string(),
         prompt=MESSAGES,

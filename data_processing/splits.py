@@ -1,13 +1,13 @@
 """Which split a row belongs to, and rows that stand where they must not: duplicates and leaks.
 
-A leak is a row whose id or prompt also stands in a split that is held out further, in any table.
+Rows are split by their prompt, so a prompt of the sources stands in one split, whatever the table. The built-in task gives
+its rows their splits: a leak is a row whose prompt also stands in a split that is held out further, in any table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,46 @@ Tables = Mapping[TableName, TableKeys]
 Describe = Callable[[TableName, int], str]  # a row of a table, by its index, for messages
 
 
-def split_of(id_key: int, validation_fraction: float, test_fraction: float) -> Split:
-    """The split of an id: the same on every machine, whatever else is in the table."""
-    position = id_key / 2**64
+def split_of(prompt_key: int, validation_fraction: float, test_fraction: float) -> Split:
+    """The split of a prompt: the same on every machine, whatever else is in the table."""
+    position = prompt_key / 2**64
     if position < test_fraction:
         return "test"
     return "validation" if position < test_fraction + validation_fraction else "train"
+
+
+def fill_splits(tables: Tables, given: Hashes, validation_fraction: float, test_fraction: float) -> list[tuple[TableName, Split]]:
+    """Move one prompt into every split that has a share of the prompts and none of a table's; and say which these are.
+
+    It is the prompt whose hash is nearest to that split, of those whose rows leave no split of any table empty; where there
+    is none, the split stays empty. `given` are the keys of prompts that keep their splits.
+    """
+    low, high = test_fraction, test_fraction + validation_fraction
+    bounds: dict[Split, tuple[float, float]] = {"train": (high, 1.0), "test": (0.0, low), "validation": (low, high)}
+    filled: list[tuple[TableName, Split]] = []
+    for table, keys in tables.items():
+        for split, (start, end) in bounds.items():
+            code = SPLITS.index(split)
+            if start == end or not len(keys) or (keys.splits == code).any():
+                continue
+            prompts = np.setdiff1d(keys.prompts, given)
+            positions = prompts / 2.0**64
+            nearest = prompts[np.argsort(np.maximum(start - positions, positions - end), kind="stable")]
+            prompt = next((prompt for prompt in nearest.tolist() if _can_leave(tables, prompt)), None)
+            if prompt is not None:
+                for other in tables.values():
+                    other.move(prompt, code)
+                filled.append((table, split))
+    return filled
+
+
+def _can_leave(tables: Tables, prompt: int) -> bool:
+    """Whether the split of a prompt has another prompt in every table that has this one."""
+    for keys in tables.values():
+        own = keys.prompts == prompt
+        if own.any() and not ((keys.splits == keys.splits[own.argmax()]) & ~own).any():
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,47 +81,50 @@ class Dropped:
 
 
 def duplicates(tables: Tables, describe: Describe, allowed: bool) -> Dropped:
-    """Rows whose id or content came before in their table, in a row that stays.
-
-    Raises `DataError` where there are any and they are not allowed.
-    """
+    """Rows whose content came before in their table; raises `DataError` where there are any and they are not allowed."""
     dropped = _none_dropped(tables)
     for table, keys in tables.items():
-        for row, first in _repeats(keys.ids, keys.contents):
+        for row, first in _repeats(keys.contents):
             dropped.rows[table][row] = True
             if len(dropped.lines) < LISTED:
                 dropped.lines.append(f"{describe(table, row)} repeats {describe(table, first)}")
     if dropped.count and not allowed:
         raise DataError(
-            f"{dropped.count} rows repeat an id or the content of another row of their table; remove them, or set "
+            f"{dropped.count} rows repeat the content of another row of their table; remove them, or set "
             f"data.allow_duplicates=true to keep the first of each. The first of them:{_listed(dropped)}"
         )
     return dropped
 
 
 def leaks(tables: Tables, gone: Dropped, describe: Describe, allowed: bool) -> Dropped:
-    """Rows whose id or prompt is also in a split held out further (test, then validation), in any table.
+    """Rows whose prompt is also in a split held out further (test, then validation), in any table.
 
     Rows that are `gone` already take no part. Raises `DataError` where there are leaks and they are not allowed.
     """
     dropped = _none_dropped(tables)
     for split in reversed(range(len(SPLITS) - 1)):
         held = {table: ~gone.rows[table] & (keys.splits > split) for table, keys in tables.items()}
-        held_ids = np.sort(np.concatenate([keys.ids[held[table]] for table, keys in tables.items()]))
         held_prompts = np.sort(np.concatenate([keys.prompts[held[table]] for table, keys in tables.items()]))
         for table, keys in tables.items():
-            leaking = ~gone.rows[table] & (keys.splits == split)
-            leaking &= _among(keys.ids, held_ids) | _among(keys.prompts, held_prompts)
+            leaking = ~gone.rows[table] & (keys.splits == split) & _among(keys.prompts, held_prompts)
             dropped.rows[table][leaking] = True
             for row in np.flatnonzero(leaking)[: LISTED - len(dropped.lines)].tolist():
-                holder = _holder(tables, held, keys.ids[row], keys.prompts[row])
+                holder = _holder(tables, held, keys.prompts[row])
                 dropped.lines.append(f"{describe(table, row)} leaks {describe(*holder)}")
     if dropped.count and not allowed:
         raise DataError(
-            f"{dropped.count} rows have the id or the prompt of a row in a split held out further; remove them, or set "
+            f"{dropped.count} rows have the prompt of a row in a split held out further; remove them, or set "
             f"data.allow_leaks=true to drop the copy nearer to training. The first of them:{_listed(dropped)}"
         )
     return dropped
+
+
+def clashing(ids: Hashes, stays: Mask) -> Mask:
+    """bool[rows]: which of the rows that stay have the id of another one that does."""
+    clashes = np.zeros(len(ids), bool)
+    candidates = np.flatnonzero(stays & _repeated(ids))
+    clashes[candidates] = _repeated(ids[candidates])
+    return clashes
 
 
 def _none_dropped(tables: Tables) -> Dropped:
@@ -98,15 +135,12 @@ def _listed(dropped: Dropped) -> str:
     return "".join(f"\n  {line}" for line in dropped.lines)
 
 
-def _repeats(ids: Hashes, contents: Hashes) -> Iterator[tuple[int, int]]:
-    """Rows with the id or the content of a row before them that is no repeat itself; and that row."""
-    firsts: dict[tuple[str, int], int] = {}
-    for row in np.flatnonzero(_repeated(ids) | _repeated(contents)).tolist():
-        own = (("id", int(ids[row])), ("content", int(contents[row])))
-        first = next((firsts[key] for key in own if key in firsts), None)
-        if first is None:
-            firsts |= dict.fromkeys(own, row)
-        else:
+def _repeats(contents: Hashes) -> Iterator[tuple[int, int]]:
+    """Rows with the content of a row before them; and the first such row."""
+    firsts: dict[int, int] = {}
+    for row in np.flatnonzero(_repeated(contents)).tolist():
+        first = firsts.setdefault(int(contents[row]), row)
+        if first != row:
             yield row, first
 
 
@@ -125,8 +159,7 @@ def _among(hashes: Hashes, ordered: Hashes) -> Mask:
     return found
 
 
-def _holder(tables: Tables, held: Mapping[TableName, Mask], row_id: np.uint64, prompt: np.uint64) -> tuple[TableName, int]:
-    """The first held row with this id, else with this prompt."""
-    same_id = ((table, held[table] & (keys.ids == row_id)) for table, keys in tables.items())
-    same_prompt = ((table, held[table] & (keys.prompts == prompt)) for table, keys in tables.items())
-    return next((table, int(mask.argmax())) for table, mask in chain(same_id, same_prompt) if mask.any())
+def _holder(tables: Tables, held: Mapping[TableName, Mask], prompt: np.uint64) -> tuple[TableName, int]:
+    """The first held row with this prompt."""
+    same = ((table, held[table] & (keys.prompts == prompt)) for table, keys in tables.items())
+    return next((table, int(mask.argmax())) for table, mask in same if mask.any())

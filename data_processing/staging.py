@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_processing.config import SPLITS, Split
-from data_processing.keys import RowKey, TableKeys
+from data_processing.keys import Hashes, RowKey, TableKeys
 from data_processing.schemas import TableName, TableWriter, to_table
 from data_processing.splits import Mask
 
@@ -53,29 +53,37 @@ class StagedTable:
 
     def describe(self, index: int) -> str:
         """A row for messages: table, split, id and where it came from."""
-        code = self.keys.splits[index]
-        row_id = self._id(SPLITS[code], int(np.count_nonzero(self.keys.splits[:index] == code)))
-        return f"{self._name}/{SPLITS[code]} id {row_id} ({self.keys.where(index)})"
+        code = self.keys.staged[index]
+        row_id = self._id(SPLITS[code], int(np.count_nonzero(self.keys.staged[:index] == code)))
+        return f"{self._name}/{SPLITS[self.keys.splits[index]]} id {row_id} ({self.keys.where(index)})"
 
-    def keep(self, stays: Mask) -> dict[Split, int]:
-        """Give the files their names, with the rows that stay (bool[rows]) only; none where no row does. Rows a split."""
+    def keep(self, stays: Mask, clashing: Mask) -> dict[Split, int]:
+        """Give the files their names, with the rows that stay (bool[rows]) only; none where no row does. Rows a split.
+
+        The ids of `clashing` rows (bool[rows]) are told apart by the hash of what the rows hold.
+        """
         if not stays.any():
             shutil.rmtree(self._folder)
             return {}
-        masks = {split: stays[self.keys.splits == code] for code, split in enumerate(SPLITS)}
+        masks = {split: stays & (self.keys.splits == code) for code, split in enumerate(SPLITS)}
         for split, mask in masks.items():
-            self._keep(split, mask)
+            self._keep(split, mask, clashing)
+        for split in SPLITS:
+            _staged_path(self._folder, split).unlink(missing_ok=True)
         return {split: int(mask.sum()) for split, mask in masks.items()}
 
-    def _keep(self, split: Split, stays: Mask) -> None:
-        path, staged_path = self._folder / f"{split}.parquet", _staged_path(self._folder, split)
-        if stays.all():
-            staged_path.rename(path)
+    def _keep(self, split: Split, stays: Mask, clashing: Mask) -> None:
+        path = self._folder / f"{split}.parquet"
+        if np.array_equal(stays, self.keys.staged == SPLITS.index(split)) and not (stays & clashing).any():
+            _staged_path(self._folder, split).rename(path)
             return
         with TableWriter(self._name, path) as writer:
-            for start, group in _row_groups(staged_path):
-                writer.write(group.filter(pa.array(stays[start : start + len(group)])))
-        staged_path.unlink()
+            for code in np.unique(self.keys.staged[stays]).tolist():
+                rows = np.flatnonzero(self.keys.staged == code)
+                for start, group in _row_groups(_staged_path(self._folder, SPLITS[code])):
+                    own = rows[start : start + len(group)]
+                    told_apart = _told_apart(group, clashing[own], self.keys.contents[own])
+                    writer.write(told_apart.filter(pa.array(stays[own])))
 
     def _id(self, split: Split, index: int) -> str:
         groups = _row_groups(_staged_path(self._folder, split), ["id"])
@@ -122,6 +130,14 @@ class _Buffer:
 
 def _staged_path(folder: Path, split: Split) -> Path:
     return folder / f"{split}.staged.parquet"
+
+
+def _told_apart(group: pa.Table, clashing: Mask, contents: Hashes) -> pa.Table:
+    if not clashing.any():
+        return group
+    named = zip(group["id"].to_pylist(), clashing.tolist(), contents.tolist(), strict=True)
+    ids = [f"{row_id}-{content:016x}" if clashes else row_id for row_id, clashes, content in named]
+    return group.set_column(group.schema.get_field_index("id"), group.schema.field("id"), pa.array(ids, pa.string()))
 
 
 def _row_groups(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, pa.Table]]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from data_processing.errors import ConfigError, DataError
-from evaluation.bootstrap import Interval, Resampling
+from evaluation.bootstrap import Draws, Resampling
 from evaluation.config import PRIMARY_METRICS, CompareConfig
+from evaluation.judging import Judged, Judgement, judge
 from evaluation.measures import DECODINGS, Measure
 from evaluation.results import Evaluation, IntervalTable, intervals_json
 
-Judgement = Literal["better", "worse", "no difference"]
+# Draws of paired differences: `{decoding: {metric: ...}}`.
+DrawsTable = dict[str, dict[str, Draws]]
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,27 @@ class Comparison:
 
     models: Mapping[str, IntervalTable]
     paired: Mapping[str, IntervalTable]
-    judgements: Mapping[str, Judgement]
+    judged: Mapping[str, Judged]
+    min_prompts: int
     challenger: str | None
     reason: str
     primary_metric: str
     decoding: str
     baseline: str
 
+    @property
+    def judgements(self) -> dict[str, Judgement]:
+        """How each model stands to the baseline."""
+        return {name: judged.judgement for name, judged in self.judged.items()}
+
     def to_json(self) -> dict[str, Any]:
         """The content of `verdict.json`."""
         return {
             "models": {name: intervals_json(table) for name, table in self.models.items()},
             "paired": {name: intervals_json(table) for name, table in self.paired.items()},
-            "judgements": dict(self.judgements),
+            "judgements": self.judgements,
+            "tests": {name: judged.to_json() for name, judged in self.judged.items()},
+            "min_prompts": self.min_prompts,
             "challenger": self.challenger,
             "reason": self.reason,
             "primary_metric": self.primary_metric,
@@ -56,19 +66,23 @@ def compare(
     """
     baseline = _baseline(evaluations, config)
     measure, decoding = _primary(baseline, config)
-    resampling = Resampling(resamples=config.bootstrap_resamples, confidence=config.confidence, seed=seed)
-    paired = {
+    resampling = Resampling(resamples=config.resamples, confidence=config.confidence, seed=seed)
+    differences = {
         name: _differences(name, other, baseline, resampling) for name, other in evaluations.items() if other is not baseline
     }
-    judgements = {name: _judge(table.get(decoding, {}).get(measure.name), measure) for name, table in paired.items()}
+    deciding = {
+        name: table[decoding][measure.name] for name, table in differences.items() if measure.name in table.get(decoding, {})
+    }
+    judged = judge(deciding, measure.better, config.named_candidates, config)
     for name in config.named_candidates:
-        if name not in paired:
+        if name not in differences:
             warn(f"candidate '{name}' was not evaluated and is left out; evaluated: {sorted(evaluations)}")
-    challenger, reason = _challenger(paired, judgements, config, (measure, decoding))
+    challenger, reason = _challenger(deciding, judged, config, (measure, decoding))
     return Comparison(
         models={name: evaluation.intervals(resampling) for name, evaluation in evaluations.items()},
-        paired=paired,
-        judgements=judgements,
+        paired={name: _intervals(table, config.confidence) for name, table in differences.items()},
+        judged=judged,
+        min_prompts=config.min_prompts,
         challenger=challenger,
         reason=reason,
         primary_metric=measure.name,
@@ -105,9 +119,9 @@ def _primary(baseline: Evaluation, config: CompareConfig) -> tuple[Measure, str]
     return measure, next(d for d in DECODINGS if measure.name in baseline.values.get(d, {}))
 
 
-def _differences(name: str, candidate: Evaluation, baseline: Evaluation, resampling: Resampling) -> IntervalTable:
+def _differences(name: str, candidate: Evaluation, baseline: Evaluation, resampling: Resampling) -> DrawsTable:
     """Paired differences on every metric that both have."""
-    table: IntervalTable = {}
+    table: DrawsTable = {}
     for decoding, metrics in candidate.values.items():
         for metric, values in metrics.items():
             reference = baseline.values.get(decoding, {}).get(metric)
@@ -120,25 +134,40 @@ def _differences(name: str, candidate: Evaluation, baseline: Evaluation, resampl
     return table
 
 
-def _judge(difference: Interval | None, measure: Measure) -> Judgement:
-    """A difference counts when its whole interval is on one side of 0, and more than one prompt stands behind it."""
-    if difference is None or difference.n < 2 or difference.low <= 0.0 <= difference.high:
-        return "no difference"
-    return "better" if (difference.low > 0.0) == (measure.better == "higher") else "worse"
+def _intervals(table: DrawsTable, confidence: float) -> IntervalTable:
+    return {
+        decoding: {metric: draws.interval(confidence) for metric, draws in metrics.items()} for decoding, metrics in table.items()
+    }
 
 
 def _challenger(
-    paired: Mapping[str, IntervalTable], judgements: Mapping[str, Judgement], config: CompareConfig, primary: tuple[Measure, str]
+    differences: Mapping[str, Draws], judged: Mapping[str, Judged], config: CompareConfig, primary: tuple[Measure, str]
 ) -> tuple[str | None, str]:
     """The candidate with the largest gain among those judged better, and the reason in words."""
     measure, decoding = primary
-    better = [name for name in config.named_candidates if judgements.get(name) == "better"]
+    compared = [name for name in config.named_candidates if name in judged]
+    better = [name for name in compared if judged[name].judgement == "better"]
     if not better:
-        looked_at = ", ".join(f"{n}: {judgements[n]}" for n in config.named_candidates if n in paired) or "none was evaluated"
-        return None, f"No candidate beats {config.named_baseline} on {decoding} {measure.name} beyond its interval ({looked_at})."
-    best = max(better, key=lambda name: abs(paired[name][decoding][measure.name].mean))
-    gain, digits = paired[best][decoding][measure.name], measure.digits
+        return None, _why_none(judged, compared, config, primary)
+    best = max(better, key=lambda name: abs(float(differences[name].mean[0])))
+    gain, digits = differences[best].interval(config.confidence), measure.digits
+    corrected = f", corrected for {len(compared)} candidates" if len(compared) > 1 else ""
     return best, (
         f"{best} beats {config.named_baseline} on {decoding} {measure.name} by {gain.mean:+.{digits}f} "
-        f"({config.confidence:.0%} interval {gain.low:+.{digits}f} to {gain.high:+.{digits}f}, {gain.n} paired prompts)."
+        f"({config.confidence:.0%} interval {gain.low:+.{digits}f} to {gain.high:+.{digits}f}, {gain.n} paired prompts; "
+        f"p = {judged[best].corrected_p:.2g}{corrected})."
     )
+
+
+def _why_none(judged: Mapping[str, Judged], compared: list[str], config: CompareConfig, primary: tuple[Measure, str]) -> str:
+    measure, decoding = primary
+    n = min((judged[name].n for name in compared), default=config.min_prompts)
+    if n < config.min_prompts:
+        return (
+            f"Too few prompts: {n} of {config.min_prompts} needed for a verdict on {decoding} {measure.name}; "
+            "raise evaluate.max_prompts or give the test split more rows."
+        )
+    looked_at = ", ".join(f"{name}: {judged[name].judgement}" for name in compared) or "none was evaluated"
+    sizes = [size for name in compared if (size := judged[name].detectable) is not None]
+    detectable = f" A gain of {max(sizes):.{measure.digits}f} would have been found 4 times in 5." if sizes else ""
+    return f"No candidate beats {config.named_baseline} on {decoding} {measure.name} beyond chance ({looked_at}).{detectable}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.bootstrap import Resampling
 from evaluation.compare import Comparison, compare
 from evaluation.config import CompareConfig
 from evaluation.measures import HELD_OUT
@@ -30,12 +31,28 @@ def write_comparison(inputs: Mapping[str, Path], config: CompareConfig, output: 
         "measures": measures,
         "samples": side_by_side(evaluations, comparison, config),
         "confidence": config.confidence,
+        "rows": evaluations[comparison.baseline].counts,
+        "sources": by_source(evaluations, comparison, config, seed),
     }
     write_json(output / "verdict.json", verdict)
     write_json(output / "report_data.json", shown)
     write_report(assemble(output, {}, "", (), ()), output / "report.html")
     events.summary({"challenger": comparison.challenger, "reason": comparison.reason, **_gains(comparison)})
     return comparison
+
+
+def by_source(
+    evaluations: Mapping[str, Evaluation], comparison: Comparison, config: CompareConfig, seed: int
+) -> dict[str, dict[str, Any]]:
+    """`{source: {model: interval}}` of the metric that decides, over the prompts of each source."""
+    resampling = Resampling(resamples=config.bootstrap_resamples, confidence=config.confidence, seed=seed)
+    table: dict[str, dict[str, Any]] = {}
+    for name, evaluation in evaluations.items():
+        for source, intervals in evaluation.source_intervals(resampling).items():
+            interval = intervals.get(comparison.decoding, {}).get(comparison.primary_metric)
+            if interval is not None:
+                table.setdefault(source, {})[name] = interval.to_json()
+    return table
 
 
 def side_by_side(evaluations: Mapping[str, Evaluation], comparison: Comparison, config: CompareConfig) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -21,7 +22,14 @@ class EvaluateConfig(Settings):
     """How one model is measured on the test split."""
 
     metrics: list[Metric] = Field(default_factory=_all_metrics, description="What is computed")
-    max_prompts: int | None = Field(64, ge=1, description="Prompts of the test split used; null: all")
+    max_prompts: int | None = Field(
+        64,
+        ge=1,
+        description="Prompts of the test split used, and rows of its sft table; drawn by seed, from every source; null: all",
+    )
+    max_dropped_fraction: float = Field(
+        0.05, ge=0.0, le=1.0, description="Share of the drawn rows too long for the model above which the stage stops (exit 11)"
+    )
     temperature: float = Field(1.0, gt=0.0, description="Temperature of the sampled answers")
     samples_per_prompt: int = Field(1, ge=1, description="Sampled answers a prompt; their mean counts once")
     greedy: bool = Field(True, description="Also answer greedily, beside the sampled answers")
@@ -53,15 +61,18 @@ class CompareConfig(Settings):
     )
     baseline: str | None = Field(
         None,
-        description="Entry whose model the others are compared with, pair by pair; null: the one that stage sft makes, else the base",
+        description="Entry whose model the others are compared with, pair by pair; null: the first that is trained, or the base",
     )
     candidates: list[str] | None = Field(
         None, description="Entries whose models may become challenger; null: all but baseline and base"
     )
     models: list[str] = Field(default_factory=list, description="Order of the models in the report; filled in from the pipeline")
+    min_prompts: int = Field(20, ge=8, description="Paired prompts below which no model is judged better or worse")
     samples_shown: int = Field(8, ge=0, le=100, description="Prompts shown side by side in the report")
-    bootstrap_resamples: int = Field(2000, ge=100, description="Resamples behind each interval")
-    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the intervals")
+    bootstrap_resamples: int = Field(
+        2000, ge=100, description="Resamples behind each interval and each verdict; more are drawn where candidates are many"
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the intervals and of the verdicts, over all candidates")
 
     @property
     def named_baseline(self) -> str:
@@ -74,3 +85,9 @@ class CompareConfig(Settings):
     def named_candidates(self) -> list[str]:
         """The candidates; none where nobody has named any."""
         return self.candidates or []
+
+    @property
+    def resamples(self) -> int:
+        """As many as were asked for, or as it takes to tell the best of all candidates from chance at all."""
+        needed = math.ceil(2 * max(len(self.named_candidates), 1) / (1.0 - self.confidence) - 1e-6)
+        return max(self.bootstrap_resamples, needed)

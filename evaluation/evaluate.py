@@ -31,8 +31,16 @@ def evaluate(job: EvaluationJob) -> IntervalTable:
     write_scores(job.output, scores)
     config = job.config
     resampling = Resampling(resamples=config.bootstrap_resamples, confidence=config.confidence, seed=job.seed)
-    table = read_evaluation(job.output).intervals(resampling)
-    write_json(job.output / "metrics.json", intervals_json(table))
+    evaluation = read_evaluation(job.output)
+    table = evaluation.intervals(resampling)
+    write_json(
+        job.output / "metrics.json",
+        {
+            "rows": {name: counts.to_json() for name, counts in job.counts.items()},
+            "metrics": intervals_json(table),
+            "sources": {source: intervals_json(part) for source, part in evaluation.source_intervals(resampling).items()},
+        },
+    )
     job.events.summary({**_flat(table), "generate_s": generated - started, "score_s": time.monotonic() - generated})
     return table
 

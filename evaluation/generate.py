@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data_processing.errors import ConfigError, DataError
+from data_processing.errors import DataError
 from data_processing.schemas import read_table
 from evaluation.job import Answer, EvaluationJob, Prompt
 from rlhf_core.batching.templates import Renderer
@@ -24,10 +24,10 @@ _MAX_SEQUENCES = 64
 
 
 def generate_answers(job: EvaluationJob) -> list[Answer]:
-    """Answers to the first `max_prompts` test prompts: all decodings of one prompt after the other's, prompt by prompt.
+    """Answers to the test prompts that are measured (see evaluation/rows.py), prompt by prompt, one decoding after the other.
 
-    The engine is gone when this returns. Raises `ConfigError` for a prompt that leaves no room for an answer,
-    `DataError` where there are no test prompts.
+    The engine is gone when this returns. Raises `ConfigError` where no prompt leaves room for an answer, `DataError` where
+    too many do not or there are no test prompts.
     """
     tokenizer = load_tokenizer(job.model, trust_remote_code=True)
     renderer = Renderer(tokenizer, None)
@@ -41,20 +41,23 @@ def generate_answers(job: EvaluationJob) -> list[Answer]:
 
 
 def read_prompts(job: EvaluationJob, renderer: Renderer) -> list[Prompt]:
-    """The test prompts with their tokens, in the table's order, at most `max_prompts`."""
-    table = read_table("prompts", job.data / "prompts" / "test.parquet").slice(0, job.config.max_prompts)
+    """The drawn test prompts that fit the model, with their tokens."""
+    check_model_folder(job.model, trust_remote_code=True)
+    table = read_table("prompts", job.data / "prompts" / "test.parquet")
     if table.num_rows == 0:
         raise DataError("table 'prompts', split 'test' has no rows; give it some, for example by data.test_fraction")
-    return [
-        Prompt(id=row["id"], messages=row["prompt"], label=row["label"], ids=renderer.prompt_ids(row["prompt"]))
-        for row in table.to_pylist()
+    drawn = job.draw(table)
+    prompts = [
+        Prompt(row["id"], row["prompt"], row["label"], row["source"], renderer.prompt_ids(row["prompt"]))
+        for row in drawn.to_pylist()
     ]
+    kept = job.keep_fitting("prompts", table, drawn, [len(prompt.ids) for prompt in prompts], job.config.max_new_tokens)
+    return [prompts[i] for i in kept]
 
 
 def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
     config = job.config
     longest = max(len(prompt.ids) for prompt in prompts)
-    _check_room(job, longest)
     engine, reason = choose_engine(config.engine, job.model)
     job.events.progress(0, 1, f"generating with {engine.value} ({reason})")
     return make_generator(
@@ -68,18 +71,6 @@ def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
         threads=config.threads,
         trust_remote_code=True,
     )
-
-
-def _check_room(job: EvaluationJob, longest: int) -> None:
-    """Raise `ConfigError` where the longest prompt and its answer have more tokens than the model has positions."""
-    room = longest + job.config.max_new_tokens
-    check_model_folder(job.model, trust_remote_code=True)
-    try:
-        check_model_folder(job.model, trust_remote_code=True, max_length_tokens=room)
-    except ConfigError as error:
-        raise ConfigError(
-            f"evaluate.max_new_tokens={job.config.max_new_tokens} behind the longest test prompt of {longest} tokens: {error}"
-        ) from error
 
 
 def _decodings(job: EvaluationJob) -> Iterator[str]:

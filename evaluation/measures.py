@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from data_processing.errors import DataError
-from evaluation.bootstrap import Floats, Interval, Resampling, mean_interval, paired_interval
+from evaluation.bootstrap import Bounds, Draws, Floats, Interval, Resampling, mean_interval, paired_draws
 
 Better = Literal["higher", "lower", "neither"]
 # The decoding of metrics on given answers, which nothing was generated for.
@@ -27,7 +27,8 @@ DECODINGS: tuple[str, ...] = ("sampled", "greedy", HELD_OUT)
 class Measure:
     """One number an evaluation reports: its name, its title for people with the unit, and which way is better.
 
-    `geometric` numbers are aggregated as geometric means (perplexity); `digits` is how many decimals people see.
+    `geometric` numbers are aggregated as geometric means (perplexity); `digits` is how many decimals people see. `lowest` and
+    `highest` bound every value, where it has bounds: they make intervals hold for scores that are nearly all 0 or 1.
     """
 
     name: str
@@ -35,6 +36,13 @@ class Measure:
     better: Better = "higher"
     geometric: bool = False
     digits: int = 2
+    lowest: float | None = None
+    highest: float | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        """What a single value lies between."""
+        return Bounds(self.lowest, self.highest)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object."""
@@ -67,13 +75,22 @@ class UnitValues:
     units: tuple[str, ...]
     values: Floats
     weights: Floats | None
-    geometric: bool
+    measure: Measure
 
     def interval(self, resampling: Resampling) -> Interval:
-        """The statistic over all units with its bootstrap interval."""
-        return mean_interval(self.values, resampling, weights=self.weights, geometric=self.geometric)
+        """The statistic over all units with its interval."""
+        geometric, bounds = self.measure.geometric, self.measure.bounds
+        return mean_interval(self.values, resampling, weights=self.weights, geometric=geometric, bounds=bounds)
 
-    def difference(self, baseline: UnitValues, resampling: Resampling) -> Interval:
+    def of(self, units: Collection[str]) -> UnitValues | None:
+        """The values of those of the given units that have one; None where none has."""
+        kept = np.array([unit in units for unit in self.units])
+        if not kept.any():
+            return None
+        names = tuple(unit for unit in self.units if unit in units)
+        return UnitValues(names, self.values[kept], None if self.weights is None else self.weights[kept], self.measure)
+
+    def difference(self, baseline: UnitValues, resampling: Resampling) -> Draws:
         """This model minus `baseline`, units paired by id; raises `DataError` unless both have the same units."""
         if self.units != baseline.units:
             only = sorted(set(self.units) ^ set(baseline.units))
@@ -81,13 +98,14 @@ class UnitValues:
                 f"{len(only)} prompts were answered by only one of the two models (first: {only[:3]}); "
                 "evaluate both on the same prompts, with the same max_prompts"
             )
-        return paired_interval(
+        return paired_draws(
             self.values,
             baseline.values,
             resampling,
             candidate_weights=self.weights,
             baseline_weights=baseline.weights,
-            geometric=self.geometric,
+            geometric=self.measure.geometric,
+            bounds=self.measure.bounds,
         )
 
 
@@ -103,19 +121,19 @@ def unit_values(
         cells[decoding, row["metric"]][unit].append((row["value"], weight))
     table: dict[str, dict[str, UnitValues]] = {}
     for (decoding, metric), units in sorted(cells.items()):
-        table.setdefault(decoding, {})[metric] = _one_value_a_unit(units, measures[metric].geometric)
+        table.setdefault(decoding, {})[metric] = _one_value_a_unit(units, measures[metric])
     return table
 
 
-def _one_value_a_unit(units: Mapping[str, list[tuple[float, float | None]]], geometric: bool) -> UnitValues:
+def _one_value_a_unit(units: Mapping[str, list[tuple[float, float | None]]], measure: Measure) -> UnitValues:
     names = tuple(sorted(units))
     weighted = all(weight is not None for answers in units.values() for _, weight in answers)
-    pairs = [_unit_mean(units[name], geometric) for name in names]
+    pairs = [_unit_mean(units[name], measure.geometric) for name in names]
     return UnitValues(
         units=names,
         values=np.array([value for value, _ in pairs]),
         weights=np.array([weight for _, weight in pairs]) if weighted else None,
-        geometric=geometric,
+        measure=measure,
     )
 
 

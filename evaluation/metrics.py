@@ -24,17 +24,17 @@ from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rewards.reward_model import RewardModelScorer
 
 PROCEDURES = {
-    "score": Measure("procedures.score", "Procedures score (0 to 1)"),
-    "valid": Measure("procedures.valid", "Valid procedures (share)"),
-    "accuracy": Measure("procedures.accuracy", "Cases decided right (share)"),
-    "soundness": Measure("procedures.soundness", "Soundness (share)"),
-    "efficiency": Measure("procedures.efficiency", "Efficiency (share of the optimum)"),
+    "score": Measure("procedures.score", "Procedures score (0 to 1)", lowest=0.0, highest=1.0),
+    "valid": Measure("procedures.valid", "Valid procedures (share)", lowest=0.0, highest=1.0),
+    "accuracy": Measure("procedures.accuracy", "Cases decided right (share)", lowest=0.0, highest=1.0),
+    "soundness": Measure("procedures.soundness", "Soundness (share)", lowest=0.0, highest=1.0),
+    "efficiency": Measure("procedures.efficiency", "Efficiency (share of the optimum)", lowest=0.0, highest=1.0),
 }
 REWARD = Measure("reward", "Reward model score")
 KL = Measure("kl", "KL to the base (nats a response)", better="neither", digits=1)
 KL_PER_TOKEN = Measure("kl_per_token", "KL to the base (nats a token)", better="neither", digits=3)
-LENGTH = Measure("length", "Length (tokens)", better="neither", digits=0)
-TRUNCATED = Measure("truncated", "Cut at the length limit (share)", better="lower")
+LENGTH = Measure("length", "Length (tokens)", better="neither", digits=0, lowest=0.0)
+TRUNCATED = Measure("truncated", "Cut at the length limit (share)", better="lower", lowest=0.0, highest=1.0)
 PERPLEXITY = Measure("perplexity", "Perplexity of held-out answers", better="lower", geometric=True)
 
 
@@ -106,15 +106,20 @@ def length(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
 
 
 def perplexity(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
-    """exp of the mean negative log-likelihood a target token of the first `max_prompts` rows of the sft test split."""
+    """exp of the mean negative log-likelihood a target token of the drawn rows of the sft test split that fit the model."""
     path = job.data / "sft" / "test.parquet"
     if not path.is_file():
         raise NotMeasured("the data has no test split of the sft table")
     renderer = Renderer(load_tokenizer(job.model, trust_remote_code=True), None)
-    held_out = read_table("sft", path).slice(0, job.config.max_prompts).to_pylist()
-    rows = [renderer.conversation(row["messages"]) for row in held_out]
-    logprobs = token_logprobs(job.model, rows, job.config)
-    return [_row_perplexity(row["id"], values.double().tolist()) for row, values in zip(held_out, logprobs, strict=True)]
+    table = read_table("sft", path)
+    if table.num_rows == 0:
+        raise NotMeasured("the test split of the sft table has no rows")
+    drawn = job.draw(table)
+    rows = [renderer.conversation(messages) for messages in drawn["messages"].to_pylist()]
+    kept = job.keep_fitting("sft", table, drawn, [len(row) for row in rows], 0)
+    logprobs = token_logprobs(job.model, [rows[i] for i in kept], job.config)
+    ids = drawn["id"].to_pylist()
+    return [_row_perplexity(ids[i], values.double().tolist()) for i, values in zip(kept, logprobs, strict=True)]
 
 
 METRICS: Mapping[Metric, MetricFunction] = {

@@ -48,7 +48,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything on the page. `verdict`, `measures` and `samples` are those of the comparison's `report_data.json`.
+    """Everything on the page. `verdict`, `measures`, `samples`, `rows` and `sources` are those of `report_data.json`.
 
     `curves` are keyed by stage. Whatever is empty is left out of the page.
     """
@@ -63,6 +63,8 @@ class ReportData:
     config_yaml: str = ""
     lineage: Sequence[LineageEntry] = ()
     timings: Sequence[Timing] = ()
+    rows: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def assemble(
@@ -95,6 +97,8 @@ def assemble(
         config_yaml=config_yaml,
         lineage=lineage,
         timings=timings,
+        rows=shown["rows"],
+        sources=shown["sources"],
     )
 
 

@@ -38,7 +38,9 @@ main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: clamp(1.7rem, 1.2rem + 2vw, 2.4rem); line-height: 1.15; letter-spacing: -.02em; margin: 0; }
 h2 { font-size: 1.3rem; letter-spacing: -.01em; margin: 0 0 4px; }
 h3 { font-size: 1rem; margin: 0 0 10px; }
+section > h3 { margin: 30px 0 0; }
 p { margin: 0 0 12px; }
+.note { color: var(--soft); font-size: .88rem; max-width: 80ch; margin-top: 10px; }
 .lead { color: var(--soft); max-width: 72ch; }
 .eyebrow { text-transform: uppercase; letter-spacing: .09em; font-size: .74rem; font-weight: 650; color: var(--accent); margin: 0 0 8px; }
 nav { display: flex; flex-wrap: wrap; gap: 6px; margin: 22px 0 0; }

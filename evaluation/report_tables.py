@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.charts import IntervalRow, interval_chart
-from evaluation.markup import Content, Markup, tag
+from evaluation.markup import Content, Markup, join, tag
 from evaluation.measures import DECODINGS, HELD_OUT, Measure
 from evaluation.report_data import ReportData
 from evaluation.report_style import colour_of
@@ -28,7 +28,8 @@ def section(identity: str, title: str, *children: Content, lead: str | None = No
 def verdict_section(data: ReportData) -> Markup:
     """Who is the challenger, or that nobody is, and why."""
     challenger = data.verdict["challenger"]
-    headline = f"Challenger: {challenger}" if challenger else "No challenger"
+    undecided = any(test["judgement"] == "too few prompts" for test in data.verdict.get("tests", {}).values())
+    headline = f"Challenger: {challenger}" if challenger else "No verdict" if undecided else "No challenger"
     colour = colour_of(challenger) if challenger else "var(--faint)"
     text = tag("div", tag("strong", headline), tag("p", data.verdict["reason"]))
     return tag("section", text, class_="verdict", id="verdict", style=f"--c:{colour}")
@@ -68,8 +69,67 @@ def forest_section(data: ReportData) -> Markup:
     if differences:
         title = f"Difference to {baseline}, paired by prompt"
         plots.append(_plot(title, differences, title, zero_line=True))
-    lead = f"{_DECODING_TITLES[decoding]}. Dots are means, bars {data.confidence:.0%} bootstrap intervals over prompts."
-    return section("primary", measure.title, tag("div", *plots, class_="plots"), lead=lead)
+    lead = f"{_DECODING_TITLES[decoding]}. Dots are means, bars {data.confidence:.0%} intervals over {_measured(data, decoding)}."
+    return section("primary", measure.title, tag("div", *plots, class_="plots"), _tests(data), _sources(data), lead=lead)
+
+
+def _measured(data: ReportData, decoding: str) -> str:
+    """`64 of 165 test prompts`, with what was left out."""
+    held_out = decoding == HELD_OUT
+    counts = data.rows.get("sft" if held_out else "prompts")
+    kind = "held-out conversations" if held_out else "test prompts"
+    if counts is None:
+        return kind
+    left_out = f"; {len(counts['left_out'])} too long for the model" if counts["left_out"] else ""
+    return f"{counts['measured']} of {counts['of']} {kind}{left_out}"
+
+
+def _tests(data: ReportData) -> Markup | None:
+    """How sure each model's difference is, and how large one had to be to be found."""
+    tests = data.verdict.get("tests", {})
+    if not tests:
+        return None
+    measure = data.measures[data.verdict["primary_metric"]]
+    head = tag("tr", *(tag("th", name) for name in ("Model", "Judged", "p", "p, corrected", "Detectable gain")))
+    rows = [_test_row(name, test, measure, data.verdict["min_prompts"]) for name, test in tests.items()]
+    note = (
+        f"A model is judged from {data.verdict['min_prompts']} paired prompts on, and differs where the corrected p is at most "
+        f"{1 - data.confidence:.2g}: Holm's correction over the candidates. A true gain of the detectable size is found 4 times in 5."
+    )
+    table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
+    return join(tag("h3", f"Against {data.verdict['baseline']}"), table, tag("p", note, class_="note"))
+
+
+def _test_row(name: str, test: Mapping[str, Any], measure: Measure, needed: int) -> Markup:
+    few = test["judgement"] == "too few prompts"
+    judged = f"too few prompts: {test['n']} of {needed} needed" if few else test["judgement"]
+    detectable = "–" if test["detectable"] is None else shown(test["detectable"], measure)
+    model = tag("td", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name)
+    return tag("tr", model, *(tag("td", text) for text in (judged, _p(test["p"]), _p(test["corrected_p"]), detectable)))
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def _sources(data: ReportData) -> Markup | None:
+    """The metric that decides on the prompts of each source; nothing where there is only one."""
+    counts = data.rows.get("prompts", {}).get("sources", {})
+    if len(counts) < 2:
+        return None
+    models, measure = list(data.verdict["models"]), data.measures[data.verdict["primary_metric"]]
+    names = [tag("th", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name) for name in models]
+    rows = [
+        tag("tr", tag("td", source), tag("td", f"{n['measured']} of {n['of']}"), *_source_cells(data, source, models, measure))
+        for source, n in counts.items()
+    ]
+    table = tag("table", tag("thead", tag("tr", tag("th", "Source"), tag("th", "Prompts"), *names)), tag("tbody", *rows))
+    return join(tag("h3", "By source"), tag("div", table, class_="scroll"))
+
+
+def _source_cells(data: ReportData, source: str, models: Sequence[str], measure: Measure) -> list[Markup]:
+    found = data.sources.get(source, {})
+    return [tag("td", *_mean_and_range(found[name], measure)) if name in found else tag("td", "–") for name in models]
 
 
 def metrics_section(data: ReportData) -> Markup:
@@ -81,7 +141,7 @@ def metrics_section(data: ReportData) -> Markup:
     table = tag("table", tag("thead", tag("tr", tag("th", "Metric"), *names)), tag("tbody", *rows))
     lead = (
         f"Mean, {data.confidence:.0%} interval, and Δ, the difference to {baseline} paired by prompt: green where it is better and red "
-        "where it is worse by more than its interval."
+        "where it is worse by more than its interval. Each stands for itself; only the metric above decides."
     )
     return section("metrics", "All metrics", tag("div", table, class_="scroll"), lead=lead)
 
@@ -136,15 +196,22 @@ def _cell(data: ReportData, name: str, decoding: str, measure: Measure) -> Marku
     numbers = data.verdict["models"][name].get(decoding, {}).get(measure.name)
     if numbers is None:
         return tag("td", "–")
-    mean, low, high = (shown(numbers[key], measure) for key in ("mean", "low", "high"))
     paired = data.verdict["paired"].get(name, {}).get(decoding, {}).get(measure.name)
+    least = data.verdict.get("min_prompts", 0)
     delta = (
-        tag("span", f"Δ {shown(paired['mean'], measure, signed=True)}", class_=_delta_class(paired, measure)) if paired else None
+        tag("span", f"Δ {shown(paired['mean'], measure, signed=True)}", class_=_delta_class(paired, measure, least))
+        if paired
+        else None
     )
-    return tag("td", tag("span", mean, class_="mean"), tag("span", f"{low} – {high}", class_="range"), delta)
+    return tag("td", *_mean_and_range(numbers, measure), delta)
 
 
-def _delta_class(paired: Numbers, measure: Measure) -> str:
-    if measure.better == "neither" or paired["low"] <= 0 <= paired["high"]:
+def _mean_and_range(numbers: Numbers, measure: Measure) -> tuple[Markup, Markup]:
+    mean, low, high = (shown(numbers[key], measure) for key in ("mean", "low", "high"))
+    return tag("span", mean, class_="mean"), tag("span", f"{low} – {high}", class_="range")
+
+
+def _delta_class(paired: Numbers, measure: Measure, min_prompts: int) -> str:
+    if measure.better == "neither" or paired["n"] < min_prompts or paired["low"] <= 0 <= paired["high"]:
         return "delta"
     return "delta good" if (paired["low"] > 0) == (measure.better == "higher") else "delta bad"

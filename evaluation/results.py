@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,15 @@ IntervalTable = dict[str, dict[str, Interval]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model's answers and scores: rows of `predictions` and `scores`, and the measures the scores are of."""
+    """One model's answers and scores: rows of `predictions` and `scores`, and the measures the scores are of.
+
+    `counts` says by table how many rows were measured, as `RowCounts.to_json` does.
+    """
 
     predictions: Sequence[Row]
     scores: Sequence[Row]
     measures: Mapping[str, Measure]
+    counts: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def values(self) -> dict[str, dict[str, UnitValues]]:
@@ -47,6 +51,22 @@ class Evaluation:
             for decoding, metrics in self.values.items()
         }
 
+    def source_intervals(self, resampling: Resampling) -> dict[str, IntervalTable]:
+        """The same for the prompts of each source, by its name; held-out rows have none."""
+        prompts: dict[str, set[str]] = defaultdict(set)
+        for row in self.predictions:
+            if row.get("source") is not None:
+                prompts[row["source"]].add(row["prompt_id"])
+        return {source: self._of(units, resampling) for source, units in sorted(prompts.items())}
+
+    def _of(self, units: Collection[str], resampling: Resampling) -> IntervalTable:
+        table: IntervalTable = {}
+        for decoding, metrics in self.values.items():
+            for metric, values in metrics.items():
+                if (chosen := values.of(units)) is not None:
+                    table.setdefault(decoding, {})[metric] = chosen.interval(resampling)
+        return table
+
 
 def write_predictions(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write `predictions.parquet` (see data_processing/schemas.py)."""
@@ -61,12 +81,16 @@ def write_scores(folder: Path, scores: Sequence[Score]) -> None:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read what `write_predictions` and `write_scores` wrote; raises `DataError` naming a missing or unreadable file."""
+    """Read what an evaluation wrote; raises `DataError` naming a missing or unreadable file.
+
+    Counts are those of `metrics.json`; an evaluation without that file has none.
+    """
     measures = read_json(folder / "measures.json")
     return Evaluation(
         predictions=read_table("predictions", folder / "predictions.parquet").to_pylist(),
         scores=read_table("scores", folder / "scores.parquet").to_pylist(),
         measures={name: Measure(**fields) for name, fields in measures.items()},
+        counts=read_json(folder / "metrics.json")["rows"] if (folder / "metrics.json").is_file() else {},
     )
 
 

@@ -1,4 +1,4 @@
-"""Cells of source rows as messages: texts, message lists, JSON strings of such lists, and transcripts."""
+"""Cells of source rows as messages: texts, message lists, and texts that hold turns (JSON of message lists, transcripts)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,37 @@ class BadRow(Exception):
     """A row that cannot be used; the message is the reason."""
 
 
-def conversation(value: Any, column: str, text_role: str) -> list[Message]:
-    """The messages of a cell. A plain text is one message of `text_role`; a transcript is all its turns."""
-    value = _decoded(value)
+def conversation(value: Any, column: str) -> list[Message]:
+    """The messages of a cell of a column that holds conversations; a text without turns is one message of the user."""
+    return messages(_objects(value) or _transcript(value) or value, column, "user")
+
+
+def prompt(value: Any, column: str) -> list[Message]:
+    """The messages of a prompt; a text is the turns that it holds, or one message of the user."""
+    return messages(turns_in(value) or value, column, "user")
+
+
+def messages(value: Any, column: str, text_role: str) -> list[Message]:
+    """The messages of a cell with a list of them, or with a text, which is one message of `text_role` to the letter."""
     if isinstance(value, str):
-        return _transcript(value) or [_message(text_role, value, column)]
+        return [_message(text_role, value, column)]
     if not isinstance(value, list) or not value:
         raise BadRow(f"'{column}' is {_kind(value)}, expected text or a list of messages")
-    messages = [_from_object(item, column, i) for i, item in enumerate(value)]
-    if "system" in [message["role"] for message in messages[1:]]:
+    said = [_from_object(item, column, i) for i, item in enumerate(value)]
+    if "system" in [message["role"] for message in said[1:]]:
         raise BadRow(f"'{column}' has a system message that is not the first")
-    return messages
+    return said
+
+
+def turns_in(value: Any) -> list[Any]:
+    """The turns that a text holds: those of JSON messages, or of a transcript; none where it holds something else."""
+    return json_messages(value) or _transcript(value)
+
+
+def json_messages(value: Any) -> list[Any]:
+    """The messages that a text is the JSON of, as formats without lists keep them; none where it is another text."""
+    objects = _objects(value)
+    return objects if all({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys() for item in objects) else []
 
 
 def text(value: Any, column: str) -> str:
@@ -41,16 +61,15 @@ def text(value: Any, column: str) -> str:
     return _message("user", value, column)["content"]
 
 
-def _decoded(value: Any) -> Any:
-    """Formats without lists keep message lists as JSON text; a text that only looks like one stays a text."""
+def _objects(value: Any) -> list[Any]:
+    """The objects that a text is a JSON list of; none where it is another text."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
+        return []
     try:
         decoded = json.loads(value)
     except (ValueError, RecursionError):
-        return value
-    holds_messages = isinstance(decoded, list) and decoded and all(isinstance(item, dict) for item in decoded)
-    return decoded if holds_messages else value
+        return []
+    return decoded if isinstance(decoded, list) and all(isinstance(item, dict) for item in decoded) else []
 
 
 def _from_object(item: Any, column: str, index: int) -> Message:
@@ -76,10 +95,10 @@ def _no_text(value: Any, place: str) -> BadRow:
     return BadRow(f"'{place}' is empty" if isinstance(value, str) else f"'{place}' is {_kind(value)}, expected text")
 
 
-def _transcript(value: str) -> list[Message]:
+def _transcript(value: Any) -> list[Message]:
     r"""Turns of "\n\nHuman: ...\n\nAssistant: ..."; none where the text is no transcript. An open last turn is dropped."""
     # Nearly every text is told apart by its beginning; the search would take half of a preparation's time.
-    if not value.lstrip().startswith("Human:"):
+    if not isinstance(value, str) or not value.lstrip().startswith("Human:"):
         return []
     parts = _TRANSCRIPT_TURN.split(value)
     if "Assistant" not in parts[3::2]:

@@ -1,45 +1,39 @@
-"""The row shapes people have. Adding one is one function and one line in `RECOGNISERS`."""
+"""The row shapes people have. Adding one is one function and one line in `_ANSWERED` or `_PAIRS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from data_processing.sources.messages import BadRow, Message, conversation, text
+from data_processing.schemas import TableName
+from data_processing.sources.messages import BadRow, Message, conversation, json_messages, messages, prompt, text, turns_in
+from data_processing.sources.record import Record
 
 
-class Record(NamedTuple):
-    """What a row says, whatever its shape: a prompt, perhaps a response, perhaps a worse one.
+class Shape(NamedTuple):
+    """How rows with the columns `needs` are read; `uses` are all the columns that this looks at."""
 
-    A prompt never ends with an assistant turn; responses start and end with one.
+    needs: frozenset[str]
+    uses: frozenset[str]
+    read: Callable[[dict[str, Any]], Record]
+
+
+def recognise(row: dict[str, Any], table: TableName) -> tuple[Record, Shape]:
+    """The record of a row, by the first shape whose columns it has and that gives an answer where the table has answers.
+
+    Without any it is the record of the last such shape. Raises `BadRow` with the reason where no shape fits.
     """
-
-    prompt: list[Message]
-    response: list[Message] | None = None
-    rejected: list[Message] | None = None
-
-
-def recognise(row: dict[str, Any]) -> Record:
-    """The record of a row, by the first shape whose columns it has; raises `BadRow` with the reason."""
     present = {name: value for name, value in row.items() if value is not None} if None in row.values() else row
-    for columns, read in RECOGNISERS:
-        if columns <= present.keys():
-            return _checked(read(present))
-    shapes = "; ".join(" + ".join(sorted(columns)) for columns, _ in RECOGNISERS)
-    raise BadRow(f"columns {sorted(present)} fit no known shape ({shapes}); rename them with the source's 'columns'")
-
-
-def _checked(record: Record) -> Record:
-    if "user" not in [message["role"] for message in record.prompt]:
-        raise BadRow("has no user turn before the answer")
-    if record.prompt[-1]["role"] == "assistant":
-        raise BadRow("the prompt ends with an assistant turn")
-    for name, response in (("response", record.response), ("rejected", record.rejected)):
-        if response is not None and not response[0]["role"] == response[-1]["role"] == "assistant":
-            raise BadRow(f"the {name} does not start and end with an assistant turn")
-    if record.response is not None and record.response == record.rejected:
-        raise BadRow("chosen and rejected are the same")
-    return record
+    found: tuple[Record, Shape] | None = None
+    for shape in SHAPES_BY_TABLE.get(table, SHAPES):
+        if shape.needs <= present.keys():
+            found = shape.read(present), shape
+            if table == "prompts" or found[0].response is not None:
+                break
+    if found is None:
+        shapes = "; ".join(" + ".join(sorted(shape.needs)) for shape in SHAPES)
+        raise BadRow(f"columns {sorted(present)} fit no known shape ({shapes}); rename them with the source's 'columns'")
+    return found
 
 
 def _from_messages(messages: list[Message]) -> Record:
@@ -50,28 +44,32 @@ def _from_messages(messages: list[Message]) -> Record:
 
 
 def _messages(row: dict[str, Any]) -> Record:
-    return _from_messages(conversation(row["messages"], "messages", "user"))
+    return _from_messages(conversation(row["messages"], "messages"))
 
 
 def _sharegpt(row: dict[str, Any]) -> Record:
-    return _from_messages(conversation(row["conversations"], "conversations", "user"))
+    return _from_messages(conversation(row["conversations"], "conversations"))
 
 
 def _prompt_response(row: dict[str, Any]) -> Record:
-    prompt = conversation(row["prompt"], "prompt", "user")
-    return Record(prompt, conversation(row["response"], "response", "assistant"))
+    return Record(prompt(row["prompt"], "prompt"), _answer(row, "response", beside="prompt"))
 
 
 def _prompt(row: dict[str, Any]) -> Record:
-    return Record(conversation(row["prompt"], "prompt", "user"))
+    return Record(prompt(row["prompt"], "prompt"))
 
 
 def _question_responses(row: dict[str, Any]) -> Record:
     """`response_j` is the better one, as in preference sets made from votes."""
-    question = conversation(row["question"], "question", "user")
-    better = conversation(row["response_j"], "response_j", "assistant")
-    worse = conversation(row["response_k"], "response_k", "assistant") if "response_k" in row else None
-    return Record(question, better, worse)
+    better = _answer(row, "response_j", beside="question")
+    worse = _answer(row, "response_k", beside="question") if "response_k" in row else None
+    return Record(prompt(row["question"], "question"), better, worse)
+
+
+def _answer(row: dict[str, Any], column: str, beside: str) -> list[Message]:
+    """An answer beside a prompt. A text is kept to the letter, unless it is JSON of messages and so is the prompt (as in CSV)."""
+    turns = json_messages(row[column])
+    return messages(turns if turns and json_messages(row[beside]) else row[column], column, "assistant")
 
 
 def _instruction(row: dict[str, Any]) -> Record:
@@ -86,13 +84,15 @@ def _instruction(row: dict[str, Any]) -> Record:
 
 def _preference(row: dict[str, Any]) -> Record:
     """Answers alone beside a prompt, or two whole conversations that share their beginning."""
-    chosen = conversation(row["chosen"], "chosen", "assistant")
-    rejected = conversation(row["rejected"], "rejected", "assistant")
-    given = conversation(row["prompt"], "prompt", "user") if "prompt" in row else []
+    given = prompt(row["prompt"], "prompt") if "prompt" in row else []
+    turns = turns_in(row["chosen"]), turns_in(row["rejected"])
+    sides = turns if all(turns) and _are_turns(row, *turns) else (row["chosen"], row["rejected"])
+    chosen, rejected = messages(sides[0], "chosen", "assistant"), messages(sides[1], "rejected", "assistant")
     if chosen[0]["role"] == rejected[0]["role"] == "assistant":
-        if not given:
+        if given:
+            return Record(given, chosen, rejected)
+        if chosen[0] != rejected[0]:
             raise BadRow("has no 'prompt', and 'chosen' and 'rejected' hold answers only")
-        return Record(given, chosen, rejected)
     shared = _shared_prefix(chosen, rejected)
     if not shared or len(shared) in (len(chosen), len(rejected)):
         raise BadRow("'chosen' and 'rejected' are no two answers to the same beginning")
@@ -100,6 +100,13 @@ def _preference(row: dict[str, Any]) -> Record:
         raise BadRow("'prompt' is not what 'chosen' and 'rejected' share")
     # The longer one also has what the other leaves out, such as a system message or earlier turns.
     return Record(max(shared, given, key=len), chosen[len(shared) :], rejected[len(shared) :])
+
+
+def _are_turns(row: dict[str, Any], chosen: list[Any], rejected: list[Any]) -> bool:
+    """Whether texts that hold turns are meant as such: an answer beside a text may well be JSON or a transcript."""
+    opening = chosen[0].get("role", chosen[0].get("from"))
+    share_prompt = chosen[0] == rejected[0] and opening not in ("assistant", "gpt")
+    return "prompt" not in row or bool(json_messages(row["prompt"])) or share_prompt
 
 
 def _shared_prefix(first: list[Message], second: list[Message]) -> list[Message]:
@@ -111,13 +118,22 @@ def _said(message: Message) -> str:
     return " ".join(message["content"].split())
 
 
-# The first shape whose columns a row has is used, so richer shapes come first.
-RECOGNISERS: tuple[tuple[frozenset[str], Callable[[dict[str, Any]], Record]], ...] = (
-    (frozenset({"chosen", "rejected"}), _preference),
-    (frozenset({"question", "response_j"}), _question_responses),
-    (frozenset({"messages"}), _messages),
-    (frozenset({"conversations"}), _sharegpt),
-    (frozenset({"instruction", "output"}), _instruction),
-    (frozenset({"prompt", "response"}), _prompt_response),
-    (frozenset({"prompt"}), _prompt),
+def _shape(read: Callable[[dict[str, Any]], Record], needs: set[str], takes: set[str] | None = None) -> Shape:
+    return Shape(frozenset(needs), frozenset(needs | (takes or set())), read)
+
+
+_ANSWERED = (
+    _shape(_messages, {"messages"}),
+    _shape(_sharegpt, {"conversations"}),
+    _shape(_instruction, {"instruction", "output"}, {"input"}),
+    _shape(_prompt_response, {"prompt", "response"}),
 )
+_PAIRS = (
+    _shape(_preference, {"chosen", "rejected"}, {"prompt"}),
+    _shape(_question_responses, {"question", "response_j"}, {"response_k"}),
+)
+_BARE = (_shape(_prompt, {"prompt"}),)
+
+# The first shape that fits is used: conversations come before answers that were only compared, but in the table of pairs.
+SHAPES = (*_ANSWERED, *_PAIRS, *_BARE)
+SHAPES_BY_TABLE: dict[TableName, tuple[Shape, ...]] = {"preference": (*_PAIRS, *_ANSWERED, *_BARE)}

@@ -16,9 +16,11 @@ from data_processing.schemas import TableName
 from data_processing.sources.files import RawRow, read_files, source_files
 from data_processing.sources.hub import read_hub
 from data_processing.sources.messages import BadRow
-from data_processing.sources.recognise import Record, recognise
+from data_processing.sources.recognise import recognise
+from data_processing.sources.record import Record, check
 
 LISTED_BAD_ROWS = 20
+LISTED_COLUMNS = 10
 
 Row = dict[str, Any]
 SourceRow = tuple[Row, RowKey, RawRow]  # a row of a table, its key, and what it was in the source
@@ -27,9 +29,9 @@ SourceRow = tuple[Row, RowKey, RawRow]  # a row of a table, its key, and what it
 class SourceRows:
     """The rows of one source for one table, read as they are iterated over: once.
 
-    Meanwhile it counts the rows, and lists number and reason of the first bad ones. `place` is the source's place in the
-    config, for messages. Iterating raises `ConfigError` where the source is not there, and at the end `DataError` where it
-    was empty or had too many bad rows.
+    Meanwhile it counts the rows, lists number and reason of the first bad ones, and gathers the columns that rows have and that
+    were not used. `place` is the source's place in the config, for messages. Iterating raises `ConfigError` where the source is
+    not there, and at the end `DataError` where it was empty or had too many bad rows.
     """
 
     def __init__(self, table: TableName, source: TableSource, place: str, max_bad_fraction: float) -> None:
@@ -37,18 +39,49 @@ class SourceRows:
         self.n_read = 0
         self.n_bad = 0
         self.bad: list[dict[str, str]] = []
+        self._unused: set[str] = set()
         self._source, self._place, self._max_bad_fraction = source, place, max_bad_fraction
 
     def __iter__(self) -> Iterator[SourceRow]:
         for raw in islice(_raw_rows(self._source, self._place), self._source.max_rows):
             self.n_read += 1
             try:
-                row, key = _table_row(self.table, raw, self._source)
+                row, key = self._row(raw)
             except BadRow as error:
                 self._note(raw, error)
             else:
                 yield row, key, raw
         self._check()
+
+    @property
+    def unused(self) -> list[str]:
+        """A line on the columns that were not used, if there are any."""
+        names = sorted(self._unused)
+        shown = ", ".join(repr(name) for name in names[:LISTED_COLUMNS]) + (", ..." if len(names) > LISTED_COLUMNS else "")
+        return [f"{self._place}: columns that were not used: {shown}"] if names else []
+
+    def _row(self, raw: RawRow) -> tuple[Row, RowKey]:
+        if raw.values is None:
+            raise BadRow(raw.problem)
+        values = raw.values
+        if self._source.columns:
+            values = {self._source.columns.get(name, name): value for name, value in values.items()}
+        record, shape = recognise(values, self.table)
+        check(record, self.table)
+        self._unused |= {name for name in values.keys() - shape.uses - OWN_COLUMNS[self.table] if values[name] is not None}
+        return self._with_key(ROW_BUILDERS[self.table](record, values), record, _given_id(values))
+
+    def _with_key(self, row: Row, record: Record, given_id: str | None) -> tuple[Row, RowKey]:
+        try:
+            content = content_key(row)
+            row["id"] = given_id or f"{content:016x}"
+            key = id_key(row["id"]), content, prompt_key(record.prompt)
+        except UnicodeEncodeError as error:
+            raise BadRow(f"holds text that is not valid Unicode: {error}") from error
+        if self.table == "prompts":
+            path = self._source.path
+            row["source"] = path if self._source.kind is SourceKind.huggingface else Path(path).name
+        return row, key
 
     def _note(self, raw: RawRow, error: BadRow) -> None:
         self.n_bad += 1
@@ -73,25 +106,6 @@ def _raw_rows(source: TableSource, place: str) -> Iterator[RawRow]:
     return read_files(source_files(source.path, f"{place}.path"))
 
 
-def _table_row(table: TableName, raw: RawRow, source: TableSource) -> tuple[Row, RowKey]:
-    if raw.values is None:
-        raise BadRow(raw.problem)
-    values = raw.values
-    if source.columns:
-        values = {source.columns.get(name, name): value for name, value in values.items()}
-    row = ROW_BUILDERS[table](recognise(values), values)
-    given = _given_id(values)
-    try:
-        content = content_key(row)
-        row["id"] = given or f"{content:016x}"
-        key = id_key(row["id"]), content, prompt_key(row)
-    except UnicodeEncodeError as error:
-        raise BadRow(f"holds text that is not valid Unicode: {error}") from error
-    if table == "prompts":
-        row["source"] = source.path if source.kind is SourceKind.huggingface else Path(source.path).name
-    return row, key
-
-
 def _given_id(values: Row) -> str | None:
     value = values.get("id")
     if value is None or value == "":
@@ -102,13 +116,11 @@ def _given_id(values: Row) -> str | None:
 
 
 def _sft_row(record: Record, values: Row) -> Row:
-    return {"messages": [*record.prompt, *_response(record)]}
+    return {"messages": [*record.prompt, *(record.response or [])]}
 
 
 def _preference_row(record: Record, values: Row) -> Row:
-    if record.rejected is None:
-        raise BadRow("has no rejected answer (columns chosen + rejected, or question + response_j + response_k)")
-    row = {"prompt": record.prompt, "chosen": _response(record), "rejected": record.rejected}
+    row = {"prompt": record.prompt, "chosen": record.response, "rejected": record.rejected}
     return {**row, "margin": _margin(values.get("margin")), "detail": None}
 
 
@@ -117,13 +129,7 @@ def _prompts_row(record: Record, values: Row) -> Row:
 
 
 def _unpaired_row(record: Record, values: Row) -> Row:
-    return {"prompt": record.prompt, "response": _response(record), "desirable": _flag(values.get("desirable"))}
-
-
-def _response(record: Record) -> list[dict[str, str]]:
-    if record.response is None:
-        raise BadRow("has no answer: it ends with a prompt")
-    return record.response
+    return {"prompt": record.prompt, "response": record.response, "desirable": _flag(values.get("desirable"))}
 
 
 def _margin(value: Any) -> float | None:
@@ -155,6 +161,14 @@ def _flag(value: Any) -> bool:
         raise BadRow(f"'desirable' is {value!r}, expected true or false")
     return flag
 
+
+# Columns that a table takes from a row of any shape.
+OWN_COLUMNS: dict[str, frozenset[str]] = {
+    "sft": frozenset({"id"}),
+    "preference": frozenset({"id", "margin"}),
+    "prompts": frozenset({"id", "label"}),
+    "unpaired": frozenset({"id", "desirable"}),
+}
 
 ROW_BUILDERS: dict[str, Callable[[Record, Row], Row]] = {
     "sft": _sft_row,

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from data_processing.config import SPLITS, Split
-from data_processing.keys import TableKeys, row_key
+from data_processing.keys import TableKeys, prompt_of, row_key
 from data_processing.schemas import TableName
-from data_processing.splits import Dropped, duplicates, leaks
+from data_processing.splits import Dropped, duplicates, fill_splits, leaks
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,22 @@ def without_leaks(rows: list[PlacedRow], allowed: bool) -> tuple[list[PlacedRow]
     return _kept(rows, by_table, dropped)
 
 
+def filled(
+    rows: list[PlacedRow], given: list[PlacedRow], validation_fraction: float, test_fraction: float
+) -> tuple[list[PlacedRow], list[tuple[TableName, Split]]]:
+    """All rows in the splits they are moved to."""
+    by_table = _by_table([*given, *rows])
+    tables = _keys(by_table)
+    prompts = np.array([row_key(placed.row)[2] for placed in given], np.uint64)
+    splits = fill_splits(tables, prompts, validation_fraction, test_fraction)
+    moved = [
+        PlacedRow(table, SPLITS[code], placed.row)
+        for table, its_rows in by_table.items()
+        for placed, code in zip(its_rows, tables[table].splits.tolist(), strict=True)
+    ]
+    return moved, splits
+
+
 def plainly_without_duplicates(rows: list[PlacedRow]) -> list[PlacedRow]:
     kept: list[PlacedRow] = []
     for placed in rows:
@@ -44,21 +60,19 @@ def plainly_without_duplicates(rows: list[PlacedRow]) -> list[PlacedRow]:
 
 def plainly_without_leaks(rows: list[PlacedRow]) -> list[PlacedRow]:
     def leaks_into(placed: PlacedRow, other: PlacedRow) -> bool:
-        same = placed.row["id"] == other.row["id"] or words(placed.row) == words(other.row)
-        return same and SPLITS.index(other.split) > SPLITS.index(placed.split)
+        return words(placed.row) == words(other.row) and SPLITS.index(other.split) > SPLITS.index(placed.split)
 
     return [placed for placed in rows if not any(leaks_into(placed, other) for other in rows)]
 
 
 def words(row: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """The prompt of a row: roles and words, whatever the case."""
-    prompt = row["prompt"] if "prompt" in row else row["messages"][:-1]
-    return [(message["role"], message["content"].casefold().split()) for message in prompt]
+    return [(message["role"], message["content"].casefold().split()) for message in prompt_of(row)]
 
 
 def _repeats(row: dict[str, Any], other: dict[str, Any]) -> bool:
     aside = {"id", "source", "detail", "margin"}
-    return row["id"] == other["id"] or all(row[name] == other[name] for name in row.keys() - aside)
+    return all(row[name] == other[name] for name in row.keys() - aside)
 
 
 def _by_table(rows: list[PlacedRow]) -> dict[TableName, list[PlacedRow]]:

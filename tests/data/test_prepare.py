@@ -1,16 +1,22 @@
 """The data artifact: tables as the contract says, a summary that tells all, and the stage around it."""
 
 import json
+import tempfile
+import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_processing.config import SPLITS, DataConfig, ProceduresConfig, TableSource
 from data_processing.errors import ConfigError, DataError
-from data_processing.keys import prompt_key
+from data_processing.keys import prompt_key, prompt_of
 from data_processing.prepare import fingerprint, prepare
+from data_processing.procedures_rows import procedures_rows
 from data_processing.schemas import TableName, read_table
 from rlhf_core.events import EventLog
 from tasks.prepare_data import STAGE
@@ -48,7 +54,7 @@ def test_no_prompt_of_the_built_in_task_stands_in_two_splits_of_any_tables(tmp_p
     by_split: dict[str, set[str]] = {split: set() for split in SPLITS}
     for splits in tables(tmp_path).values():
         for split, rows in splits.items():
-            by_split[split] |= {prompt_key(row) for row in rows}
+            by_split[split] |= {prompt_key(prompt_of(row)) for row in rows}
     assert not by_split["train"] & by_split["validation"]
     assert not by_split["test"] & (by_split["train"] | by_split["validation"])
 
@@ -63,7 +69,22 @@ def test_the_same_config_and_seed_give_the_same_artifact_and_another_seed_anothe
     assert artifact("c", seed=1)["sft/train.parquet"] != first["sft/train.parquet"]
 
 
-def test_sources_are_split_by_id_and_stand_beside_the_built_in_task(tmp_path: Path) -> None:
+def held_out_prompts(count: int) -> list[str]:
+    """Test prompts of the built-in task with the settings `SMALL`."""
+    return [row["prompt"][0]["content"] for row in procedures_rows(SMALL, seed=0)["prompts", "test"][:count]]
+
+
+def split_by_prompt(folder: Path) -> dict[int, set[str]]:
+    """The splits each prompt stands in, in any table."""
+    homes: dict[int, set[str]] = {}
+    for splits in tables(folder).values():
+        for split, rows in splits.items():
+            for row in rows:
+                homes.setdefault(prompt_key(prompt_of(row)), set()).add(split)
+    return homes
+
+
+def test_sources_are_split_by_prompt_and_stand_beside_the_built_in_task(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "rows.jsonl", questions(200))
     config = DataConfig(procedures=SMALL, sft=[source], validation_fraction=0.1, test_fraction=0.2)
     rows = prepare(config, tmp_path / "out", seed=0)["rows"]
@@ -81,15 +102,153 @@ def test_unpaired_rows_come_through(tmp_path: Path) -> None:
     assert sum(row["desirable"] for split in written["unpaired"].values() for row in split) == 20
 
 
-def test_the_summary_is_stored_and_lists_bad_rows_duplicates_and_leaks(tmp_path: Path) -> None:
-    sft = [*questions(60), questions(1)[0], {"prompt": "no answer"}]
-    prompts = [{"prompt": f"Question {i}?", "id": f"other {i}"} for i in range(60)]
+one_row = st.fixed_dictionaries(
+    {
+        "prompt": st.sampled_from(["Why?", "why ?", " WHY?", "How?", "é", "e\u0301", *"abcdefgh"]),
+        "response": st.sampled_from("xyz"),
+    }
+)
+sources = st.lists(
+    st.tuples(st.sampled_from(["sft", "preference", "prompts", "unpaired"]), st.lists(one_row, min_size=1, max_size=8))
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(sources.filter(bool), st.sampled_from([0.0, 0.1, 0.4]), st.sampled_from([0.0, 0.1, 0.4]), st.booleans())
+def test_rows_of_one_prompt_share_a_split_whatever_tables_and_sources_they_are_in(
+    sources: list[tuple[str, list[dict[str, str]]]], validation: float, test: float, with_ids: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        given: dict[str, list[TableSource]] = {}
+        for i, (table, rows) in enumerate(sources):
+            extra = {"chosen": "c", "rejected": "r", "desirable": True}
+            added = extra if table in ("preference", "unpaired") else {}
+            full = [{**row, **added, **({"id": number} if with_ids else {})} for number, row in enumerate(rows)]
+            given.setdefault(table, []).append(jsonl(folder / f"{i}.jsonl", full))
+        config = DataConfig.model_validate(
+            {
+                "procedures": None,
+                "validation_fraction": validation,
+                "test_fraction": test,
+                "allow_duplicates": True,
+                **{table: [source.model_dump() for source in listed] for table, listed in given.items()},
+            }
+        )
+        summary = prepare(config, folder / "out", seed=0)
+        assert summary["leaks"]["count"] == 0
+        assert all(len(splits) == 1 for splits in split_by_prompt(folder / "out").values())
+        for table, splits in tables(folder / "out").items():
+            ids_of_table = [row["id"] for its in splits.values() for row in its]
+            assert len(set(ids_of_table)) == len(ids_of_table) == sum(summary["rows"][table].values())
+        used = sum(count for splits in summary["rows"].values() for count in splits.values())
+        assert sum(summary["read"].values()) == used + summary["bad_rows"]["count"] + summary["duplicates"]["count"]
+
+
+def test_rows_do_not_move_when_other_rows_and_tables_are_added(tmp_path: Path) -> None:
+    first = jsonl(tmp_path / "first.jsonl", questions(100))
+    others = [jsonl(tmp_path / f"{i}.jsonl", [{"id": j, **row} for j, row in enumerate(questions(80, 50 * i))]) for i in (1, 2)]
+    fractions = {"validation_fraction": 0.2, "test_fraction": 0.2, "allow_duplicates": True}
+    prepare(DataConfig(procedures=None, sft=[first], **fractions), tmp_path / "few", seed=0)
+    prepare(DataConfig(procedures=SMALL, sft=[others[0], first], prompts=others, **fractions), tmp_path / "many", seed=1)
+    few, many = (split_by_prompt(tmp_path / name) for name in ("few", "many"))
+    assert len(few) == 100
+    assert few.items() <= many.items()
+
+
+def test_one_file_in_several_tables_has_each_prompt_in_the_same_split_of_all(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Question {i}?", "chosen": f"Yes {i}.", "rejected": f"No {i}."} for i in range(60)]
+    source = jsonl(tmp_path / "pairs.jsonl", pairs)
+    config = DataConfig(
+        procedures=None, sft=[source], preference=[source], prompts=[source], validation_fraction=0.2, test_fraction=0.2
+    )
+    rows = prepare(config, tmp_path / "out", seed=0)["rows"]
+    assert rows["sft"] == rows["preference"] == rows["prompts"]
+    assert sum(rows["sft"].values()) == 60
+    assert all(rows["sft"].values())
+    assert all(len(splits) == 1 for splits in split_by_prompt(tmp_path / "out").values())
+
+
+def test_several_pairs_to_a_prompt_are_all_used(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Question {i // 4}?", "chosen": f"Yes {i}.", "rejected": f"No {i}."} for i in range(240)]
+    config = DataConfig(procedures=None, preference=[jsonl(tmp_path / "pairs.jsonl", pairs)], test_fraction=0.2)
+    summary = prepare(config, tmp_path / "out", seed=0)
+    assert sum(summary["rows"]["preference"].values()) == 240
+    assert all(count % 4 == 0 for count in summary["rows"]["preference"].values())
+    assert summary["leaks"]["count"] == 0
+
+
+def test_prompts_in_two_normal_forms_share_a_split(tmp_path: Path) -> None:
+    texts = [f"Was heißt café, naïve und ﬁn? {i}" for i in range(40)]
+    chats = [{"prompt": unicodedata.normalize("NFC", text), "response": "So."} for text in texts]
+    prompts = [{"prompt": f"{unicodedata.normalize('NFKD', text)}\u200b"} for text in texts]
     config = DataConfig(
         procedures=None,
+        sft=[jsonl(tmp_path / "a.jsonl", chats)],
+        prompts=[jsonl(tmp_path / "b.jsonl", prompts)],
+        test_fraction=0.4,
+    )
+    prepare(config, tmp_path / "out", seed=0)
+    homes = split_by_prompt(tmp_path / "out")
+    assert len(homes) == 40
+    assert all(len(splits) == 1 for splits in homes.values())
+
+
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_few_prompts_fill_every_split_with_a_share(tmp_path: Path, count: int) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", questions(count))
+    summary = prepare(DataConfig(procedures=None, sft=[source], prompts=[source]), tmp_path / "out", seed=0)
+    for rows in summary["rows"].values():
+        assert sum(rows.values()) == count
+        assert all(rows.values())
+    assert "table 'sft' had no row for its test split: the prompt nearest to it was put there" in summary["warnings"]
+    assert {name: {s: len(rows) for s, rows in splits.items()} for name, splits in tables(tmp_path / "out").items()} == summary[
+        "rows"
+    ]
+    assert all(len(splits) == 1 for splits in split_by_prompt(tmp_path / "out").values())
+
+
+def test_ids_that_start_again_in_each_file_are_told_apart_and_nothing_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "chat").mkdir()
+    for name, start in (("a", 0), ("b", 10)):
+        jsonl(tmp_path / "chat" / f"{name}.jsonl", [{"id": i, **row} for i, row in enumerate(questions(11, start))])
+    config = DataConfig(procedures=None, sft=[TableSource(path=str(tmp_path / "chat"))], allow_duplicates=True)
+    summary = prepare(config, tmp_path / "out", seed=0)
+    rows = [row for split in tables(tmp_path / "out")["sft"].values() for row in split]
+    asked = sorted(int(row["messages"][0]["content"].removeprefix("Question ").removesuffix("?")) for row in rows)
+    assert asked == list(range(21))  # question 10 ends the first file and begins the second
+    assert summary["duplicates"]["count"] == 1
+    ids = {row["messages"][0]["content"]: row["id"] for row in rows}
+    assert len(set(ids.values())) == 21
+    assert ids["Question 0?"] == "0"
+    assert ids["Question 3?"].startswith("3-")
+    assert ids["Question 13?"].startswith("3-")
+    told = [line for line in summary["warnings"] if "have the id of another row" in line]
+    assert [line.split()[0] for line in told] == ["20"]
+
+
+def test_two_sources_with_the_same_ids_keep_all_their_rows(tmp_path: Path) -> None:
+    sources = [
+        jsonl(tmp_path / f"{name}.jsonl", [{"id": i, **row} for i, row in enumerate(questions(300, start))])
+        for name, start in (("a", 0), ("b", 300))
+    ]
+    for config in (DataConfig(procedures=None, sft=sources), DataConfig(procedures=None, sft=sources[:1], prompts=sources[1:])):
+        summary = prepare(config, tmp_path / str(len(config.sft)), seed=0)
+        assert sum(count for splits in summary["rows"].values() for count in splits.values()) == 600
+        for splits in tables(tmp_path / str(len(config.sft))).values():
+            ids = Counter(row["id"] for rows in splits.values() for row in rows)
+            assert set(ids.values()) == {1}
+
+
+def test_the_summary_is_stored_and_lists_bad_rows_duplicates_and_leaks(tmp_path: Path) -> None:
+    sft = [*questions(60), questions(1)[0], {"prompt": "no answer"}]
+    leaking = [{"prompt": prompt, "response": "So."} for prompt in held_out_prompts(2)]
+    config = DataConfig(
+        procedures=SMALL,
         sft=[jsonl(tmp_path / "sft.jsonl", sft)],
-        prompts=[jsonl(tmp_path / "prompts.jsonl", prompts)],
+        unpaired=[jsonl(tmp_path / "judged.jsonl", [{**row, "desirable": True} for row in [*questions(20), *leaking]])],
         validation_fraction=0.0,
-        test_fraction=0.2,
+        test_fraction=0.0,
         max_bad_fraction=0.1,
         allow_duplicates=True,
         allow_leaks=True,
@@ -98,65 +257,107 @@ def test_the_summary_is_stored_and_lists_bad_rows_duplicates_and_leaks(tmp_path:
     assert summary["bad_rows"]["count"] == 1
     assert summary["bad_rows"]["listed"][0]["row"] == "sft.jsonl line 62"
     assert summary["duplicates"]["count"] == 1
-    assert summary["leaks"]["count"] > 0
-    assert sum(n for splits in summary["rows"].values() for n in splits.values()) == 120 - summary["leaks"]["count"]
-    assert len(summary["warnings"]) == 5  # two empty validation splits, bad rows, duplicates, leaks
-    assert [len(rows) for rows in summary.pop("previews").values()] == [3, 3]
+    assert summary["leaks"]["count"] == 2
+    assert [line.split(" (")[1].split(")")[0] for line in summary["leaks"]["listed"]] == [
+        "judged.jsonl line 21",
+        "judged.jsonl line 22",
+    ]
+    used = {name: sum(splits.values()) for name, splits in summary["rows"].items()}
+    assert used == {"sft": 13 + 60, "preference": 14, "prompts": 12, "unpaired": 20}
+    assert summary["read"] == {**used, "sft": 13 + 62, "unpaired": 22}
+    assert len(summary["warnings"]) == 6  # two empty splits of unpaired, nobody reads it, bad rows, duplicates, leaks
+    assert [len(rows) for rows in summary.pop("previews").values()] == [3, 3, 3, 3]
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+
+
+def test_the_summary_names_the_columns_that_are_not_used_and_the_table_that_nobody_reads(tmp_path: Path) -> None:
+    rows = [{**row, "id": i, "desirable": True, "score": 3, "empty": None} for i, row in enumerate(questions(20))]
+    rows[7]["Language"] = "en"
+    source = jsonl(tmp_path / "rows.jsonl", rows)
+    warnings = prepare(DataConfig(procedures=None, unpaired=[source]), tmp_path / "out", seed=0)["warnings"]
+    assert "data.unpaired[0]: columns that were not used: 'Language', 'score'" in warnings
+    assert "table 'unpaired' is written, but no stage of this version reads it" in warnings
 
 
 @pytest.mark.parametrize("setting", ["allow_duplicates", "allow_leaks"])
 def test_duplicates_and_leaks_stop_the_run_unless_each_is_allowed(tmp_path: Path, setting: str) -> None:
-    repeated = questions(60)
-    rows = [*repeated, *repeated] if setting == "allow_duplicates" else [{**r, "id": str(i)} for i, r in enumerate(repeated)]
-    other = [] if setting == "allow_duplicates" else [jsonl(tmp_path / "p.jsonl", [{"prompt": r["prompt"]} for r in repeated])]
-    config = DataConfig(procedures=None, sft=[jsonl(tmp_path / "rows.jsonl", rows)], prompts=other, test_fraction=0.4)
+    rows = [*questions(60), *questions(60)] if setting == "allow_duplicates" else questions(60)
+    rows += [] if setting == "allow_duplicates" else [{"prompt": prompt, "response": "So."} for prompt in held_out_prompts(4)]
+    config = DataConfig(procedures=SMALL, sft=[jsonl(tmp_path / "rows.jsonl", rows)], test_fraction=0.4)
     with pytest.raises(DataError, match=f"data.{setting}=true"):
         prepare(config, tmp_path / "out", seed=0)
     prepare(config.model_copy(update={setting: True}), tmp_path / "again", seed=0)
 
 
+@pytest.mark.parametrize("alike", ["{}", " {}\n", "\ufeff{}", "{}\u200b"])
+def test_a_prompt_of_the_built_in_task_leaks_in_whatever_form_a_source_has_it(tmp_path: Path, alike: str) -> None:
+    row = {"prompt": alike.format(held_out_prompts(1)[0]).replace("review", "REVIEW"), "response": "So."}
+    source = jsonl(tmp_path / "rows.jsonl", [row])
+    config = DataConfig(procedures=SMALL, sft=[source], validation_fraction=0.0, test_fraction=0.0)
+    with pytest.raises(DataError, match=r"1 rows have the prompt of a row in a split held out further(.|\n)*leaks prompts/test"):
+        prepare(config, tmp_path / "out", seed=0)
+
+
 def test_rows_of_many_row_groups_keep_their_order_and_lose_only_what_repeats_or_leaks(tmp_path: Path) -> None:
     filling = "word " * 4_000
     rows = [{"prompt": f"{i} {filling}", "response": f"Answer {i}.", "id": str(i)} for i in range(1_100)]
-    repeated, leaking = rows[1_000], {**rows[1_001], "id": "b", "response": "Other."}  # id "b" is in the test split
+    leaking = {"prompt": held_out_prompts(1)[0], "response": "So.", "id": "b"}
     config = DataConfig(
-        procedures=None,
-        sft=[jsonl(tmp_path / "rows.jsonl", [*rows, repeated, leaking])],
+        procedures=SMALL,
+        unpaired=[jsonl(tmp_path / "rows.jsonl", [{**row, "desirable": True} for row in [*rows, rows[1_000], leaking]])],
         validation_fraction=0.0,
-        test_fraction=0.25,
+        test_fraction=0.0,
         allow_duplicates=True,
         allow_leaks=True,
     )
     summary = prepare(config, tmp_path / "out", seed=0)
-    written = tables(tmp_path / "out")["sft"]
-    assert pq.ParquetFile(tmp_path / "out" / "sft" / "train.parquet").num_row_groups > 1
-    assert {path.name for path in (tmp_path / "out" / "sft").iterdir()} == {f"{split}.parquet" for split in SPLITS}
-    held_out = [int(row["id"]) for row in written["test"][:-1]]
-    assert held_out == sorted(held_out)
-    assert written["test"][-1]["id"] == "b"
-    expected = [str(i) for i in range(1_100) if i not in held_out and i != 1_001]
-    assert [row["id"] for row in written["train"]] == expected
-    assert all(row["messages"][0]["content"] == rows[int(row["id"])]["prompt"] for row in written["train"])
+    written = tables(tmp_path / "out")["unpaired"]
+    assert pq.ParquetFile(tmp_path / "out" / "unpaired" / "train.parquet").num_row_groups > 1
+    assert {path.name for path in (tmp_path / "out" / "unpaired").iterdir()} == {f"{split}.parquet" for split in SPLITS}
+    assert [row["id"] for row in written["train"]] == [str(i) for i in range(1_100)]
+    assert all(row["prompt"][0]["content"] == rows[int(row["id"])]["prompt"] for row in written["train"])
     assert summary["duplicates"]["listed"] == [
-        "sft/train id 1000 (rows.jsonl line 1101) repeats sft/train id 1000 (rows.jsonl line 1001)"
+        "unpaired/train id 1000 (rows.jsonl line 1101) repeats unpaired/train id 1000 (rows.jsonl line 1001)"
     ]
-    assert summary["leaks"]["listed"] == ["sft/train id 1001 (rows.jsonl line 1002) leaks sft/test id b (rows.jsonl line 1102)"]
+    (leak,) = summary["leaks"]["listed"]
+    assert leak.startswith("unpaired/train id b (rows.jsonl line 1102) leaks prompts/test id ")
+    assert leak.endswith("(procedures test row 1)")
+
+
+def test_rows_that_move_or_clash_keep_what_they_hold_in_tables_of_many_row_groups(tmp_path: Path) -> None:
+    filling = "word " * 4_000
+    rows = [{"prompt": f"{i} {filling}", "response": f"Answer {i}.", "id": str(i % 1_000)} for i in range(1_100)]
+    config = DataConfig(
+        procedures=None,
+        sft=[jsonl(tmp_path / "rows.jsonl", rows)],
+        validation_fraction=1e-9,
+        test_fraction=0.25,
+    )
+    counts = prepare(config, tmp_path / "out", seed=0)["rows"]["sft"]
+    written = tables(tmp_path / "out")["sft"]
+    assert counts["validation"] == 1
+    numbers = {split: [int(row["messages"][0]["content"].split()[0]) for row in its] for split, its in written.items()}
+    assert sorted(number for its in numbers.values() for number in its) == list(range(1_100))
+    assert all(its == sorted(its) for its in numbers.values())
+    for split, its in written.items():
+        for number, row in zip(numbers[split], its, strict=True):
+            assert row["messages"][1]["content"] == f"Answer {number}."
+            assert (row["id"] == str(number)) == (100 <= number < 1_000)
+            assert row["id"].split("-")[0] == str(number % 1_000)
 
 
 def test_a_table_whose_rows_all_leak_is_left_out(tmp_path: Path) -> None:
-    held_out, copies = ({"prompt": "Why?", "response": response, "id": i} for response, i in (("So.", "b"), ("No.", "a")))
+    judged = [{"prompt": prompt, "response": "So.", "desirable": True} for prompt in held_out_prompts(2)]
     config = DataConfig(
-        procedures=None,
-        sft=[jsonl(tmp_path / "copies.jsonl", [copies])],
-        prompts=[jsonl(tmp_path / "held_out.jsonl", [held_out])],
-        validation_fraction=0.25,
-        test_fraction=0.25,
+        procedures=SMALL,
+        unpaired=[jsonl(tmp_path / "judged.jsonl", judged)],
+        validation_fraction=0.0,
+        test_fraction=0.0,
         allow_leaks=True,
     )
-    assert list(prepare(config, tmp_path / "out", seed=0)["rows"]) == ["prompts"]
-    assert list(tables(tmp_path / "out")) == ["prompts"]
-    assert not (tmp_path / "out" / "sft").exists()
+    assert "unpaired" not in prepare(config, tmp_path / "out", seed=0)["rows"]
+    assert list(tables(tmp_path / "out")) == ["sft", "preference", "prompts"]
+    assert not (tmp_path / "out" / "unpaired").exists()
 
 
 def test_nothing_to_prepare_is_an_error(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_processing.config import ProceduresConfig
 from data_processing.errors import ConfigError
-from data_processing.keys import prompt_key
+from data_processing.keys import prompt_key, prompt_of
 from data_processing.procedures_checker import check
 from data_processing.procedures_corruptions import CORRUPTIONS, corrupt
 from data_processing.procedures_optimal import Procedure, optimal_procedure, render
@@ -126,7 +126,7 @@ def test_rows_hold_prompt_and_optimal_procedure_and_labels_fit(difficulty: int) 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
     config = ProceduresConfig(sft_rows=20, preference_pairs=20, prompt_rows=20)
     assert procedures_rows(config, seed=3) == procedures_rows(config, seed=3)
-    prompts = [{prompt_key(row) for row in procedures_rows(config, seed)["prompts", "train"]} for seed in (3, 4)]
+    prompts = [{prompt_key(prompt_of(row)) for row in procedures_rows(config, seed)["prompts", "train"]} for seed in (3, 4)]
     assert not prompts[0] & prompts[1]
 
 

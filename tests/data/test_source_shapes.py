@@ -12,7 +12,8 @@ from data_processing.config import TableSource
 from data_processing.errors import DataError
 from data_processing.schemas import TableName, to_table, validate_table
 from data_processing.sources.messages import BadRow
-from data_processing.sources.recognise import Record, recognise
+from data_processing.sources.recognise import recognise
+from data_processing.sources.record import Record, check
 from tests.data.source_reading import Read, read_source
 
 Row = dict[str, Any]
@@ -28,6 +29,12 @@ def assistant(content: str) -> dict[str, str]:
 
 def system(content: str) -> dict[str, str]:
     return {"role": "system", "content": content}
+
+
+def recognised(row: Row, table: TableName) -> Record:
+    record, _ = recognise(row, table)
+    check(record, table)
+    return record
 
 
 ANSWERED = Record([user("Why?")], [assistant("Because.")])
@@ -89,7 +96,7 @@ TALK = [user("Hi"), assistant("Hello"), user("Why?")]
     ],
 )
 def test_each_known_shape_gives_prompt_and_responses(row: Row, record: Record) -> None:
-    assert recognise(row) == record
+    assert recognised(row, "preference" if record.rejected else "sft" if record.response else "prompts") == record
 
 
 @pytest.mark.parametrize(
@@ -119,12 +126,12 @@ def test_each_known_shape_gives_prompt_and_responses(row: Row, record: Record) -
 )
 def test_rows_that_cannot_be_used_say_why(row: Row, reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
-        recognise(row)
+        recognised(row, "preference" if "chosen" in row else "sft")
 
 
 @given(st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(str.strip))
 def test_plain_texts_are_kept_to_the_letter(prompt: str, response: str) -> None:
-    record = recognise({"messages": [user(prompt), assistant(response)]})
+    record = recognised({"messages": [user(prompt), assistant(response)]}, "sft")
     assert record == Record([user(prompt)], [assistant(response)])
 
 
@@ -133,24 +140,117 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner),
     max_leaves=8,
 )
+tables: st.SearchStrategy[TableName] = st.sampled_from(["sft", "preference", "prompts", "unpaired"])
 columns = st.sampled_from(["messages", "prompt", "response", "chosen", "rejected", "conversations", "instruction", "output"])
 
 
 @settings(deadline=None)
-@given(st.dictionaries(columns, json_values, max_size=4))
-def test_any_row_is_recognised_or_has_a_reason(row: Row) -> None:
+@given(st.dictionaries(columns, json_values, max_size=4), tables)
+def test_any_row_is_recognised_or_has_a_reason(row: Row, table: TableName) -> None:
     try:
-        record = recognise(row)
+        record = recognised(row, table)
     except BadRow as error:
         assert str(error)
         return
     assert record.prompt[-1]["role"] != "assistant"
     assert all(message["content"].strip() for message in record.prompt)
+    assert table == "prompts" or record.response
+    assert table != "preference" or record.rejected
 
 
-@pytest.mark.parametrize("text", ["[1, 2, 3] is a list?", "[1, 2, 3]", "[not json", "[]", "Human: me, Assistant: you"])
+LOOKALIKES = ["[1, 2, 3] is a list?", "[1, 2, 3]", "[not json", "[]", "Human: me, Assistant: you", '[{"name": "drill"}]']
+
+
+@pytest.mark.parametrize("text", [*LOOKALIKES, json.dumps([user("a"), {"name": "b"}]), '[{"role": "user"}]'])
 def test_a_text_that_only_looks_like_messages_stays_a_text(text: str) -> None:
-    assert recognise({"prompt": text}) == Record([user(text)])
+    assert recognised({"prompt": text}, "prompts") == Record([user(text)])
+
+
+json_answers = st.sampled_from(
+    [
+        *LOOKALIKES,
+        json.dumps([assistant("Because.")]),
+        json.dumps([{"from": "gpt", "value": "Because."}]),
+        json.dumps([user("Hi"), assistant("Hello")]),
+        "\n\nHuman: Hi\n\nAssistant: Hello",
+    ]
+) | st.lists(st.dictionaries(st.sampled_from(["role", "content", "name"]), st.text(max_size=3), max_size=3)).map(json.dumps)
+
+
+@given(json_answers, json_answers, st.sampled_from(["Why?", [user("Why?")]]))
+def test_an_answer_beside_a_text_or_a_list_is_kept_to_the_letter_whatever_it_looks_like(one: str, other: str, asked: Any) -> None:
+    answered = Record([user("Why?")], [assistant(one)])
+    assert recognised({"prompt": asked, "response": one}, "sft") == answered
+    assert recognised({"question": asked, "response_j": one}, "sft") == answered
+    assert recognised({"instruction": "Why?", "output": one}, "sft") == answered
+    if one != other and json.dumps([user("Hi"), assistant("Hello")]) not in (one, other):
+        pair = {"prompt": asked, "chosen": one, "rejected": other}
+        assert recognised(pair, "preference") == Record([user("Why?")], [assistant(one)], [assistant(other)])
+
+
+@pytest.mark.parametrize(
+    ("row", "record"),
+    [
+        ({"prompt": [user("Why?")], "response": [assistant("Because.")]}, ANSWERED),
+        ({"prompt": [user("Why?")], "response": "Because."}, ANSWERED),
+        ({"prompt": [user("Why?")], "response": '[{"name": "drill"}]'}, Record(PAIR.prompt, [assistant('[{"name": "drill"}]')])),
+        ({"question": [user("Why?")], "response_j": [assistant("Because.")], "response_k": [assistant("No.")]}, PAIR),
+        ({"prompt": [user("Why?")], "chosen": [assistant("Because.")], "rejected": [assistant("No.")]}, PAIR),
+        ({"prompt": "Why?", "chosen": [user("Why?"), assistant("Because.")], "rejected": [user("Why?"), assistant("No.")]}, PAIR),
+        ({"chosen": [user("Why?"), assistant("Because.")], "rejected": [user("Why?"), assistant("No.")]}, PAIR),
+        ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]}, ANSWERED),
+    ],
+)
+def test_message_lists_may_be_json_in_formats_without_lists(row: Row, record: Record) -> None:
+    cells = {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+    assert recognised(cells, "preference" if record.rejected else "sft") == record
+
+
+BOTH = {"messages": [user("Why?"), assistant("So.")], "chosen": [user("Why?"), assistant("Because.")]}
+BOTH["rejected"] = [user("Why?"), assistant("No.")]
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "record"),
+    [
+        ("sft", BOTH, Record([user("Why?")], [assistant("So.")])),
+        ("unpaired", BOTH, Record([user("Why?")], [assistant("So.")])),
+        ("preference", BOTH, PAIR),
+        (
+            "sft",
+            {"prompt": "Why?", "response": "So.", "chosen": "Because.", "rejected": "No."},
+            Record(TALK[2:], [assistant("So.")]),
+        ),
+        ("preference", {"prompt": "Why?", "response": "So.", "chosen": "Because.", "rejected": "No."}, PAIR),
+        ("sft", {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, PAIR),
+        ("sft", {**BOTH, "messages": [user("Why?")]}, PAIR),  # the pair has the answer that these messages lack
+    ],
+)
+def test_of_two_candidates_the_table_says_which_is_used(table: TableName, row: Row, record: Record) -> None:
+    assert recognised(row, table) == record
+
+
+GREETING = [assistant("Good morning."), user("Why?"), assistant("Because.")]
+
+
+@pytest.mark.parametrize("shape", ["messages", "conversations", "prompt", "chosen"])
+def test_a_conversation_that_starts_with_an_assistant_turn_is_no_row_of_the_sft_table_but_may_be_a_prompt(shape: str) -> None:
+    rows: dict[str, Row] = {
+        "messages": {"messages": GREETING},
+        "conversations": {"conversations": [{"from": turn["role"], "value": turn["content"]} for turn in GREETING]},
+        "prompt": {"prompt": GREETING[:2], "response": GREETING[2:]},
+        "chosen": {"chosen": GREETING, "rejected": [*GREETING[:2], assistant("No.")]},
+    }
+    with pytest.raises(BadRow, match="starts with an assistant turn"):
+        recognised(rows[shape], "sft")
+    assert recognised(rows[shape], "prompts").prompt == GREETING[:2]
+
+
+def test_equal_answers_are_no_pair_but_the_one_answer_may_be_learnt() -> None:
+    row = {"prompt": "Why?", "chosen": "Because.", "rejected": "Because."}
+    with pytest.raises(BadRow, match="are the same"):
+        recognised(row, "preference")
+    assert recognised(row, "sft").response == [assistant("Because.")]
 
 
 def read(tmp_path: Path, table: TableName, rows: list[Row], **options: Any) -> Read:
@@ -239,7 +339,7 @@ good_columns = st.just({"prompt": "Why?", "response": "Because."}) | st.just({"p
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["sft", "preference", "prompts", "unpaired"]), good_columns, extra_columns)
+@given(tables, good_columns, extra_columns)
 def test_any_row_that_is_taken_fits_its_table(tmp_path: Path, table: TableName, row: Row, extra: Row) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({**extra, **row}) + "\n")
     source = TableSource(path=str(tmp_path / "rows.jsonl"))

@@ -23,11 +23,12 @@ from evaluation.faults import procedure_faults
 from evaluation.measures import Measure, Score
 from evaluation.report import write_report
 from evaluation.report_data import LineageEntry, ReportData, Timing, assemble
-from evaluation.results import write_predictions, write_scores
+from evaluation.results import write_json, write_predictions, write_scores
 from rlhf_core.events import EventLog
 
+SOURCES = ("procedures", "my-prompts")
 SHARES = ("score", "valid", "accuracy", "soundness", "efficiency")
-PROCEDURES = {name: Measure(f"procedures.{name}", f"Procedures {name} (0 to 1)") for name in SHARES}
+PROCEDURES = {name: Measure(f"procedures.{name}", f"Procedures {name} (0 to 1)", lowest=0.0, highest=1.0) for name in SHARES}
 REWARD = Measure("reward", "Reward model score")
 KL = Measure("kl", "KL to the base (nats a response)", better="neither", digits=1)
 LENGTH = Measure("length", "Length (tokens)", better="neither", digits=0)
@@ -38,7 +39,7 @@ MODELS = {
     "base": (1.0, -3.1, 0.0, 9.4),
     "sft": (0.65, 0.4, 21.0, 1.31),
     "preference": (0.45, 1.6, 34.0, 1.38),
-    "online": (0.3, 2.2, 39.0, 1.36),
+    "online": (0.15, 2.2, 39.0, 1.36),
 }
 
 
@@ -77,7 +78,13 @@ def made_up_report(folder: Path) -> ReportData:
     comparison = folder / "compare"
     comparison.mkdir()
     inputs = write_evaluations(folder)
-    write_comparison(inputs, CompareConfig(samples_shown=6), comparison, seed=3, events=EventLog(folder / "events.jsonl"))
+    write_comparison(
+        inputs,
+        CompareConfig(baseline="sft", candidates=["preference", "online"], samples_shown=6),
+        comparison,
+        seed=3,
+        events=EventLog(folder / "events.jsonl"),
+    )
     nodes = [
         "base_model",
         "prepare_data",
@@ -105,12 +112,12 @@ def _write_evaluation(folder: Path, name: str, prompts: int) -> None:
     rng = random.Random(f"made up {name}")
     shared = random.Random(1)
     predictions, scores = [], []
-    for _ in range(prompts):
+    for i in range(prompts):
         policy = draw_policy(shared, 2)
         prompt = [{"role": "user", "content": prompt_text(policy, shared, shuffled=True)}]
         text = _answer(policy, rng, spoiled, name)
         for decoding in ("sampled", "greedy"):
-            row = _prediction(prompt, policy, decoding, text, name)
+            row = _prediction(prompt, policy, decoding, text, name) | {"source": SOURCES[i % 3 == 0]}
             predictions.append(row)
             shares = asdict(check(policy.label(), text))
             faults = procedure_faults(policy.label(), text)
@@ -123,6 +130,12 @@ def _write_evaluation(folder: Path, name: str, prompts: int) -> None:
     folder.mkdir()
     write_predictions(folder, predictions)
     write_scores(folder, scores)
+    own, builtin = len(range(0, prompts, 3)), prompts - len(range(0, prompts, 3))
+    sources = {SOURCES[False]: {"measured": builtin, "of": 2 * prompts}, SOURCES[True]: {"measured": own, "of": prompts}}
+    long = [{"id": "1b96267f773d6c32", "source": SOURCES[True], "tokens": 5412}]
+    held_out = {"measured": prompts, "of": prompts, "sources": {}, "left_out": []}
+    counts = {"prompts": {"measured": prompts, "of": 3 * prompts, "sources": sources, "left_out": long}, "sft": held_out}
+    write_json(folder / "metrics.json", {"rows": counts})
 
 
 def _answer(policy: Policy, rng: random.Random, spoiled: float, name: str) -> str:

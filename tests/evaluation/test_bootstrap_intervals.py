@@ -1,6 +1,9 @@
-"""Bootstrap intervals: coverage, equivariance, determinism, and what they refuse."""
+"""Intervals by resampling: equivariance, closed forms, determinism, and what they refuse. Coverage is simulated in
+test_verdicts_hold_in_simulation.py."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -9,26 +12,15 @@ from hypothesis import strategies as st
 
 from data_processing.errors import DataError
 from evaluation import bootstrap
-from evaluation.bootstrap import Floats, Resampling, mean_interval, paired_interval
+from evaluation.bootstrap import UNBOUNDED, Bounds, Floats, Interval, Resampling, mean_interval, paired_draws
 
 R = Resampling(resamples=400, confidence=0.95, seed=7)
 finite = st.floats(-100, 100, allow_nan=False)
 samples = st.lists(finite, min_size=1, max_size=40).map(np.array)
 
 
-def covered(draw: object, truth: float, trials: int = 300) -> float:
-    hits = 0
-    for trial in range(trials):
-        values = draw(np.random.default_rng(trial))  # type: ignore[operator]
-        interval = mean_interval(values, Resampling(resamples=400, seed=trial))
-        hits += interval.low <= truth <= interval.high
-    return hits / trials
-
-
-def test_intervals_cover_the_true_mean_as_often_as_they_claim() -> None:
-    assert 0.90 <= covered(lambda g: g.normal(3.0, 2.0, 80), 3.0) <= 0.985
-    assert 0.90 <= covered(lambda g: g.binomial(1, 0.4, 80).astype(float), 0.4) <= 0.985
-    assert 0.88 <= covered(lambda g: g.exponential(1.0, 80), 1.0) <= 0.985
+def paired_interval(candidate: Floats, baseline: Floats, resampling: Resampling) -> Interval:
+    return paired_draws(candidate, baseline, resampling).interval(resampling.confidence)
 
 
 def test_higher_confidence_gives_a_wider_interval() -> None:
@@ -62,11 +54,52 @@ def test_a_scale_of_all_values_scales_the_interval(values: Floats, scale: float)
 
 
 @given(samples)
-def test_mean_is_the_mean_and_lies_between_the_smallest_and_the_largest_value(values: Floats) -> None:
-    interval = mean_interval(values, R)
-    assert interval.mean == pytest.approx(values.mean(), abs=1e-9)
-    assert values.min() - 1e-9 <= interval.low <= interval.high <= values.max() + 1e-9
-    assert interval.n == len(values)
+def test_mean_is_the_mean_and_lies_in_its_interval_within_the_bounds_of_the_values(values: Floats) -> None:
+    for bounds in (UNBOUNDED, Bounds(-100.0, 100.0), Bounds(lowest=-100.0)):
+        interval = mean_interval(values, R, bounds=bounds)
+        assert interval.mean == pytest.approx(values.mean(), abs=1e-9)
+        assert interval.low <= interval.mean <= interval.high
+        assert bounds.lowest is None or interval.low >= -100.0
+        assert bounds.highest is None or interval.high <= 100.0
+        assert interval.n == len(values)
+
+
+def test_shares_of_nothing_or_all_have_the_interval_of_clopper_and_pearson() -> None:
+    many = Resampling(resamples=20000)
+    none, every = (mean_interval(np.full(64, share), many, bounds=Bounds(0.0, 1.0)) for share in (0.0, 1.0))
+    assert (none.low, every.high) == (0.0, 1.0)
+    assert every.low == pytest.approx(0.025 ** (1 / 64), abs=1e-3)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 64), abs=1e-3)
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(4, 0), (6, 0), (9, 1), (30, 12)])
+def test_wins_and_losses_have_the_p_value_of_the_sign_test(wins: int, losses: int) -> None:
+    candidate, baseline = np.repeat([1.0, 0.0, 1.0], [wins, losses, 20]), np.repeat([0.0, 1.0, 1.0], [wins, losses, 20])
+    draws = paired_draws(candidate, baseline, Resampling(resamples=20000), bounds=Bounds(0.0, 1.0))
+    tosses = wins + losses
+    exact = sum(math.comb(tosses, heads) for heads in range(wins, tosses + 1)) / 2**tosses
+    assert float(draws.p_above()[0]) == pytest.approx(exact, rel=0.1, abs=1e-3)
+
+
+@pytest.mark.parametrize("bounds", [UNBOUNDED, Bounds(0.0, 1.0)])
+@pytest.mark.parametrize("seed", range(8))
+def test_an_interval_leaves_out_zero_exactly_where_the_test_rejects_it(bounds: Bounds, seed: int) -> None:
+    g = np.random.default_rng(seed)
+    ours, theirs = np.round(g.uniform(0.1, 1.0, (2, 30)), 1)
+    draws = paired_draws(ours, theirs, R, bounds=bounds)
+    for tail in (0.005, 0.025, 0.1, 0.3):
+        assert bool(draws.low(tail)[0] > 0.0) == bool(draws.p_above()[0] <= tail)
+        assert bool(draws.high(tail)[0] < 0.0) == bool(draws.p_below()[0] <= tail)
+
+
+def test_equal_differences_are_sure_only_where_nothing_else_could_have_been() -> None:
+    ours, theirs = np.full(40, 0.75), np.full(40, 0.5)
+    unlimited = paired_draws(ours, theirs, R).interval(0.95)
+    assert (unlimited.low, unlimited.mean, unlimited.high) == (0.25, 0.25, 0.25)
+    shares = paired_draws(ours, theirs, R, bounds=Bounds(0.0, 1.0)).interval(0.95)
+    assert 0.1 < shares.low < 0.25 < shares.high < 0.35
+    same = paired_draws(ours, ours, R, bounds=Bounds(0.0, 1.0)).interval(0.95)
+    assert -0.1 < same.low < same.mean == 0.0 < same.high < 0.1
 
 
 @given(samples)
@@ -105,8 +138,12 @@ def test_resamples_drawn_in_blocks_are_complete(monkeypatch: pytest.MonkeyPatch)
     values = np.random.default_rng(5).normal(size=10)
     whole = mean_interval(values, R)
     monkeypatch.setattr(bootstrap, "_CELLS_AT_ONCE", 70)
-    assert sum(len(block) for block in R.indices(10)) == R.resamples
-    assert mean_interval(values, R) == whole
+    blocks = list(R.weights(10))
+    assert [rows.stop - rows.start for rows, _, _ in blocks] == [7] * 57 + [1]
+    assert all(len(exponentials) == len(coins) <= 7 for _, exponentials, coins in blocks)
+    again = mean_interval(values, R)
+    for end in ("mean", "low", "high"):
+        assert getattr(again, end) == pytest.approx(getattr(whole, end), rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from evaluation.evaluate import evaluate
 from evaluation.job import EvaluationJob
 from evaluation.metrics import METRICS
 from evaluation.results import read_evaluation
+from evaluation.rows import draw_rows
 from evaluation.scoring import token_logprobs
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import RolloutEngine
@@ -93,7 +95,7 @@ def write_plain_prompts(data: Path) -> None:
 
 
 def metrics_of(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    found: dict[str, dict[str, dict[str, float]]] = json.loads((folder / "metrics.json").read_text())
+    found: dict[str, dict[str, dict[str, float]]] = json.loads((folder / "metrics.json").read_text())["metrics"]
     return found
 
 
@@ -133,12 +135,16 @@ def test_a_model_with_code_of_its_own_is_measured_as_the_model_it_is(world: Worl
 
 def test_predictions_are_all_samples_of_every_prompt_with_their_labels(world: World, measured: Path) -> None:
     predictions = read_table("predictions", measured / "predictions.parquet").to_pylist()
-    prompts = read_table("prompts", world.data / "prompts" / "test.parquet").to_pylist()[:6]
+    table = read_table("prompts", world.data / "prompts" / "test.parquet").to_pylist()
+    drawn = draw_rows([row["id"] for row in table], [row["source"] for row in table], 6, seed=3)
+    assert drawn != list(range(6))
+    prompts = [table[i] for i in drawn]
     for decoding, samples in (("sampled", 2), ("greedy", 1)):
         rows = [row for row in predictions if row["decoding"] == decoding]
         assert [row["prompt_id"] for row in rows] == [prompt["id"] for prompt in prompts for _ in range(samples)]
     assert len({row["id"] for row in predictions}) == 18
     assert {row["label"] for row in predictions} == {prompt["label"] for prompt in prompts}
+    assert {row["source"] for row in predictions} == {"procedures"}
     sampled = [row["response"] for row in predictions if row["decoding"] == "sampled"]
     assert len(set(sampled)) > len(prompts)
 
@@ -267,6 +273,70 @@ def test_answers_longer_than_the_models_positions_are_refused_before_generating(
         evaluate(world.job(tmp_path / "out", world.base, max_new_tokens=2048))
 
 
+def write_test_split(data: Path, prompts: dict[str, str], answers: Sequence[str] = ()) -> None:
+    """Test prompts by id, of a source that is the id's first letter, and sft rows with these answers."""
+    rows = [
+        {"id": name, "prompt": [{"role": "user", "content": text}], "label": None, "source": name[0]}
+        for name, text in prompts.items()
+    ]
+    write_table("prompts", to_table("prompts", rows), data / "prompts" / "test.parquet")
+    talks = [
+        {"id": f"row{i}", "messages": [{"role": "user", "content": "go on"}, {"role": "assistant", "content": answer}]}
+        for i, answer in enumerate(answers)
+    ]
+    write_table("sft", to_table("sft", talks), data / "sft" / "test.parquet")
+
+
+def test_every_source_is_measured_and_counted(world: World, tmp_path: Path) -> None:
+    write_test_split(tmp_path, {f"{source}{i}": f"hello {i}" for source, n in (("a", 30), ("b", 10)) for i in range(n)})
+    job = dataclasses.replace(world.job(tmp_path / "out", world.base, metrics=["length"], max_prompts=8), data=tmp_path)
+    evaluate(job)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["rows"]["prompts"]["sources"] == {"a": {"measured": 6, "of": 30}, "b": {"measured": 2, "of": 10}}
+    assert (found["rows"]["prompts"]["measured"], found["rows"]["prompts"]["of"]) == (8, 40)
+    lengths = {source: table["sampled"]["length"] for source, table in found["sources"].items()}
+    assert {source: length["n"] for source, length in lengths.items()} == {"a": 6, "b": 2}
+    whole = found["metrics"]["sampled"]["length"]["mean"]
+    assert whole == pytest.approx((6 * lengths["a"]["mean"] + 2 * lengths["b"]["mean"]) / 8)
+
+
+def test_other_models_with_the_seed_answer_the_same_prompts(world: World, tmp_path: Path) -> None:
+    asked = []
+    for name, model in (("base", world.base), ("other", world.other)):
+        evaluate(world.job(tmp_path / name, model, metrics=["length"], max_prompts=3))
+        asked.append({row["prompt_id"] for row in read_evaluation(tmp_path / name).predictions})
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 3
+
+
+def test_rows_that_do_not_fit_the_model_are_left_out_counted_and_named(world: World, tmp_path: Path) -> None:
+    """A model with learned positions cannot score beyond them at all."""
+    model = tiny_model(tmp_path, "gpt2")
+    prompts = {f"a{i}": "hello" for i in range(20)} | {"b-long": "many words " * 200}
+    write_test_split(tmp_path, prompts, ["yes"] * 20 + ["no and no " * 200])
+    job = world.job(tmp_path / "out", model, metrics=["length", "perplexity"], max_prompts=None)
+    evaluate(dataclasses.replace(job, data=tmp_path, base=model))
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]
+    assert {name: (counts["measured"], counts["of"]) for name, counts in rows.items()} == {"prompts": (20, 21), "sft": (20, 21)}
+    assert rows["prompts"]["sources"]["b"] == {"measured": 0, "of": 1}
+    assert [row["id"] for row in rows["prompts"]["left_out"]] == ["b-long"]
+    assert [row["id"] for row in rows["sft"]["left_out"]] == ["row20"]
+    assert metrics_of(tmp_path / "out")["held_out"]["perplexity"]["n"] == 20
+    warnings = [event["message"] for event in events_of(job, "warning")]
+    assert len(warnings) == 2
+    assert "1 of 21 rows are too long for the model and left out: 'b-long'" in warnings[0]
+
+
+@pytest.mark.parametrize("table", ["prompts", "sft"])
+def test_more_rows_that_do_not_fit_than_tolerated_stop_the_stage(table: str, world: World, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, "gpt2")
+    long = "many words " * 200
+    write_test_split(tmp_path, {"a": "hi", "b": long if table == "prompts" else "hi"}, ["yes", long if table == "sft" else "no"])
+    job = world.job(tmp_path / "out", model, metrics=["length", "perplexity"])
+    with pytest.raises(DataError, match=rf"table '{table}', split 'test': 1 of the 2 rows drawn .*max_dropped_fraction=0.05"):
+        evaluate(dataclasses.replace(job, data=tmp_path, base=model))
+
+
 def test_data_without_test_prompts_is_refused(world: World, tmp_path: Path) -> None:
     job = dataclasses.replace(world.job(tmp_path / "out", world.base), data=tmp_path)
     with pytest.raises(DataError, match="table 'prompts': no file at"):
@@ -294,7 +364,14 @@ def test_both_stages_run_end_to_end_and_leave_a_verdict_and_a_report(world: Worl
         inputs = {"model": model, "base": world.base, "data": world.data, "reward_model": world.reward_model}
         EVALUATE.run(_context(SETTINGS, inputs, output))
         evaluated[name] = output
-    config = CompareConfig(primary_metric="reward", bootstrap_resamples=200, samples_shown=3)
+    config = CompareConfig(
+        primary_metric="reward",
+        baseline="sft",
+        candidates=["online"],
+        models=["base", "sft", "online"],
+        bootstrap_resamples=200,
+        samples_shown=3,
+    )
     COMPARE.run(_context(config, evaluated, tmp_path / "compare"))
     verdict = json.loads((tmp_path / "compare" / "verdict.json").read_text())
     assert set(verdict["models"]) == {"base", "sft", "online"}

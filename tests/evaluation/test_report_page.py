@@ -165,7 +165,13 @@ def test_curves_survive_resumes_broken_lines_and_numbers_that_are_none(tmp_path:
         stream.write('{"type": "metrics", "step": 5, "val')
     comparison = tmp_path / "compare"
     comparison.mkdir()
-    write_comparison(write_evaluations(tmp_path, 5), CompareConfig(), comparison, 0, EventLog(tmp_path / "e.jsonl"))
+    write_comparison(
+        write_evaluations(tmp_path, 5),
+        CompareConfig(baseline="sft", candidates=["preference", "online"]),
+        comparison,
+        0,
+        EventLog(tmp_path / "e.jsonl"),
+    )
     data = assemble(comparison, {"sft": log.path, "gone": tmp_path / "gone.jsonl"}, "", (), ())
     [curve] = data.curves["sft"]
     assert (curve.metric, list(curve.steps), list(curve.values), curve.dropped) == ("loss", [1, 2, 4], [3.0, 2.0, 1.0], 1)
@@ -178,7 +184,13 @@ def test_long_curves_are_averaged_not_cut(tmp_path: Path) -> None:
     log.path.write_text("\n".join(lines))
     comparison = tmp_path / "compare"
     comparison.mkdir()
-    write_comparison(write_evaluations(tmp_path, 5), CompareConfig(), comparison, 0, EventLog(tmp_path / "e.jsonl"))
+    write_comparison(
+        write_evaluations(tmp_path, 5),
+        CompareConfig(baseline="sft", candidates=["preference", "online"]),
+        comparison,
+        0,
+        EventLog(tmp_path / "e.jsonl"),
+    )
     [curve] = assemble(comparison, {"sft": log.path}, "", (), ()).curves["sft"]
     assert len(curve.values) <= 300
     assert curve.values[0] < 20
@@ -188,7 +200,13 @@ def test_long_curves_are_averaged_not_cut(tmp_path: Path) -> None:
 def test_the_report_of_a_run_is_built_from_its_folder(tmp_path: Path) -> None:
     events = write_events(tmp_path)
     (tmp_path / "compare").mkdir()
-    write_comparison(write_evaluations(tmp_path), CompareConfig(), tmp_path / "compare", 0, EventLog(tmp_path / "e.jsonl"))
+    write_comparison(
+        write_evaluations(tmp_path),
+        CompareConfig(baseline="sft", candidates=["preference", "online"]),
+        tmp_path / "compare",
+        0,
+        EventLog(tmp_path / "e.jsonl"),
+    )
     run = tmp_path / "runs" / "align-1"
     _record(run, "sft", "checkpoint", events["sft"].parent, inputs={}, seconds=12.0)
     _record(run, "compare", "comparison", tmp_path / "compare", inputs={"base": "key of sft"}, seconds=1.0)

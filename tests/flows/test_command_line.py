@@ -30,7 +30,21 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
     assert "LOADED []" in answer.stdout
-    for command in ("run", "plan", "graph", "presets", "adopt", "deploy", "up", "status", "down", "doctor", "fetch", "report", "cache"):
+    for command in (
+        "run",
+        "plan",
+        "graph",
+        "presets",
+        "adopt",
+        "deploy",
+        "up",
+        "status",
+        "down",
+        "doctor",
+        "fetch",
+        "report",
+        "cache",
+    ):
         assert f" {command} " in answer.stdout
 
 
