@@ -14,6 +14,7 @@ from evaluation.measures import HELD_OUT
 from evaluation.report import write_report
 from evaluation.report_data import assemble
 from evaluation.results import Evaluation, Row, read_evaluation, write_json
+from evaluation.seeds import family, folded
 from rlhf_core.events import EventLog
 
 
@@ -22,9 +23,14 @@ def write_comparison(inputs: Mapping[str, Path], config: CompareConfig, output: 
 
     `verdict.json` is `Comparison.to_json`; `report_data.json` adds the measures and the samples that the report shows.
     """
-    evaluations = {name: read_evaluation(folder) for name, folder in inputs.items()}
+    apart = {name: read_evaluation(folder) for name, folder in inputs.items()}
+    evaluations = folded(apart, config.seeds)
     comparison = compare(evaluations, config, seed, events.warn)
-    verdict = comparison.to_json()
+    primary = comparison.decoding, comparison.primary_metric
+    families = {
+        name: family({m: apart[m] for m in members}, primary, config.confidence) for name, members in config.seeds.items()
+    }
+    verdict = comparison.to_json() | {"seeds": {name: found.to_json() for name, found in families.items()}}
     measures = {name: m.to_json() for evaluation in evaluations.values() for name, m in evaluation.measures.items()}
     shown = {
         "verdict": verdict,

@@ -67,6 +67,10 @@ class CompareConfig(Settings):
         None, description="Entries whose models may become challenger; null: all but baseline and base"
     )
     models: list[str] = Field(default_factory=list, description="Order of the models in the report; filled in from the pipeline")
+    seeds: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="Models that differ in their seed only, by the name they share; filled in from the pipeline",
+    )
     min_prompts: int = Field(20, ge=8, description="Paired prompts below which no model is judged better or worse")
     samples_shown: int = Field(8, ge=0, le=100, description="Prompts shown side by side in the report")
     bootstrap_resamples: int = Field(

@@ -7,6 +7,7 @@ once), or a held-out row for metrics that need no generated answer.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -81,6 +82,12 @@ class UnitValues:
         """The statistic over all units with its interval."""
         geometric, bounds = self.measure.geometric, self.measure.bounds
         return mean_interval(self.values, resampling, weights=self.weights, geometric=geometric, bounds=bounds)
+
+    def mean(self) -> float:
+        """The statistic over all units."""
+        values = np.log(self.values) if self.measure.geometric else self.values
+        mean = float(np.average(values, weights=self.weights))
+        return math.exp(mean) if self.measure.geometric else mean
 
     def of(self, units: Collection[str]) -> UnitValues | None:
         """The values of those of the given units that have one; None where none has."""

@@ -70,7 +70,8 @@ def forest_section(data: ReportData) -> Markup:
         title = f"Difference to {baseline}, paired by prompt"
         plots.append(_plot(title, differences, title, zero_line=True))
     lead = f"{_DECODING_TITLES[decoding]}. Dots are means, bars {data.confidence:.0%} intervals over {_measured(data, decoding)}."
-    return section("primary", measure.title, tag("div", *plots, class_="plots"), _tests(data), _sources(data), lead=lead)
+    tables = (_tests(data), _seeds(data), _sources(data))
+    return section("primary", measure.title, tag("div", *plots, class_="plots"), *tables, lead=lead)
 
 
 def _measured(data: ReportData, decoding: str) -> str:
@@ -106,6 +107,29 @@ def _test_row(name: str, test: Mapping[str, Any], measure: Measure, needed: int)
     detectable = "–" if test["detectable"] is None else shown(test["detectable"], measure)
     model = tag("td", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name)
     return tag("tr", model, *(tag("td", text) for text in (judged, _p(test["p"]), _p(test["corrected_p"]), detectable)))
+
+
+def _seeds(data: ReportData) -> Markup | None:
+    """Models trained under several seeds: the metric that decides over seeds, and that of each."""
+    families = data.verdict.get("seeds", {})
+    if not families:
+        return None
+    decoding, measure = data.verdict["decoding"], data.measures[data.verdict["primary_metric"]]
+    head = tag("tr", *(tag("th", name) for name in ("Model", "Seeds", "Mean over seeds", "Each seed")))
+    rows = [_seeds_row(name, family, decoding, measure) for name, family in families.items()]
+    note = (
+        f"Elsewhere on this page the answers of all seeds count as the answers of one model. Here the interval ({data.confidence:.0%}, "
+        "Student's) is over seeds. What is registered for such a model is the seed nearest to its mean."
+    )
+    table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
+    return join(tag("h3", "Over seeds"), table, tag("p", note, class_="note"))
+
+
+def _seeds_row(name: str, family: Mapping[str, Any], decoding: str, measure: Measure) -> Markup:
+    numbers = family["over_seeds"][decoding][measure.name]
+    each = ", ".join(shown(family["means"][member][decoding][measure.name], measure) for member in family["members"])
+    model = tag("td", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name)
+    return tag("tr", model, tag("td", len(family["members"])), tag("td", *_mean_and_range(numbers, measure)), tag("td", each))
 
 
 def _p(value: float) -> str:

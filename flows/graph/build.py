@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
 from evaluation.config import PRIMARY_METRICS, CompareConfig, EvaluateConfig
@@ -54,9 +56,9 @@ def unused_entries(graph: Graph) -> list[str]:
 def _models(entries: Expansion) -> list[Variant]:
     """The models that are evaluated, in the order of the report: those of last rounds, and whatever the comparison names."""
     compare = entries.config.compare
-    named = [variant for text in compare.candidates or () for variant in entries.chosen("compare.candidates", text, POLICY)]
-    if compare.baseline is not None:
-        named.append(entries.one("compare.baseline", compare.baseline, POLICY))
+    texts = [("compare.candidates", text) for text in compare.candidates or ()]
+    texts += [("compare.baseline", compare.baseline)] if compare.baseline else []
+    named = [variant for place, text in texts for variant in entries.chosen(place, text, POLICY)]
     if off := [variant for variant in named if not entries.entries[variant.entry].evaluate]:
         raise ConfigError(
             f"compare: names '{off[0].node}', and pipeline.{off[0].entry}.evaluate is false; set it to true, or take the name out"
@@ -89,19 +91,36 @@ def _scorer(entries: Expansion) -> Variant | None:
 
 
 def _comparison(entries: Expansion, models: list[Variant]) -> Node:
-    """All evaluations against each other; its settings get the full names of what was named or left open."""
-    compare, names = entries.config.compare, [model.node for model in models]
+    """All evaluations against each other; its settings get the full names of what was named or left open.
+
+    Variants that differ in their seed only are one model to the comparison.
+    """
+    compare = entries.config.compare
+    families: dict[str, list[str]] = defaultdict(list)
+    for model in models:
+        families[model.family].append(model.node)
+    names = list(families)
     if compare.baseline is None:
         # The first model that is trained, where others come after it.
-        baseline = names[1] if len(names) > 2 and len(entries.variants[models[1].entry]) == 1 else names[0]
+        baseline = names[1] if len(names) > 2 and len({v.family for v in entries.variants[models[1].entry]}) == 1 else names[0]
     else:
-        baseline = entries.one("compare.baseline", compare.baseline, POLICY).node
+        baseline = _one_family(entries.chosen("compare.baseline", compare.baseline, POLICY), compare.baseline)
     if compare.candidates is None:
         candidates = [name for name in names if name not in (baseline, BASE)]
     else:
-        found = [v.node for text in compare.candidates for v in entries.chosen("compare.candidates", text, POLICY)]
+        found = [v.family for text in compare.candidates for v in entries.chosen("compare.candidates", text, POLICY)]
         candidates = list(dict.fromkeys(found))
     if baseline in candidates:
         raise ConfigError(f"compare.candidates contains the baseline '{baseline}'; a model cannot be its own challenger")
-    settings: CompareConfig = compare.model_copy(update={"baseline": baseline, "candidates": candidates, "models": names})
-    return Node("compare", "compare", settings, {name: f"evaluate_{name}" for name in names}, entries.config.run.seed)
+    nodes = [model.node for model in models]
+    seeds = {name: members for name, members in families.items() if members != [name]}
+    filled = {"baseline": baseline, "candidates": candidates, "models": nodes, "seeds": seeds}
+    inputs = {name: f"evaluate_{name}" for name in nodes}
+    return Node("compare", "compare", compare.model_copy(update=filled), inputs, entries.config.run.seed)
+
+
+def _one_family(chosen: list[Variant], text: str) -> str:
+    names = dict.fromkeys(variant.family for variant in chosen)
+    if len(names) > 1:
+        raise ConfigError(f"compare.baseline: '{text}' has several variants, and one is needed; name it: {', '.join(names)}")
+    return next(iter(names))

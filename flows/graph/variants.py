@@ -46,6 +46,13 @@ class Variant:
         rounds = {} if self.round is None else {ROUND: str(self.round)}
         return labels(self.entry, self.axes) | rounds
 
+    @property
+    def family(self) -> str:
+        """The name that it shares with the variants that differ from it in their seed only."""
+        axes = {axis: value for axis, value in self.axes.items() if axis[1] != SEED}
+        rounds = {} if self.round is None else {ROUND: str(self.round)}
+        return name_of(self.entry, labels(self.entry, axes) | rounds)
+
 
 @dataclass(frozen=True)
 class Reference:

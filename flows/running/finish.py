@@ -53,9 +53,11 @@ def _register(
     from tasks.register import register_model
 
     challenger = str(verdict["challenger"])
+    if challenger in verdict.get("seeds", {}):
+        challenger = str(verdict["seeds"][challenger]["stands_for"])
     converted = f"convert_{challenger}"
     node = converted if converted in outcomes else challenger
-    metrics = verdict["models"][challenger].get(verdict["decoding"], {})
+    metrics = verdict["models"][verdict["challenger"]].get(verdict["decoding"], {})
     registered = register_model(
         outcomes[node].ref,
         name=str(config.run.registered_model),

@@ -220,13 +220,29 @@ def test_the_first_trained_model_is_the_baseline_where_others_come_after_it() ->
     assert (_compare(_graph(FIVE)).baseline, _compare(_graph(FIVE)).candidates) == ("sft", ["dpo", "ppo", "grpo"])
     alone = _compare(_graph({"sft": {"stage": "sft"}}))
     assert (alone.baseline, alone.candidates) == ("base", ["sft"])
-    swept = _compare(_graph({"sft": {"stage": "sft", "each": {"seed": [1, 2]}}}))
-    assert (swept.baseline, swept.candidates) == ("base", ["sft@seed=1", "sft@seed=2"])
+    swept = _compare(_graph({"sft": {"stage": "sft", "each": {"batch_size": [4, 8]}}}))
+    assert (swept.baseline, swept.candidates) == ("base", ["sft@batch_size=4", "sft@batch_size=8"])
 
 
 def test_a_candidate_that_is_swept_is_every_variant() -> None:
-    compare = _compare(_graph({**FIVE, "ppo": {**FIVE["ppo"], "each": {"seed": [1, 2]}}}, compare={"candidates": ["ppo"]}))
-    assert compare.candidates == ["ppo@seed=1", "ppo@seed=2"]
+    ppo = {**FIVE["ppo"], "each": {"kl_coef": [0.0, 0.1]}}
+    assert _compare(_graph({**FIVE, "ppo": ppo}, compare={"candidates": ["ppo"]})).candidates == [
+        "ppo@kl_coef=0.0",
+        "ppo@kl_coef=0.1",
+    ]
+
+
+def test_variants_that_differ_in_their_seed_only_are_one_model_to_the_comparison() -> None:
+    sft = {"stage": "sft", "each": {"seed": [1, 2]}}
+    dpo = {**DPO, "each": {"beta": [0.1, 0.5]}}
+    compare = _compare(_graph({"sft": sft, "dpo": dpo}))
+    assert (compare.baseline, compare.candidates) == ("sft", ["dpo@beta=0.1", "dpo@beta=0.5"])
+    assert compare.seeds == {
+        "sft": ["sft@seed=1", "sft@seed=2"],
+        "dpo@beta=0.1": ["dpo@sft.seed=1,beta=0.1", "dpo@sft.seed=2,beta=0.1"],
+        "dpo@beta=0.5": ["dpo@sft.seed=1,beta=0.5", "dpo@sft.seed=2,beta=0.5"],
+    }
+    assert len(compare.models) == 7
 
 
 def test_an_entry_can_be_kept_out_of_the_comparison() -> None:
@@ -284,11 +300,11 @@ def test_a_wrong_entry_is_answered_with_its_name_and_what_is_allowed(change: dic
         ({"candidates": ["rm"]}, ["compare.candidates", "makes a scorer"]),
         ({"baseline": "sfft"}, ["compare.baseline", "did you mean 'sft'"]),
         ({"candidates": ["off"]}, ["'off'", "evaluate is false"]),
-        ({"baseline": "swept"}, ["compare.baseline", "several variants", "swept@seed=1, swept@seed=2"]),
+        ({"baseline": "swept"}, ["compare.baseline", "several variants", "swept@beta=0.1, swept@beta=0.2"]),
     ],
 )
 def test_a_comparison_of_what_is_not_there_is_refused(compare: dict[str, Any], said: list[str]) -> None:
-    more = {"off": {**DPO, "evaluate": False}, "swept": {**DPO, "each": {"seed": [1, 2]}}}
+    more = {"off": {**DPO, "evaluate": False}, "swept": {**DPO, "each": {"beta": [0.1, 0.2]}}}
     message = _refusal({**FIVE, **more}, compare=compare)
     assert [text for text in said if text not in message] == [], message
 
