@@ -139,7 +139,7 @@ def wait_until_told(home: Path, limit_s: float = 60.0) -> None:
 def empty_ray_job_s() -> float:
     """Median seconds from submitting `true` to the answer that it has succeeded, asked for every 50 ms."""
     from flows.services.ray_head import ray_for_run
-    from tasks.runtime.home import Home
+    from tasks.runtime.contract.home import Home
 
     seconds = []
     with (

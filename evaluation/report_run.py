@@ -1,6 +1,6 @@
 """The report of one flow run, gathered from its folder: the nodes' records, the configuration, the stages' events.
 
-The runtime keeps one record a node in `nodes/<node>.json` (see tasks/runtime/records.py) and the events of a stage in its
+The runtime keeps one record a node in `nodes/<node>.json` (see tasks/runtime/store/records.py) and the events of a stage in its
 artifact. This file reads them as JSON; it needs no part of the runtime, and no torch.
 """
 

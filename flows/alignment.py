@@ -24,12 +24,12 @@ from flows.settings.config import RunConfig
 from flows.settings.entries import Entries
 from flows.settings.presets import DEFAULT, resolve
 from rlhf_core.config import BaseModelConfig, ConvertConfig, OnlineConfig, PreferenceConfig, RewardModelConfig, SftConfig
-from tasks.runtime.config import RuntimeConfig
-from tasks.runtime.home import Home
-from tasks.runtime.prefect_task import run_node
-from tasks.runtime.request import StageObserver, StageRequest
-from tasks.runtime.start import Runtime
-from tasks.runtime.tracking import Tracker
+from tasks.runtime.contract.config import RuntimeConfig
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.request import StageObserver, StageRequest
+from tasks.runtime.execution.prefect_task import run_node
+from tasks.runtime.execution.start import Runtime
+from tasks.runtime.tracking.tracker import Tracker
 
 
 class InPrefect:

@@ -12,9 +12,9 @@ from typing import Any
 from data_processing.errors import ConfigError
 from rlhf_core.config import BaseModelConfig
 from rlhf_core.models.packaged import PACKAGED, fetch_packaged
-from tasks.runtime.context import Stage, StageContext
-from tasks.runtime.hashes import HashCache
-from tasks.runtime.home import Home
+from tasks.runtime.contract.context import Stage, StageContext
+from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.file_hashes import HashCache
 
 # What a folder may hold beside the model: other formats and past training states are not linked.
 SKIPPED_SUFFIXES = {".bin", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evaluation.config import CompareConfig
-from tasks.runtime.context import ANY, Input, Stage, StageContext
+from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 
 
 def run(context: StageContext[CompareConfig]) -> None:

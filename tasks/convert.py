@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_core.config import ConvertConfig
-from tasks.runtime.context import Input, Stage, StageContext
+from tasks.runtime.contract.context import Input, Stage, StageContext
 
 
 def run(context: StageContext[ConvertConfig]) -> None:

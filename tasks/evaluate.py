@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evaluation.config import EvaluateConfig
-from tasks.runtime.context import Input, Stage, StageContext
+from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.training import PLACEMENT_TIMEOUT_S
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.config import OnlineConfig
-from tasks.runtime.context import Input, Stage, StageContext
+from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_processing.config import DataConfig
 from data_processing.prepare import fingerprint, prepare
-from tasks.runtime.context import Stage, StageContext
+from tasks.runtime.contract.context import Stage, StageContext
 
 
 def run(context: StageContext[DataConfig]) -> None:

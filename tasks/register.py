@@ -15,10 +15,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from data_processing.errors import ConfigError
-from tasks.runtime.context import ArtifactRef
-from tasks.runtime.failures import StageFailedError
-from tasks.runtime.home import Home
-from tasks.runtime.mlflow_sender import connect
+from tasks.runtime.contract.context import ArtifactRef
+from tasks.runtime.contract.failures import StageFailedError
+from tasks.runtime.contract.home import Home
+from tasks.runtime.tracking.mlflow_sender import connect
 
 CHALLENGER = "challenger"
 _KEY_TAG = "alignflow_key"

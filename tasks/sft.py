@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_core.config import SftConfig
-from tasks.runtime.context import Stage, StageContext
+from tasks.runtime.contract.context import Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training
 
 

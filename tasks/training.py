@@ -8,7 +8,7 @@ from typing import TypeVar
 from rlhf_core.config import TrainingConfig
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.stop import stop_file_on_sigterm
-from tasks.runtime.context import Input, StageContext
+from tasks.runtime.contract.context import Input, StageContext
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig
+from flows.commands.deployments import FLOW, Schedule, deploy
 from flows.commands.tables import console, print_verdict, table_with
 from flows.graph.build import build_graph, deciding_metric, unused_entries
 from flows.graph.nodes import Graph
@@ -20,12 +21,11 @@ from flows.graph.selection import Selection, select
 from flows.running.locally import FlowFunction, run_locally
 from flows.running.run_folder import RunFolder
 from flows.services import environment
-from flows.services.deployments import FLOW, Schedule, deploy
 from flows.services.local import Ports, addresses, down, status, up
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import as_overrides, parse_assignments
 from flows.settings.presets import known_presets, read_values, resolve
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 
 @dataclass(frozen=True)

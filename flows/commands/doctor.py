@@ -20,7 +20,7 @@ from flows.services.local import Ports
 from flows.services.machine import available_memory_gib, free_disk_gib
 from flows.services.processes import LOOPBACK, Records, port_holder
 from flows.settings.config import PipelineConfig
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 State = Literal["ok", "attention", "broken"]
 _DISK_WANTED_GIB = 12.0

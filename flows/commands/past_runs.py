@@ -11,11 +11,11 @@ from urllib.parse import unquote, urlsplit
 from data_processing.errors import ConfigError
 from flows.commands.tables import console, print_verdict, table_with
 from flows.running.run_folder import RunFolder, find_run
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 if TYPE_CHECKING:
     from flows.commands.actions import Asked
-    from tasks.runtime.store import Manifest, Store
+    from tasks.runtime.store.artifacts import Manifest, Store
 
 
 def show_report(run: str, open_: bool) -> None:
@@ -43,8 +43,8 @@ def adopt_node(asked: Asked) -> None:
     from flows.commands.actions import read_request
     from flows.graph.nodes import nodes_called
     from flows.graph.plan import make_plan
-    from tasks.runtime.adopt import adopt
-    from tasks.runtime.store import Store
+    from tasks.runtime.store.adopt import adopt
+    from tasks.runtime.store.artifacts import Store
 
     home = Home.open()
     request = read_request(asked, home)
@@ -76,7 +76,7 @@ def _latest_result(home: Home, store: Store, node: str, kind: str) -> Manifest:
 
 def show_artifacts() -> None:
     """`alignflow cache ls`."""
-    from tasks.runtime.store import Store
+    from tasks.runtime.store.artifacts import Store
 
     home = Home.open()
     store = Store(home.store)
@@ -91,8 +91,8 @@ def show_artifacts() -> None:
 
 
 def _rebuild_report(home: Home, folder: RunFolder) -> None:
-    from tasks.runtime.records import read_node
-    from tasks.runtime.store import Store
+    from tasks.runtime.store.artifacts import Store
+    from tasks.runtime.store.records import read_node
 
     record = read_node(home, folder.name, "compare")
     if record is None or record.ref is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from data_processing.errors import ConfigError
 from flows.graph.plan import runs_with_node
 from flows.settings.messages import did_you_mean
-from tasks.runtime.home import Home
-from tasks.runtime.keys import explain_difference
-from tasks.runtime.records import NodeRecord, read_node
+from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.stage_key import explain_difference
+from tasks.runtime.store.records import NodeRecord, read_node
 
 
 def differences(home: Home, run: str, stage: str) -> list[str]:

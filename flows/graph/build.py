@@ -12,7 +12,7 @@ from flows.graph.nodes import Graph, Node
 from flows.graph.variants import Variant
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import BASE, DATA
-from tasks.runtime.registry import load_stage
+from tasks.runtime.contract.registry import load_stage
 
 _SCORER, _SCORER_INPUT = "scorer", "reward_model"
 

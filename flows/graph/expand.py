@@ -20,8 +20,8 @@ from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entry, with_sources
 from flows.settings.layers import merge, set_nested
 from flows.settings.messages import did_you_mean, validation_message
-from tasks.runtime.context import Input, Stage
-from tasks.runtime.registry import load_stage
+from tasks.runtime.contract.context import Input, Stage
+from tasks.runtime.contract.registry import load_stage
 
 CHECKPOINT, POLICY = "checkpoint", "policy"  # a kind of artifact, and a role
 

@@ -11,10 +11,10 @@ from flows.graph.nodes import Graph, Node
 from flows.graph.selection import Selection
 from flows.settings.config import PipelineConfig
 from rlhf_core.config import BaseModelConfig
-from tasks.runtime.home import Home
-from tasks.runtime.keys import StageKey, explain_difference, stage_key
-from tasks.runtime.records import NodeRecord, read_node
-from tasks.runtime.store import Manifest, Store
+from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.stage_key import StageKey, explain_difference, stage_key
+from tasks.runtime.store.artifacts import Manifest, Store
+from tasks.runtime.store.records import NodeRecord, read_node
 
 _DIFFERENCES_SHOWN = 3
 

@@ -12,8 +12,8 @@ from flows.services.health import answers, is_reachable
 from flows.services.machine import free_disk_gib
 from flows.settings.config import PipelineConfig
 from rlhf_core.config import BaseModelConfig, OnlineConfig
-from tasks.runtime.config import ExecutorKind
-from tasks.runtime.home import Home
+from tasks.runtime.contract.config import ExecutorKind
+from tasks.runtime.contract.home import Home
 
 
 def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:

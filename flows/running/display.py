@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from tasks.runtime.request import StageObserver, StageRequest
-from tasks.runtime.start import Runtime
-from tasks.runtime.tracking import Tracker
+from tasks.runtime.contract.request import StageObserver, StageRequest
+from tasks.runtime.execution.start import Runtime
+from tasks.runtime.tracking.tracker import Tracker
 
 
 class Display(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from data_processing.errors import AlignflowError
 from flows.running.run_folder import RunFolder
-from tasks.runtime.failures import StageFailedError
+from tasks.runtime.contract.failures import StageFailedError
 
 _MEANING = {
     10: ("a setting cannot work", "correct the setting named above"),

@@ -13,9 +13,9 @@ from flows.running.progress import LOG
 from flows.running.results import markdown, verdict_table
 from flows.running.run_folder import RunFolder
 from flows.settings.config import PipelineConfig
-from tasks.runtime.home import Home
-from tasks.runtime.request import StageOutcome
-from tasks.runtime.tracking import Tracker
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.request import StageOutcome
+from tasks.runtime.tracking.tracker import Tracker
 
 _RUN_ID_WAIT_S = 20.0
 

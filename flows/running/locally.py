@@ -11,12 +11,12 @@ from data_processing.errors import AlignflowError
 from flows.graph.plan import Plan, has_work, make_plan
 from flows.graph.selection import Selection
 from flows.running.pipeline import run_pipeline
-from flows.running.shown_later import Unshown, show_waiting
 from flows.services.prefect_server import prefect_for_run
 from flows.services.ray_head import ray_for_run
+from flows.services.shown_later import Unshown, show_waiting
 from flows.settings.config import PipelineConfig
-from tasks.runtime.config import ExecutorKind
-from tasks.runtime.home import Home
+from tasks.runtime.contract.config import ExecutorKind
+from tasks.runtime.contract.home import Home
 
 FlowFunction = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 

@@ -26,13 +26,13 @@ from flows.services.machine import available_memory_gib
 from flows.services.ray_head import ray_for_run
 from flows.settings.config import PipelineConfig
 from rlhf_core.config import BaseModelConfig
-from tasks.runtime.config import ExecutorKind
-from tasks.runtime.executor import Executor
-from tasks.runtime.home import Home
-from tasks.runtime.request import StageOutcome, StageRequest
-from tasks.runtime.start import Runtime, git_commit
-from tasks.runtime.subprocess_executor import SubprocessExecutor
-from tasks.runtime.tracking import RunStatus, Tracker, recover
+from tasks.runtime.contract.config import ExecutorKind
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.request import StageOutcome, StageRequest
+from tasks.runtime.execution.executor import Executor
+from tasks.runtime.execution.start import Runtime, git_commit
+from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
+from tasks.runtime.tracking.tracker import RunStatus, Tracker, recover
 
 _COMMIT_DIGITS = 10
 _MEMORY_SHARE = 0.9  # of what is free when the run starts; the rest is left to others
@@ -161,6 +161,6 @@ def _executor(ray_address: str | None) -> Executor:
     """Ray where a run has it; without work to do it has none, and what turns up all the same runs as a subprocess."""
     if ray_address is None:
         return SubprocessExecutor()
-    from tasks.runtime.ray_jobs import RayJobsExecutor
+    from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 
     return RayJobsExecutor(ray_address)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.runtime.request import SilentObserver, StageOutcome
+from tasks.runtime.contract.request import SilentObserver, StageOutcome
 
 LOG = logging.getLogger("alignflow")
 _EVERY_S = 5.0

@@ -1,6 +1,6 @@
 """The folder of one flow run, `runs/<run>/`: its configuration, how it went, where the time went, a copy of the report.
 
-What each node produced is beside it, in `nodes/` (see `tasks.runtime.records`).
+What each node produced is beside it, in `nodes/` (see `tasks.runtime.store.records`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import yaml
 from data_processing.errors import ConfigError
 from flows.settings.config import PipelineConfig
 from flows.settings.messages import did_you_mean
-from tasks.runtime.home import Home
-from tasks.runtime.spec import write_json
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.spec import write_json
 
 REPORT_FILE = "report.html"
 VERDICT_FILE = "verdict.json"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.services.processes import ProcessRecord, Records
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICE_VARIABLES = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI", "ray": "RAY_ADDRESS"}

@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows.running.shown_later import show_waiting
-from flows.services.deployments import WORK_POOL
 from flows.services.environment import ROOT, SERVICE_VARIABLES, changed_environment, ray_authentication, service_environment
 from flows.services.health import answers, wait_until_answers
 from flows.services.prefect_server import HEALTH, start_server
 from flows.services.processes import LOOPBACK, ProcessRecord, Records, ServiceError, check_port_free, start_process, stop_process
 from flows.services.ray_head import start_head, wait_until_ready
-from tasks.runtime.home import Home
+from flows.services.shown_later import show_waiting
+from tasks.runtime.contract.home import Home
 
+WORK_POOL = "local"
 _START_TIMEOUT_S = 120.0
 _STOP_GRACE_S = {"worker": 60.0}
 _ORDER = ("prefect", "mlflow", "ray", "worker")
@@ -151,7 +151,7 @@ def _show_earlier_runs(home: Home) -> None:
 def _deploy(home: Home) -> None:
     """Create the work pool and a deployment of each preset; they may be there already."""
     pool = ("-m", "prefect", "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
-    shipped = ("-c", "from flows.services.deployments import deploy_shipped; deploy_shipped()")
+    shipped = ("-c", "from flows.commands.deployments import deploy_shipped; deploy_shipped()")
     for arguments in (pool, shipped):
         environment = service_environment(home) | addresses(home)
         answer = subprocess.run(

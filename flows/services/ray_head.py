@@ -13,7 +13,7 @@ from flows.services.environment import ROOT, changed_environment, ray_authentica
 from flows.services.health import wait_until_answers
 from flows.services.processes import LOOPBACK, ProcessRecord, Records, free_port, start_process
 from flows.services.run_processes import abandoned, run_process_name, serving_this_run
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 OBJECT_STORE_BYTES = 1 << 30
 START_TIMEOUT_S = 120.0

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import psutil
 
 from flows.services.processes import ProcessRecord, Records, stop_process
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 _COUNTER = itertools.count(1)
 

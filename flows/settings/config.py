@@ -11,7 +11,7 @@ from data_processing.settings import Settings, operational
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.settings.entries import Entries, name_problem
 from rlhf_core.config import BaseModelConfig, ConvertConfig, OnlineConfig, PreferenceConfig, RewardModelConfig, SftConfig
-from tasks.runtime.config import RuntimeConfig
+from tasks.runtime.contract.config import RuntimeConfig
 
 
 class RunConfig(Settings):

@@ -20,7 +20,7 @@ from data_processing.procedures_rows import procedures_rows
 from data_processing.schemas import TableName, read_table
 from rlhf_core.events import EventLog
 from tasks.prepare_data import STAGE
-from tasks.runtime.context import StageContext
+from tasks.runtime.contract.context import StageContext
 
 SMALL = ProceduresConfig(sft_rows=6, preference_pairs=7, prompt_rows=5, validation_rows=3, test_rows=4)
 

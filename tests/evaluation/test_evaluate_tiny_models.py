@@ -35,7 +35,7 @@ from rlhf_core.events import EventLog
 from rlhf_core.models.load import load_scorer, load_tokenizer
 from tasks.compare import STAGE as COMPARE
 from tasks.evaluate import STAGE as EVALUATE
-from tasks.runtime.context import ArtifactRef, StageContext
+from tasks.runtime.contract.context import ArtifactRef, StageContext
 from tests.conftest import REPOSITORY
 from tests.rollout.sampled import wide_headed_model
 from tests.tiny_models import tiny_model

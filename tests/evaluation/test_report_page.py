@@ -23,8 +23,8 @@ from evaluation.report import render_report
 from evaluation.report_data import Curve, ReportData, assemble
 from evaluation.report_run import build_report
 from rlhf_core.events import EventLog
-from tasks.runtime.context import ArtifactRef
-from tasks.runtime.records import NodeRecord
+from tasks.runtime.contract.context import ArtifactRef
+from tasks.runtime.store.records import NodeRecord
 
 SECTIONS = ["verdict", "primary", "metrics", "samples", "curves", "timings", "lineage", "config"]
 

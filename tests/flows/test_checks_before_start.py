@@ -19,7 +19,7 @@ from flows.running.results import markdown, verdict_table
 from flows.running.run_folder import NodeTimes, RunFolder, overhead_s
 from flows.services.processes import free_port
 from flows.settings.presets import resolve
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 QUICKSTART = resolve("quickstart")
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from tiny_models import tiny_model
 
 from flows.services.processes import Records, free_port
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NODES = 15

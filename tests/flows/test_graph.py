@@ -18,8 +18,8 @@ from flows.settings.config import PipelineConfig
 from flows.settings.layers import validate
 from flows.settings.presets import known_presets, resolve
 from rlhf_core.config import OnlineConfig, PreferenceConfig
-from tasks.runtime.keys import stage_key
-from tasks.runtime.registry import load_stage
+from tasks.runtime.contract.registry import load_stage
+from tasks.runtime.keys.stage_key import stage_key
 
 GRAPH = build_graph(resolve("quickstart"))
 FIVE: dict[str, Any] = {

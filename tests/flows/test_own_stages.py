@@ -17,19 +17,19 @@ from flows.graph.build import build_graph
 from flows.graph.plan import Plan, make_plan
 from flows.graph.selection import select
 from flows.running.pipeline import run_pipeline
-from flows.running.shown_later import Unshown
+from flows.services.shown_later import Unshown
 from flows.settings.config import PipelineConfig
 from flows.settings.presets import resolve
-from tasks.runtime.home import Home
-from tasks.runtime.keys import explain_difference
-from tasks.runtime.store import Store
+from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.stage_key import explain_difference
+from tasks.runtime.store.artifacts import Store
 
 STAGES = '''
 from pydantic import Field
 
 from data_processing.settings import Settings
 from my_desk.words import shout
-from tasks.runtime.context import Input, Stage, StageContext
+from tasks.runtime.contract.context import Input, Stage, StageContext
 
 
 class CountConfig(Settings):

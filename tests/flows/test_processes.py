@@ -27,7 +27,7 @@ from flows.services.processes import (
     stop_process,
 )
 from flows.services.run_processes import abandoned, serving_this_run
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 # A parent, a child in a session of its own, and a grandchild whose parent has gone: what servers do.
 FAMILY = """

@@ -20,12 +20,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.commands.why import differences
 from flows.graph.plan import runs_with_node
-from flows.running.shown_later import show_waiting
 from flows.services import environment
 from flows.services.environment import changed_environment
 from flows.services.prefect_server import prefect_for_run
 from flows.services.processes import Records
-from tasks.runtime.home import Home
+from flows.services.shown_later import show_waiting
+from tasks.runtime.contract.home import Home
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

@@ -16,7 +16,7 @@ from flows.services import environment
 from flows.settings.config import PipelineConfig
 from flows.settings.presets import resolve
 from rlhf_core.config import BaseModelConfig
-from tasks.runtime.home import Home
+from tasks.runtime.contract.home import Home
 
 
 def graph_of(arguments: list[str]) -> Graph:

@@ -6,7 +6,7 @@ import time
 
 from data_processing.errors import DivergedError
 from rlhf_core.config import BaseModelConfig
-from tasks.runtime.context import Input, Stage, StageContext
+from tasks.runtime.contract.context import Input, Stage, StageContext
 
 
 def _write(context: StageContext[BaseModelConfig]) -> None:

@@ -11,7 +11,7 @@ from rlhf_core.config import BaseModelConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models.load import load_tokenizer
 from tasks.base_model import STAGE, fingerprint
-from tasks.runtime.context import StageContext
+from tasks.runtime.contract.context import StageContext
 
 
 def run(config: BaseModelConfig, tmp_path: Path) -> Path:

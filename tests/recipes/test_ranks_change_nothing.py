@@ -19,7 +19,7 @@ from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
 from rlhf_core.recipes.sft import train_sft
-from tasks.runtime.context import StageContext
+from tasks.runtime.contract.context import StageContext
 from tasks.sft import STAGE
 from tests.recipes.small_jobs import curve, engine, events, job, preference_config, reward_config, sft_config, train_each, weights
 from tests.tiny_models import Architecture

@@ -143,7 +143,7 @@ from pathlib import Path
 from rlhf_core.config import SftConfig
 from rlhf_core.events import EventLog
 from data_processing.errors import AlignflowError
-from tasks.runtime.context import StageContext
+from tasks.runtime.contract.context import StageContext
 from tasks.sft import STAGE
 
 config, model, data, work = SftConfig.model_validate_json(sys.argv[1]), *map(Path, sys.argv[2:])

@@ -14,12 +14,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 if str(REPOSITORY) not in sys.path:  # stages are found by import path, also when pytest was not started with -m
     sys.path.insert(0, str(REPOSITORY))
 
-from tasks.runtime.config import RuntimeConfig  # noqa: E402
-from tasks.runtime.context import ArtifactRef  # noqa: E402
-from tasks.runtime.home import Home  # noqa: E402
-from tasks.runtime.request import SilentObserver, StageRequest  # noqa: E402
-from tasks.runtime.start import Runtime  # noqa: E402
-from tasks.runtime.subprocess_executor import SubprocessExecutor  # noqa: E402
+from tasks.runtime.contract.config import RuntimeConfig  # noqa: E402
+from tasks.runtime.contract.context import ArtifactRef  # noqa: E402
+from tasks.runtime.contract.home import Home  # noqa: E402
+from tasks.runtime.contract.request import SilentObserver, StageRequest  # noqa: E402
+from tasks.runtime.execution.start import Runtime  # noqa: E402
+from tasks.runtime.execution.subprocess_executor import SubprocessExecutor  # noqa: E402
 from tests.runtime.ray_head import RayHead  # noqa: E402
 from tests.runtime.stages import CountConfig  # noqa: E402
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from data_processing.errors import AlignflowError, ConfigError, DataError, DivergedError, PreemptedError
 from data_processing.settings import Settings, operational
-from tasks.runtime.context import Input, Stage, StageContext
+from tasks.runtime.contract.context import Input, Stage, StageContext
 
 _ERRORS: dict[int, type[AlignflowError]] = {10: ConfigError, 11: DataError, 12: DivergedError, 14: PreemptedError}
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_processing.errors import ConfigError
-from tasks.runtime.keys import canonical_json, explain_difference, flatten, stage_key
+from tasks.runtime.keys.stage_key import canonical_json, explain_difference, flatten, stage_key
 from tests.runtime.stages import CountConfig, JoinConfig
 
 COUNT = "tests.runtime.stages:COUNT"
@@ -106,7 +106,7 @@ MODULES = {
     "__init__": "",
     "adapter": '''
         """Doc."""
-        from tasks.runtime.context import Stage
+        from tasks.runtime.contract.context import Stage
         from data_processing.settings import Settings
 
         class Nothing(Settings):
@@ -141,7 +141,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _case_key() -> tuple[str, set[str]]:
-    from tasks.runtime.registry import load_stage
+    from tasks.runtime.contract.registry import load_stage
 
     config = load_stage("closure_case.adapter:STAGE").config()
     key = stage_key("closure_case.adapter:STAGE", config, {}, 0)

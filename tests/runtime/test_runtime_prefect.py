@@ -13,10 +13,10 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import Artifact, TaskRun
 from prefect.testing.utilities import prefect_test_harness
 
-from tasks.runtime.prefect_task import run_node
-from tasks.runtime.request import StageOutcome, StageRequest
-from tasks.runtime.start import Runtime
-from tasks.runtime.tracking import Tracker
+from tasks.runtime.contract.request import StageOutcome, StageRequest
+from tasks.runtime.execution.prefect_task import run_node
+from tasks.runtime.execution.start import Runtime
+from tasks.runtime.tracking.tracker import Tracker
 from tests.runtime.stages import JoinConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

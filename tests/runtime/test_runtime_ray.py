@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tasks.runtime.contract.liveness import is_alive, worker_process
 
-from tasks.runtime.config import RuntimeConfig
-from tasks.runtime.executor import DuplicateJobError, ExecutorUnreachableError, Job, JobStatus
-from tasks.runtime.home import Home
-from tasks.runtime.liveness import is_alive, worker_process
-from tasks.runtime.ray_jobs import RayJobsExecutor
-from tasks.runtime.request import StageOutcome, StageRequest
-from tasks.runtime.start import Runtime, run_stage
+from tasks.runtime.contract.config import RuntimeConfig
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.request import StageOutcome, StageRequest
+from tasks.runtime.execution.executor import DuplicateJobError, ExecutorUnreachableError, Job, JobStatus
+from tasks.runtime.execution.ray_jobs import RayJobsExecutor
+from tasks.runtime.execution.start import Runtime, run_stage
 from tests.runtime.conftest import REPOSITORY, Heard
 from tests.runtime.ray_head import RayHead
 
@@ -81,11 +81,11 @@ def _job(folder: Path) -> Job:
 SUBMITTER = """
 import asyncio, sys
 from pathlib import Path
-from tasks.runtime.config import RuntimeConfig
-from tasks.runtime.home import Home
-from tasks.runtime.ray_jobs import RayJobsExecutor
-from tasks.runtime.request import StageRequest
-from tasks.runtime.start import Runtime, run_stage
+from tasks.runtime.contract.config import RuntimeConfig
+from tasks.runtime.contract.home import Home
+from tasks.runtime.execution.ray_jobs import RayJobsExecutor
+from tasks.runtime.contract.request import StageRequest
+from tasks.runtime.execution.start import Runtime, run_stage
 from tests.runtime.stages import CountConfig
 home = Home.open(Path(sys.argv[1]))
 request = StageRequest("tests.runtime.stages:COUNT", "node", CountConfig(to=20, step_s=0.3, label="ray attach"), "killed_run")

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from tasks.runtime.contract.liveness import worker_process
 
 from data_processing.errors import ConfigError, DataError, DivergedError, OutOfMemoryError, PreemptedError, SupersededError
-from tasks.runtime.config import RuntimeConfig
-from tasks.runtime.executor import Job
-from tasks.runtime.failures import StageFailedError
-from tasks.runtime.home import Home
-from tasks.runtime.liveness import worker_process
-from tasks.runtime.records import read_node
-from tasks.runtime.request import StageOutcome, StageRequest
-from tasks.runtime.start import Runtime, key_of, run_stage
-from tasks.runtime.store import Store
-from tasks.runtime.subprocess_executor import SubprocessExecutor
+from tasks.runtime.contract.config import RuntimeConfig
+from tasks.runtime.contract.failures import StageFailedError
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.request import StageOutcome, StageRequest
+from tasks.runtime.execution.executor import Job
+from tasks.runtime.execution.start import Runtime, key_of, run_stage
+from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
+from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.records import read_node
 from tests.runtime.conftest import REPOSITORY, Heard
 from tests.runtime.stages import JoinConfig
 
@@ -177,11 +177,11 @@ def test_two_flows_with_the_same_key_do_the_work_once(
 SUBMITTER = """
 import asyncio, sys
 from pathlib import Path
-from tasks.runtime.config import RuntimeConfig
-from tasks.runtime.home import Home
-from tasks.runtime.request import StageRequest
-from tasks.runtime.start import Runtime, run_stage
-from tasks.runtime.subprocess_executor import SubprocessExecutor
+from tasks.runtime.contract.config import RuntimeConfig
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.request import StageRequest
+from tasks.runtime.execution.start import Runtime, run_stage
+from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
 from tests.runtime.stages import CountConfig
 home = Home.open(Path(sys.argv[1]))
 request = StageRequest("tests.runtime.stages:COUNT", "node", CountConfig(to=8, step_s=0.3, started_log=sys.argv[2]), "killed_run")

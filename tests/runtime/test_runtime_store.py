@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from data_processing.errors import ConfigError, SupersededError
-from tasks.runtime.attempts import WorkFolder
-from tasks.runtime.spec import Producer
-from tasks.runtime.store import Manifest, Store
+from tasks.runtime.contract.spec import Producer
+from tasks.runtime.execution.attempts import WorkFolder
+from tasks.runtime.store.artifacts import Manifest, Store
 
 KIND, KEY = "numbers", "k" * 64
 

@@ -18,12 +18,12 @@ from mlflow.entities import Run
 
 from data_processing.errors import ConfigError
 from tasks.register import register_model
-from tasks.runtime.context import ArtifactRef
-from tasks.runtime.home import Home
-from tasks.runtime.mlflow_sender import connect
-from tasks.runtime.request import StageOutcome, StageRequest
-from tasks.runtime.start import Runtime, run_stage
-from tasks.runtime.tracking import Tracker, recover
+from tasks.runtime.contract.context import ArtifactRef
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.request import StageOutcome, StageRequest
+from tasks.runtime.execution.start import Runtime, run_stage
+from tasks.runtime.tracking.mlflow_sender import connect
+from tasks.runtime.tracking.tracker import Tracker, recover
 from tests.runtime.conftest import REPOSITORY
 from tests.runtime.stages import CountConfig
 
@@ -189,9 +189,9 @@ def test_strange_names_and_numbers_do_not_stop_the_rest(tracker: Tracker, client
 KILLED_FLOW = """
 import os, signal, sys
 from pathlib import Path
-from tasks.runtime.home import Home
-from tasks.runtime.request import StageRequest
-from tasks.runtime.tracking import Tracker
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.request import StageRequest
+from tasks.runtime.tracking.tracker import Tracker
 from tests.runtime.stages import CountConfig
 tracker = Tracker(Home.open(Path(sys.argv[1])), "killed", uri=sys.argv[2])
 tracked = tracker.stage(StageRequest("x", "node", CountConfig(), "killed")).__enter__()

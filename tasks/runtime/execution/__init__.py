@@ -1,0 +1,1 @@
+"""Bringing a stage to its result: attempts, executors, following, the Prefect task."""

@@ -1,0 +1,105 @@
+"""What it takes to run worker processes somewhere: submit, look, read the log, stop. Nothing here knows stages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from tasks.runtime.keys.closure import PROJECT_ROOT
+
+# What a worker may inherit: settings of libraries, by name, so that no secret ever enters a job description.
+_INHERITED = (
+    "CUDA_VISIBLE_DEVICES",
+    "DS_ACCELERATOR",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "TOKENIZERS_PARALLELISM",
+    "TORCH_EXTENSIONS_DIR",
+    "TRANSFORMERS_OFFLINE",
+)
+
+
+class JobStatus(str, Enum):
+    """Where a job is. `unknown`: the executor has never heard of it, or has forgotten it."""
+
+    pending = "pending"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    stopped = "stopped"
+    unknown = "unknown"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended."""
+        return self in (JobStatus.succeeded, JobStatus.failed, JobStatus.stopped)
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Status of a job; `exit_code` and `message` where the executor knows them (a killed process: 128 + signal)."""
+
+    status: JobStatus
+    exit_code: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt as an executor sees it: a unique id, the spec to run, and the seconds it gets to stop in order."""
+
+    id: str
+    spec: Path
+    stop_grace_s: float
+
+    @property
+    def folder(self) -> Path:
+        """The attempt's folder."""
+        return self.spec.parent
+
+
+class ExecutorUnreachableError(RuntimeError):
+    """The executor did not answer in time; the job may be running all the same."""
+
+
+class DuplicateJobError(RuntimeError):
+    """The executor has seen this id before, from another home or before a crash; take the next one."""
+
+
+class Executor(Protocol):
+    """Runs jobs as processes. Every call returns or raises `ExecutorUnreachableError` within seconds."""
+
+    name: str
+
+    def submit(self, job: Job) -> None:
+        """Start the job. An id is used once; a second submission of it raises `DuplicateJobError`."""
+
+    def state(self, job: Job) -> JobState:
+        """Where the job is now."""
+
+    def read_log(self, job: Job, offset: int) -> tuple[str, int]:
+        """What the job printed after character `offset`, and the offset to ask from next time."""
+
+    def stop(self, job: Job) -> None:
+        """Ask the job to end (SIGTERM, after its grace SIGKILL); returns at once."""
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment variables a worker gets: where our code is, this interpreter's tools, and library settings."""
+    places = [str(PROJECT_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path.cwd())]
+    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in places if p))
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return environment
+
+
+def worker_command(job: Job) -> list[str]:
+    """The command line of the worker process."""
+    return [sys.executable, "-m", "tasks.runtime.worker", str(job.spec)]

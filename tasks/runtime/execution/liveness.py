@@ -1,0 +1,74 @@
+"""Whether the worker process of an attempt is alive, whoever started it: by process id on this machine, by heartbeat elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import psutil
+
+from tasks.runtime.contract.spec import write_json
+
+WORKER_FILE = "worker.json"
+HEARTBEAT_FILE = "heartbeat"
+HEARTBEAT_LIMIT_S = 15.0
+
+
+def announce(folder: Path, pid: int | None = None) -> None:
+    """Record that process `pid` (default: this one) works on the attempt in `folder`."""
+    pid = pid or os.getpid()
+    write_json(folder / WORKER_FILE, {"pid": pid, "created": psutil.Process(pid).create_time(), "host": socket.gethostname()})
+    beat(folder)
+
+
+def retire(folder: Path) -> None:
+    """Record that nobody works on the attempt in `folder` any more."""
+    (folder / WORKER_FILE).unlink(missing_ok=True)
+
+
+def beat(folder: Path) -> None:
+    """Say that the worker is alive."""
+    (folder / HEARTBEAT_FILE).touch()
+
+
+def worker_process(folder: Path) -> psutil.Process | None:
+    """The live worker process of the attempt, where it runs on this machine."""
+    record = _record(folder)
+    if record is None or record["host"] != socket.gethostname():
+        return None
+    try:
+        process = psutil.Process(int(str(record["pid"])))
+        same = abs(process.create_time() - float(str(record["created"]))) < 1.0
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether the attempt's worker is alive as far as can be known."""
+    record = _record(folder)
+    if record is None:
+        return False
+    if record["host"] == socket.gethostname():
+        return worker_process(folder) is not None
+    try:
+        age_s = time.time() - (folder / HEARTBEAT_FILE).stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age_s < HEARTBEAT_LIMIT_S
+
+
+def was_announced(folder: Path) -> bool:
+    """Whether a worker ever began this attempt."""
+    return _record(folder) is not None
+
+
+def _record(folder: Path) -> dict[str, object] | None:
+    try:
+        record: dict[str, object] = json.loads((folder / WORKER_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return record

@@ -1,0 +1,250 @@
+"""Starting a stage: verified result → cached; running → attach; finished without a result or failed → next attempt.
+
+So a killed flow process loses nothing, and two flows that want the same key do the work once. What decides is on disk
+(store, work folder) and at the executor; nothing is remembered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from data_processing.errors import AlignflowError, ConfigError
+from tasks.runtime.contract.config import RuntimeConfig
+from tasks.runtime.contract.failures import error_of, is_final
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.liveness import is_alive
+from tasks.runtime.contract.request import SilentObserver, StageObserver, StageOutcome, StageRequest
+from tasks.runtime.contract.spec import LOG_FILE, SPEC_FILE, Producer, Spec, read_failure, read_result, write_record
+from tasks.runtime.execution.attempts import Attempt, WorkFolder
+from tasks.runtime.execution.executor import DuplicateJobError, Executor, ExecutorUnreachableError, Job, JobState, JobStatus
+from tasks.runtime.execution.follow import Patience, follow, stop
+from tasks.runtime.keys.closure import PROJECT_ROOT
+from tasks.runtime.keys.stage_key import StageKey, stage_key
+from tasks.runtime.store.artifacts import Manifest, Store, reference
+from tasks.runtime.store.records import record_key, record_outcome
+
+_ORPHAN_LIMIT_S = 10.0
+_RETRY_CLAIM_S = 1.0
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where stages run and where their results go."""
+
+    home: Home
+    executor: Executor
+    settings: RuntimeConfig
+
+    @property
+    def store(self) -> Store:
+        """The artifact store of the home."""
+        return Store(self.home.store)
+
+
+def key_of(request: StageRequest) -> StageKey:
+    """The key of a request; see `tasks.runtime.keys.stage_key.stage_key` for the errors."""
+    return stage_key(request.stage, request.config, {name: ref.key for name, ref in request.inputs.items()}, request.seed)
+
+
+async def run_stage(request: StageRequest, runtime: Runtime, observer: StageObserver | None = None) -> StageOutcome:
+    """Bring the stage to a verified artifact and return its reference.
+
+    Raises the error of the stage's exit code (`ConfigError`, `DataError`, `DivergedError` at once; others when
+    `max_attempts` are used up), or `StageFailedError` for infrastructure. Cancelling stops the job first.
+    """
+    observer = observer or SilentObserver()
+    key = await asyncio.to_thread(key_of, request)
+    observer.on_key(key.key, key.description)
+    record_key(runtime.home, request, key)
+    outcome = await _Starter(request, key, runtime, observer).outcome()
+    record_outcome(runtime.home, request, outcome)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What was found under the lock: a finished artifact, or an attempt to follow."""
+
+    hit: Manifest | None = None
+    attempt: Attempt | None = None
+    attached: bool = False
+
+
+class _Starter:
+    def __init__(self, request: StageRequest, key: StageKey, runtime: Runtime, observer: StageObserver) -> None:
+        self._request = request
+        self._key = key
+        self._runtime = runtime
+        self._observer = observer
+        self._work = WorkFolder.of(runtime.home.work, key.stage.name, key.key)
+        # A forced stage takes no result of an attempt before its own first one.
+        self._accept_from: int | None = None if request.force else 0
+        # The latest attempt that this starter submitted itself.
+        self._begun: Attempt | None = None
+
+    async def outcome(self) -> StageOutcome:
+        for tries_left in reversed(range(self._runtime.settings.max_attempts)):
+            try:
+                claim = await self._claim()
+            except BaseException:
+                if self._begun:
+                    await stop(self._job(self._begun), self._runtime.executor, self._observer)
+                raise
+            if claim.hit:
+                return self._cached(claim.hit)
+            assert claim.attempt
+            if self._accept_from is None:
+                self._accept_from = claim.attempt.number
+            folder = self._work.folder(claim.attempt.number)
+            self._observer.on_attempt(claim.attempt.number, folder, claim.attached)
+            state = await follow(self._job(claim.attempt), self._runtime.executor, self._runtime.settings, self._observer)
+            if result := read_result(folder):
+                return StageOutcome(
+                    node=self._request.node,
+                    ref=result.ref,
+                    cached=False,
+                    producer=result.ref.producer,
+                    seconds=result.seconds,
+                    attempt=result.attempt,
+                    summary=result.summary,
+                )
+            error = self._error(claim.attempt, folder, state)
+            if is_final(error.exit_code) or not tries_left:
+                raise error
+            self._observer.on_warning(f"{error}\nAnother attempt resumes it ({tries_left} left)")
+        raise AssertionError("max_attempts is at least 1")
+
+    async def _claim(self) -> _Claim:
+        patience = Patience(self._observer, f"executor '{self._runtime.executor.name}'")
+        while True:
+            claim = await patience.to(self._claim_locked)
+            if claim:
+                return claim
+            await asyncio.sleep(_RETRY_CLAIM_S)
+
+    def _claim_locked(self) -> _Claim:
+        kind, key = self._key.stage.kind, self._key.key
+        with self._work.locked():
+            newest = self._work.newest()
+            if self._accept_from is not None:
+                hit = self._runtime.store.lookup(kind, key)
+                if hit and hit.producer.attempt >= self._accept_from:
+                    return _Claim(hit=hit)
+            if newest and self._is_running(newest):
+                return _Claim(attempt=newest, attached=True)
+            return _Claim(attempt=self._begin(newest))
+
+    def _is_running(self, attempt: Attempt) -> bool:
+        folder = self._work.folder(attempt.number)
+        if attempt.executor != self._runtime.executor.name:
+            return is_alive(folder)
+        state = self._runtime.executor.state(self._job(attempt))
+        if state.status.is_terminal:
+            return False
+        return state.status is not JobStatus.unknown or is_alive(folder)
+
+    def _begin(self, last: Attempt | None) -> Attempt:
+        _check_disk(self._runtime.home.root, self._runtime.settings.min_free_disk_gib)
+        if last:
+            self._leave_no_orphan(last)
+        fresh = self._accept_from is None
+        while True:
+            attempt = self._work.begin(self._key.stage.name, self._key.key, self._runtime.executor.name, fresh=fresh)
+            spec = self._spec(attempt)
+            write_record(spec.folder / SPEC_FILE, spec)
+            with suppress(DuplicateJobError):  # a cluster may remember ids of a home that is gone
+                self._runtime.executor.submit(self._job(attempt))
+                self._begun = attempt
+                return attempt
+
+    def _leave_no_orphan(self, last: Attempt) -> None:
+        """Two live workers must not share the resume folder: an ended job's process is given a moment to go."""
+        folder = self._work.folder(last.number)
+        deadline = time.monotonic() + _ORPHAN_LIMIT_S
+        while is_alive(folder):
+            if time.monotonic() > deadline:
+                raise ExecutorUnreachableError(f"the worker of {last.job_id} is still alive although its job has ended")
+            time.sleep(0.1)
+        shutil.rmtree(self._runtime.store.root / ".staging" / self._staging_name(last.number), ignore_errors=True)
+
+    def _staging_name(self, attempt: int) -> str:
+        return f"{self._key.stage.kind}-{self._key.key}-a{attempt}"
+
+    def _spec(self, attempt: Attempt) -> Spec:
+        request, stage = self._request, self._key.stage
+        return Spec(
+            stage=request.stage,
+            key=self._key.key,
+            kind=stage.kind,
+            description=self._key.description,
+            config=request.config.model_dump(mode="json"),
+            inputs=dict(request.inputs),
+            seed=request.seed,
+            attempt=attempt.number,
+            first_attempt=attempt.first_attempt,
+            token=attempt.token,
+            producer=Producer(run=request.run, node=request.node, stage=stage.name, attempt=attempt.number, commit=git_commit()),
+            store=self._runtime.store.root,
+            work=self._work.path,
+            output=self._runtime.store.staging(stage.kind, self._key.key, attempt.number),
+            resume=self._work.resume,
+            stall_after_s=getattr(request.config, "stall_after_s", None),
+        )
+
+    def _job(self, attempt: Attempt) -> Job:
+        folder = self._work.folder(attempt.number)
+        return Job(id=attempt.job_id, spec=folder / SPEC_FILE, stop_grace_s=self._runtime.settings.stop_grace_s)
+
+    def _cached(self, hit: Manifest) -> StageOutcome:
+        return StageOutcome(
+            node=self._request.node,
+            ref=reference(self._runtime.store, hit),
+            cached=True,
+            producer=f"{hit.producer.run}/{hit.producer.node}",
+            seconds=hit.seconds,
+            attempt=hit.producer.attempt,
+            summary=hit.summary,
+        )
+
+    def _error(self, attempt: Attempt, folder: Path, state: JobState) -> AlignflowError:
+        name = f"{self._request.node} (attempt {attempt.number})"
+        if failure := read_failure(folder):
+            return error_of(failure.exit_code, f"{name}: {failure.message}")
+        code = "unknown" if state.exit_code is None else state.exit_code
+        reason = state.message or _last_lines(folder / LOG_FILE)
+        return error_of(state.exit_code or 1, f"{name}: the worker ended without a result, exit code {code}. {reason}")
+
+
+def _check_disk(folder: Path, min_free_gib: float) -> None:
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    if free_gib < min_free_gib:
+        raise ConfigError(
+            f"{folder}: {free_gib:.1f} GiB free, runtime.min_free_disk_gib asks for {min_free_gib:g}; free some or lower it"
+        )
+
+
+def _last_lines(path: Path, lines: int = 20) -> str:
+    try:
+        tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    except FileNotFoundError:
+        return ""
+    return "Last lines of its log:\n" + "\n".join(tail)
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str | None:
+    """The commit of the project's checkout; None outside one."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

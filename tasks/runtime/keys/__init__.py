@@ -1,0 +1,1 @@
+"""What makes two results the same: the key of a stage, its code, hashes of files."""

@@ -1,0 +1,1 @@
+"""Finished artifacts, what each node of a run was, and results taken over under a new key."""
