@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tasks.runtime.contract.liveness import is_alive, worker_process
 
 from tasks.runtime.contract.config import RuntimeConfig
 from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.liveness import is_alive, worker_process
 from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.executor import DuplicateJobError, ExecutorUnreachableError, Job, JobStatus
 from tasks.runtime.execution.ray_jobs import RayJobsExecutor

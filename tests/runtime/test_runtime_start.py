@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from tasks.runtime.contract.liveness import worker_process
 
 from data_processing.errors import ConfigError, DataError, DivergedError, OutOfMemoryError, PreemptedError, SupersededError
 from tasks.runtime.contract.config import RuntimeConfig
 from tasks.runtime.contract.failures import StageFailedError
 from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.liveness import worker_process
 from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.executor import Job
 from tasks.runtime.execution.start import Runtime, key_of, run_stage
