@@ -86,7 +86,7 @@ def fitting(table: str, rows: Sequence[DrawnRow], model: Path, *, new_tokens: in
         return list(range(len(rows)))
     room = positions - new_tokens
     overlong = [row for row in rows if row.tokens > room]
-    if len(overlong) == len(rows):
+    if overlong and len(overlong) == len(rows):
         lengths = sorted(row.tokens for row in rows)
         beside = f"evaluate.max_new_tokens={new_tokens} behind " if new_tokens else ""
         raise ConfigError(
