@@ -9,7 +9,7 @@ import pyarrow as pa
 from data_processing.errors import DataError
 from data_processing.schemas import TableName, read_table
 from evaluation.job import EvaluationJob, Prompt
-from evaluation.rows import DrawnRow, count_rows, draw_rows, fitting
+from evaluation.rows import DrawnRow, count_rows, draw_rows, fitting, named
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.models.load import check_model_folder, load_tokenizer
@@ -68,7 +68,7 @@ def _keep_fitting(
     if counts.left_out:
         job.events.warn(
             f"table '{name}', split 'test': {len(counts.left_out)} of {len(rows)} rows are too long for the model and left out: "
-            + ", ".join(map(str, counts.left_out))
+            + named(counts.left_out)
         )
     return kept
 
