@@ -101,7 +101,8 @@ class Resampling:
         # Centred values: a shift of all values shifts the draws exactly, and equal values give a zero width.
         centre = values[0]
         terms = values - centre
-        lowest, highest = (end - centre for end in _unseen(values, bounds))
+        ends = _unseen(values, bounds)
+        lowest, highest = (end - centre for end in ends)
         kinds = 1 if bounds.complete else 2
         below, above = np.empty((2, kinds, self.resamples, columns))
         for rows, exponentials, coins in self.weights(n):
@@ -116,7 +117,7 @@ class Resampling:
         # Sums in another order differ in the last digits: what may be a tie counts as one.
         spread = np.ptp(terms, axis=0)
         tie = np.where(spread > 0, 1e-12 * spread + 1e-15 * np.abs(centre), 0.0)
-        return Draws(values, bounds, self, below + (centre - tie), above + (centre + tie), (lowest + centre, highest + centre))
+        return Draws(values, bounds, self, below + (centre - tie), above + (centre + tie), ends)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ class Draws:
     @property
     def mean(self) -> Floats:
         """The means `[columns]`."""
-        return np.asarray(self.values.mean(axis=0), dtype=np.float64)
+        # Sums are rounded: the mean of equal values is that value.
+        mean = np.clip(self.values.mean(axis=0), self.values.min(axis=0), self.values.max(axis=0))
+        return np.asarray(mean, dtype=np.float64)
 
     def low(self, tail: float) -> Floats:
         """The lower ends `[columns]` of the intervals with probability `tail` below them."""
