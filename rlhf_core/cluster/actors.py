@@ -56,10 +56,14 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class MiniBatch:
-    """The rows (by number) of one optimizer step. Rows without a gradient may be left out of `rows`, never out of `totals`."""
+    """The rows (by number) of one optimizer step. Rows without a gradient may be left out of `rows`, never out of `totals`.
+
+    `step` is its number (from 0) among all that the run has planned: what the learning rate hangs on.
+    """
 
     rows: list[int]
     totals: Totals
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,7 @@ class TrainingWorker(ScoringWorker):
             return parts["loss"]
 
         cuts = self._plan([rows[i] for i in mini_batch.rows])
-        step = self.engine.train_step([partial(micro, [mini_batch.rows[i] for i in cut]) for cut in cuts])
+        step = self.engine.train_step([partial(micro, [mini_batch.rows[i] for i in cut]) for cut in cuts], mini_batch.step)
         return UpdateStats(dict(shares), step.grad_norm, step.learning_rate, time.monotonic() - began, outputs)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:

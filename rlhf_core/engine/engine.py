@@ -80,15 +80,19 @@ class TrainingEngine:
         """Number of ranks."""
         return world_size()
 
-    def train_step(self, losses: Iterable[Callable[[], Tensor]]) -> StepStats:
+    def train_step(self, losses: Iterable[Callable[[], Tensor]], schedule_step: int | None = None) -> StepStats:
         """Run forward and backward of each micro-batch, then one optimizer step.
+
+        It has the learning rate of step `schedule_step` (from 0) of the schedule; None: of as many as were taken before, which
+        is another number where some of those planned were left out.
 
         Each callable runs one forward pass and returns this rank's sum over the micro-batch, already divided by the
         global denominator (scalar, on the graph, 0 where a rank has no row). All ranks give the same number of them.
         Raises `DivergedError` on every rank, weights unchanged, if the loss or the gradient norm is not finite.
         """
         forwards = list(losses)
-        learning_rate = learning_rate_at(self.steps_done, self._total_steps, self._optimizer_settings)
+        place = self.steps_done if schedule_step is None else schedule_step
+        learning_rate = learning_rate_at(place, self._total_steps, self._optimizer_settings)
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from data_processing.errors import ConfigError
+from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
@@ -48,13 +49,21 @@ class RewardModelScorer:
 
     @torch.inference_mode()
     def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One raw score (logit of the head) a response."""
+        """One raw score (logit of the head) a response. Raises `DivergedError` for one that is not finite."""
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
         shared = self._module.shares_prompts
         [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=self._packed, shared=shared)
         scores = [0.0] * len(rows)
         for indices in plan:
             batch = collate([rows[i] for i in indices], pad_id=0, packed=self._packed, shared=shared).to(self._device)
-            for i, value in zip(indices, self._module(batch).float().tolist(), strict=True):
+            for i, value in zip(indices, _checked(self._module(batch).float()).tolist(), strict=True):
                 scores[i] = value
         return scores
+
+
+def _checked(scores: Tensor) -> Tensor:
+    if not scores.isfinite().all():
+        raise DivergedError(
+            f"the reward model gave {scores.tolist()}: its weights or its arithmetic are broken; try engine.dtype 'fp32'"
+        )
+    return scores
