@@ -55,7 +55,7 @@ def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
     config = job.config
     longest = max(len(prompt.ids) for prompt in prompts)
     _check_room(job, longest)
-    engine, reason = choose_engine(config.engine, job.model)
+    engine, reason = choose_engine(config.engine, job.model, config.gpus)
     job.events.progress(0, 1, f"generating with {engine.value} ({reason})")
     return make_generator(
         engine,
@@ -67,6 +67,7 @@ def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
         gpu_memory_fraction=0.4,
         threads=config.threads,
         trust_remote_code=True,
+        gpus=config.gpus,
     )
 
 
@@ -120,5 +121,4 @@ def _answer(prompt: Prompt, decoding: str, sample: int, generation: Generation, 
 def _release_memory() -> None:
     """Give the engine's weights and cache back before anything is scored."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()

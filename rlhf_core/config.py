@@ -61,7 +61,9 @@ class EngineSettings(Settings):
     """How training is laid out on the hardware: ranks, ZeRO, precision, micro-batches."""
 
     world_size: int = Field(1, ge=1, description="Training processes (one a GPU, or one or two on a CPU)")
-    gpus_per_rank: float = Field(0.0, ge=0.0, le=1.0, description="GPUs each rank reserves; 0 trains on CPU")
+    gpus_per_rank: float = Field(
+        0.0, ge=0.0, le=1.0, description="GPUs each rank reserves; 0 computes on the CPU, whatever the machine has"
+    )
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     offload_optimizer: bool = Field(False, description="Keep optimizer states in CPU memory (ZeRO 1-3)")
     dtype: Dtype = Field("bf16", description="Compute precision; bf16 keeps fp32 master weights and needs zero_stage >= 1")

@@ -13,13 +13,18 @@ from torch._C._distributed_c10d import HashStore
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def init_distributed() -> None:
-    """Join the process group that the rank variables describe; without them, a group of this process alone. Idempotent."""
+def init_distributed(device: torch.device) -> None:
+    """Join the process group that the rank variables describe; without them, a group of this process alone. Idempotent.
+
+    `device` says between what it sends: NCCL between GPUs, gloo between CPUs.
+    """
+    # DeepSpeed decides at its first import where it computes, and would take a GPU that it sees.
+    os.environ["DS_ACCELERATOR"] = device.type
     import deepspeed
 
     # DeepSpeed's shared-memory op serves inference only, and would be compiled here for the better part of a minute.
     deepspeed.ops.__compatible_ops__ = {}
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         if not dist.is_initialized():

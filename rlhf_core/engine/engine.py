@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.cluster.distributed import init_distributed, rank, world_size
 from rlhf_core.config import EngineSettings, OptimizerSettings
+from rlhf_core.device import device_for
 from rlhf_core.engine.artifact import write_artifact
 from rlhf_core.engine.checkpoint import STATE_NAME, random_state, read_manifest, set_random_state, write_checkpoint
 from rlhf_core.engine.optimizer import deepspeed_config, learning_rate_at, make_optimizer
@@ -47,7 +48,7 @@ class TrainingEngine:
 
         if total_steps < 1:
             raise ConfigError(f"total_steps={total_steps}: training needs at least one optimizer step")
-        init_distributed()
+        init_distributed(device_for(engine.gpus_per_rank))
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         module.train()
         self.module = module
@@ -136,7 +137,7 @@ class TrainingEngine:
 
         def write(part: Path) -> None:
             self._save_weights(part)
-            torch.save(random_state(), part / f"random_{self.rank}.pt")
+            torch.save(random_state(self.device), part / f"random_{self.rank}.pt")
             if self.rank == 0:
                 (part / STATE_NAME).write_text(text, encoding="utf-8")
 

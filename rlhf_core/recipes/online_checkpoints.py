@@ -74,13 +74,13 @@ class Checkpoints:
         except PreemptedError:
             self._leave()
             raise
-        except Exception as error:
+        except Exception:
             try:
                 self._leave()
             except (AlignflowError, ActorFailedError, OSError) as hindrance:
-                lost = f"the rounds after checkpoint {self._saved} are lost, as they could not be saved: {hindrance}"
-                self._job.events.warn(lost)
-                error.add_note(lost)
+                self._job.events.warn(
+                    f"rounds {self._saved + 1} to {self.done} are lost, as they could not be saved: {hindrance}"
+                )
             raise
 
     def _leave(self) -> None:

@@ -164,4 +164,5 @@ def _rollout_setup(job: OnlineJob) -> RolloutSetup:
         gpu_memory_fraction=rollout.gpu_memory_fraction,
         threads=rollout.threads,
         trust_remote_code=job.trust_remote_code,
+        gpus=config.engine.gpus_per_rank,
     )

@@ -48,5 +48,6 @@ def _scorer(
         attention=engine.attention,
         micro_batch_tokens=engine.micro_batch_tokens,
         packed=engine.packing,
+        gpus=engine.gpus_per_rank,
         trust_remote_code=trust_remote_code,
     )

@@ -13,6 +13,7 @@ from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.config import Dtype
+from rlhf_core.device import device_for
 from rlhf_core.models.load import load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.rewards.base import ScoredResponse
@@ -21,7 +22,7 @@ from rlhf_core.rewards.base import ScoredResponse
 class RewardModelScorer:
     """Scores the very token ids that were sampled, so the reward model must share the policy's vocabulary.
 
-    `micro_batch_tokens` bounds one forward pass. Raises `ConfigError` where the vocabularies differ.
+    `micro_batch_tokens` bounds one forward pass; with `gpus` above 0 it runs on a GPU. Raises `ConfigError` where the vocabularies differ.
     """
 
     name = "reward_model"
@@ -35,6 +36,7 @@ class RewardModelScorer:
         attention: str,
         micro_batch_tokens: int,
         packed: bool,
+        gpus: float = 0.0,
         trust_remote_code: bool = False,
     ) -> None:
         if not same_tokens(model, policy_model, trust_remote_code=trust_remote_code):
@@ -42,7 +44,7 @@ class RewardModelScorer:
                 f"reward model {model} and policy {policy_model} have different vocabularies: train the reward model from the same base"
             )
         scorer = load_scorer(model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, new_head=False)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device_for(gpus)
         self._module = ScoreModule(scorer).to(self._device).eval()
         self._micro_batch_tokens = micro_batch_tokens
         self._packed = packed
