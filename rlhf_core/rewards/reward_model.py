@@ -64,8 +64,10 @@ class RewardModelScorer:
 
 
 def _checked(scores: Tensor) -> Tensor:
-    if not scores.isfinite().all():
+    broken = scores[~scores.isfinite()]
+    if len(broken):
         raise DivergedError(
-            f"the reward model gave {scores.tolist()}: its weights or its arithmetic are broken; try engine.dtype 'fp32'"
+            f"{len(broken)} of {len(scores)} scores are not finite, the first is reward={float(broken[0])}: the reward model's "
+            "weights or arithmetic are broken; train it anew with a lower learning rate, or use dtype 'fp32'"
         )
     return scores
