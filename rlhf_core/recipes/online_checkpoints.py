@@ -77,7 +77,7 @@ class Checkpoints:
         except Exception:
             try:
                 self._leave()
-            except (AlignflowError, ActorFailedError, OSError) as hindrance:
+            except Exception as hindrance:
                 self._job.events.warn(
                     f"rounds {self._saved + 1} to {self.done} are lost, as they could not be saved: {hindrance}"
                 )
