@@ -18,9 +18,13 @@ def init_distributed(device: torch.device) -> None:
 
     `device` says between what it sends: NCCL between GPUs, gloo between CPUs.
     """
-    # DeepSpeed decides at its first import where it computes, and would take a GPU that it sees.
-    os.environ["DS_ACCELERATOR"] = device.type
     import deepspeed
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    # DeepSpeed took a GPU if it saw one when it was first imported, which transformers does.
+    if device.type == "cpu" and get_accelerator().device_name() != "cpu":
+        set_accelerator(CPU_Accelerator())
 
     # DeepSpeed's shared-memory op serves inference only, and would be compiled here for the better part of a minute.
     deepspeed.ops.__compatible_ops__ = {}

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import real_accelerator
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
 from data_processing.errors import ConfigError
 from evaluation.config import EvaluateConfig
@@ -33,6 +35,12 @@ def a_gpu_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
+@pytest.fixture
+def a_gpu_in_deepspeeds_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DeepSpeed takes at its first import on such a machine."""
+    monkeypatch.setattr(real_accelerator, "ds_accelerator", CUDA_Accelerator())
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model"))
@@ -56,7 +64,7 @@ def test_a_gpu_that_is_reserved_and_not_there_is_an_error(monkeypatch: pytest.Mo
         device_for(1.0)
 
 
-@pytest.mark.usefixtures("a_gpu_in_sight")
+@pytest.mark.usefixtures("a_gpu_in_sight", "a_gpu_in_deepspeeds_sight")
 @pytest.mark.parametrize("worker", [ScoringWorker(), PolicyWorker()], ids=["reference", "policy"])
 def test_ranks_without_a_gpu_train_and_score_on_the_cpu(model: Path, worker: ScoringWorker) -> None:
     worker.setup(setup(model))
