@@ -70,6 +70,7 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         attention=ATTENTION,
         micro_batch_tokens=job.config.micro_batch_tokens,
         packed=True,
+        gpus=job.config.gpus,
         trust_remote_code=True,
     )
     # Answers to one prompt after the other, so that it is computed once for them.

@@ -13,6 +13,7 @@ from evaluation.config import EvaluateConfig
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
+from rlhf_core.device import device_for
 from rlhf_core.models.load import load_lm, same_tokens
 from rlhf_core.models.modules import PolicyModule
 
@@ -27,7 +28,7 @@ def token_logprobs(model: Path, rows: Sequence[TokenRow], config: EvaluateConfig
     How rows are packed depends on the rows alone, so the same rows give the same numbers under the same weights.
     """
     torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_for(config.gpus)
     module = PolicyModule(load_lm(model, dtype=config.dtype, attention=ATTENTION, trust_remote_code=True)).to(device).eval()
     found: dict[int, Tensor] = {}
     shared = module.shares_prompts

@@ -61,7 +61,9 @@ class EngineSettings(Settings):
     """How training is laid out on the hardware: ranks, ZeRO, precision, micro-batches."""
 
     world_size: int = Field(1, ge=1, description="Training processes (one a GPU, or one or two on a CPU)")
-    gpus_per_rank: float = Field(0.0, ge=0.0, le=1.0, description="GPUs each rank reserves; 0 trains on CPU")
+    gpus_per_rank: float = Field(
+        0.0, ge=0.0, le=1.0, description="GPUs each rank reserves; 0 computes on the CPU, whatever the machine has"
+    )
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     offload_optimizer: bool = Field(False, description="Keep optimizer states in CPU memory (ZeRO 1-3)")
     dtype: Dtype = Field("bf16", description="Compute precision; bf16 keeps fp32 master weights and needs zero_stage >= 1")
@@ -221,7 +223,8 @@ class RewardSource(Settings):
     weight: float = Field(1.0, description="Factor in the weighted sum")
     function: str | None = Field(
         None,
-        description="Import path module:function for kind python; called with prompts, responses and labels, returns one float each",
+        description="Import path module:function for kind python; called with prompts, responses and labels. Returns for each response "
+        "a number, None where it does not apply, or NaN where it failed on that one; what it may raise is in docs/rewards.md",
     )
 
     @model_validator(mode="after")
@@ -244,6 +247,20 @@ class OnlineConfig(TrainingConfig):
     mini_batches: int = Field(1, ge=1, description="Optimizer steps a pass")
     rewards: list[RewardSource] = Field(
         default_factory=lambda: [RewardSource(kind="reward_model")], min_length=1, description="Weighted sum of these"
+    )
+    reward_retries: int = operational(
+        5,
+        "Times a reward that failed for a while (time-out, network) is asked again before the stage is ended and tried again",
+        ge=0,
+    )
+    reward_retry_wait_s: float = operational(
+        1.0, "Seconds before it is first asked again; each later wait is twice as long, up to 60 s", gt=0
+    )
+    max_invalid_fraction: float = operational(
+        0.5,
+        "Share of a round's responses without a valid reward (None or NaN) above which the run stops (exit 11)",
+        ge=0.0,
+        le=1.0,
     )
     kl_coef: float = Field(0.02, ge=0.0, description="Weight of the KL to the reference (nats)")
     score_clip: float | None = Field(None, gt=0.0, description="Scores are clipped to +- this; null: not at all")

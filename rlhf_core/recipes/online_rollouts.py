@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,16 +94,19 @@ def mini_batch_plan(n_rows: int, samples: int, *, passes: int, mini_batches: int
 
 
 def mini_batches(
-    plan: Sequence[Sequence[int]], rows: Sequence[TokenRow], has_gradient: Sequence[bool] | None = None
+    plan: Sequence[Sequence[int]], rows: Sequence[TokenRow], has_gradient: Sequence[bool] | None = None, *, first_step: int = 0
 ) -> list[MiniBatch]:
-    """The plan with its denominators, those of all rows; rows, and mini-batches, without a gradient are left out."""
+    """The plan with its denominators, those of all rows; rows, and mini-batches, without a gradient are left out.
+
+    The first of the plan is optimizer step `first_step` of the run, and those left out count: the schedule goes by the plan.
+    """
 
     def tokens(numbers: Sequence[int]) -> float:
         return float(sum(rows[i].n_targets for i in numbers))
 
     kept = [[i for i in numbers if has_gradient is None or has_gradient[i]] for numbers in plan]
-    pairs = zip(plan, kept, strict=True)
-    return [MiniBatch(part, Totals(tokens(whole), len(whole), tokens(part))) for whole, part in pairs if part]
+    numbered = enumerate(zip(plan, kept, strict=True), start=first_step)
+    return [MiniBatch(part, Totals(tokens(whole), len(whole), tokens(part)), step) for step, (whole, part) in numbered if part]
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,12 @@ def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Rend
 
 
 def write_rollouts(
-    path: Path, step: int, rollouts: Rollouts, total: Sequence[float], by_source: Mapping[str, Sequence[float]]
+    path: Path, step: int, rollouts: Rollouts, total: Sequence[float | None], by_source: Mapping[str, Sequence[float | None]]
 ) -> None:
-    """Keep a round as a `rollouts` table; `total` and `by_source` are the rewards, one a response. `step` counts from 1."""
+    """Keep a round as a `rollouts` table; `total` and `by_source` are the rewards, one a response. `step` counts from 1.
+
+    A response without a reward has none in the table, and a source that gave it none, or NaN, has none there.
+    """
     samples_per_prompt = {prompt.id: 0 for prompt in rollouts.prompts}
     rows = []
     for i, (prompt, generation) in enumerate(zip(rollouts.prompts, rollouts.generations, strict=True)):
@@ -167,7 +174,7 @@ def write_rollouts(
                 "prompt_ids": prompt.ids,
                 "response_ids": generation.response_ids,
                 "logprobs": generation.logprobs,
-                "rewards": [(name, values[i]) for name, values in by_source.items()],
+                "rewards": [(name, _finite(values[i])) for name, values in by_source.items()],
                 "reward": total[i],
                 "length_tokens": len(generation.response_ids),
                 "finish_reason": generation.finish_reason,
@@ -175,3 +182,7 @@ def write_rollouts(
         )
         samples_per_prompt[prompt.id] += 1
     write_table("rollouts", to_table("rollouts", rows), path)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
