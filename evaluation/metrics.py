@@ -20,6 +20,7 @@ from evaluation.job import Answer, EvaluationJob
 from evaluation.measures import Measure, Score
 from evaluation.scoring import ATTENTION, check_same_tokens, token_logprobs
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.config import Packing
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rewards.reward_model import RewardModelScorer
 
@@ -71,7 +72,7 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         dtype=job.config.dtype,
         attention=ATTENTION,
         micro_batch_tokens=job.config.micro_batch_tokens,
-        packed=True,
+        packing=Packing.auto,
         trust_remote_code=True,
     )
     # Answers to one prompt after the other, so that it is computed once for them.

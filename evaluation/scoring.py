@@ -28,11 +28,12 @@ def token_logprobs(model: Path, rows: Sequence[TokenRow], config: EvaluateConfig
     """
     torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = PolicyModule(load_lm(model, dtype=config.dtype, attention=ATTENTION, trust_remote_code=True)).to(device).eval()
+    module = PolicyModule(load_lm(model, dtype=config.dtype, attention=ATTENTION, trust_remote_code=True).to(device)).eval()
     found: dict[int, Tensor] = {}
-    shared = module.shares_prompts
-    for indices in plan_rows(rows, config.micro_batch_tokens, 1, packed=True, shared=shared)[0]:
-        batch = collate([rows[i] for i in indices], pad_id=0, packed=True, shared=shared).to(device)
+    layouts = module.layouts
+    for indices in plan_rows(rows, config.micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)[0]:
+        part = [rows[i] for i in indices]
+        batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(device)
         logprobs, _ = module(batch, temperature=temperature)
         found.update({i: logprobs[k, : rows[i].n_targets].cpu() for k, i in enumerate(indices)})
     return [found[i] for i in range(len(rows))]

@@ -116,7 +116,7 @@ class ScoringWorker:
             trust_remote_code=setup.trust_remote_code,
         )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = PolicyModule(lm).to(self.device).eval().requires_grad_(False)
+        self.module = PolicyModule(lm.to(self.device), setup.engine.packing).eval().requires_grad_(False)
 
     def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """`forward` on this rank's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of other ranks.
@@ -138,12 +138,12 @@ class ScoringWorker:
         self._pad_id = setup.pad_id
 
     def _plan(self, rows: Sequence[TokenRow]) -> list[list[int]]:
-        settings, shared = self._engine_settings, self.module.shares_prompts
-        return plan_rows(rows, settings.micro_batch_tokens, self.world_size, packed=settings.packing, shared=shared)[self.rank]
+        layouts, max_tokens = self.module.layouts, self._engine_settings.micro_batch_tokens
+        return plan_rows(rows, max_tokens, self.world_size, packed=layouts.packed, shared=layouts.shared)[self.rank]
 
     def _batch(self, rows: Sequence[TokenRow]) -> ModelBatch:
-        packed, shared = self._engine_settings.packing, self.module.shares_prompts
-        return collate(rows, pad_id=self._pad_id, packed=packed, shared=shared).to(self.device)
+        layouts = self.module.layouts
+        return collate(rows, pad_id=self._pad_id, packed=layouts.packed, shared=layouts.shared).to(self.device)
 
 
 class TrainingWorker(ScoringWorker):
@@ -233,7 +233,7 @@ class PolicyWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(lm, setup.lora)
-        return PolicyModule(lm)
+        return PolicyModule(lm, setup.engine.packing)
 
     def predict_reference(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """As `predict`, with the weights that training started from: those below the adapters, which must be there."""
@@ -269,4 +269,4 @@ class CriticWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(scorer, setup.lora)
-        return ScoreModule(scorer)
+        return ScoreModule(scorer, setup.engine.packing)

@@ -50,7 +50,10 @@ def train_preference(job: TrainingJob[PreferenceConfig]) -> None:
 
     policy = load_trainable(job, load_lm)
     engine = TrainingEngine(
-        PolicyModule(policy), optimizer=config.optimizer, engine=config.engine, total_steps=cursor.total_steps
+        PolicyModule(policy, config.engine.packing),
+        optimizer=config.optimizer,
+        engine=config.engine,
+        total_steps=cursor.total_steps,
     )
     # Before any checkpoint is loaded the policy still is the reference: fresh adapters change no output.
     splits = with_reference_logps(job, engine, splits, tokenizer.pad_token_id)

@@ -39,7 +39,12 @@ def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:
     cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
 
     scorer = load_trainable(job, partial(load_scorer, new_head=True))
-    engine = TrainingEngine(ScoreModule(scorer), optimizer=config.optimizer, engine=config.engine, total_steps=cursor.total_steps)
+    engine = TrainingEngine(
+        ScoreModule(scorer, config.engine.packing),
+        optimizer=config.optimizer,
+        engine=config.engine,
+        total_steps=cursor.total_steps,
+    )
 
     def loss(batch: ModelBatch, examples: Sequence[Example], totals: Totals) -> dict[str, Tensor]:
         chosen_B, rejected_B = engine.module(batch).view(-1, 2).unbind(1)

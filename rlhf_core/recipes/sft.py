@@ -32,7 +32,10 @@ def train_sft(job: TrainingJob[SftConfig]) -> None:
 
     policy = load_trainable(job, load_lm)
     engine = TrainingEngine(
-        PolicyModule(policy), optimizer=config.optimizer, engine=config.engine, total_steps=cursor.total_steps
+        PolicyModule(policy, config.engine.packing),
+        optimizer=config.optimizer,
+        engine=config.engine,
+        total_steps=cursor.total_steps,
     )
 
     def loss(batch: ModelBatch, examples: Sequence[Example], totals: Totals) -> dict[str, Tensor]:
