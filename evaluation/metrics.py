@@ -75,6 +75,8 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         packing=Packing.auto,
         trust_remote_code=True,
     )
+    for note in scorer.notes:
+        job.events.warn_once(note)
     # Answers to one prompt after the other, so that it is computed once for them.
     ordered = sorted(answers, key=lambda answer: answer.prompt.id)
     values = scorer.score([answer.to_scored_response() for answer in ordered])
@@ -89,10 +91,10 @@ def kl(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     check_same_tokens(job.model, job.base)
     sampled = [answer for answer in answers if answer.decoding == "sampled"]
     rows = [answer.row for answer in sampled]
-    ours = token_logprobs(job.model, rows, job.config, job.config.temperature)
+    ours = token_logprobs(job, job.model, rows, job.config.temperature)
     # The base against itself: the same folder gives the same numbers, so they are not computed twice.
     is_base = job.model.samefile(job.base)
-    theirs = ours if is_base else token_logprobs(job.base, rows, job.config, job.config.temperature)
+    theirs = ours if is_base else token_logprobs(job, job.base, rows, job.config.temperature)
     scores: list[Score] = []
     for answer, model_logprobs, base_logprobs in zip(sampled, ours, theirs, strict=True):
         nats, tokens = float((model_logprobs.double() - base_logprobs.double()).sum()), len(model_logprobs)
@@ -114,7 +116,7 @@ def perplexity(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     renderer = Renderer(load_tokenizer(job.model, trust_remote_code=True), None)
     held_out = read_table("sft", path).slice(0, job.config.max_prompts).to_pylist()
     rows = [renderer.conversation(row["messages"]) for row in held_out]
-    logprobs = token_logprobs(job.model, rows, job.config)
+    logprobs = token_logprobs(job, job.model, rows)
     return [_row_perplexity(row["id"], values.double().tolist()) for row, values in zip(held_out, logprobs, strict=True)]
 
 

@@ -78,8 +78,7 @@ class PolicyModule(nn.Module):
 
     def borrowed_parameters(self) -> list[nn.Parameter]:
         """Parameters that `forward` uses without calling the module that owns them; ZeRO 3 has to be told."""
-        head = self.hf.get_output_embeddings()
-        return [head.weight] if head.bias is None else [head.weight, head.bias]
+        return list(self.hf.get_output_embeddings().parameters()) if self.layouts.own_head else []
 
     def _from_logits(self, batch: ModelBatch, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         """The same from the model's own logits of all positions, as plainly as it can be said."""

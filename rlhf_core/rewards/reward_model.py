@@ -12,7 +12,7 @@ from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.config import Dtype, Packing
-from rlhf_core.models.load import load_scorer, same_tokens
+from rlhf_core.models.load import compute_device, load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.rewards.base import ScoredResponse
 
@@ -41,9 +41,15 @@ class RewardModelScorer:
                 f"reward model {model} and policy {policy_model} have different vocabularies: train the reward model from the same base"
             )
         scorer = load_scorer(model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, new_head=False)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = compute_device()
         self._module = ScoreModule(scorer.to(self._device), packing).eval()
         self._micro_batch_tokens = micro_batch_tokens
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for people on how its batches are laid out."""
+        notes: tuple[str, ...] = self._module.layouts.notes
+        return notes
 
     @torch.inference_mode()
     def score(self, responses: Sequence[ScoredResponse]) -> list[float]:

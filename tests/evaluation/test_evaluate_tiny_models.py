@@ -223,12 +223,12 @@ def test_log_probs_and_perplexity_equal_transformers_own_loss(arch: Any, world: 
     assert math.exp(mean) == pytest.approx(math.exp(total / tokens), rel=1e-4)
 
 
-def test_scoring_does_not_depend_on_how_rows_are_packed(world: World) -> None:
+def test_scoring_does_not_depend_on_how_rows_are_packed(world: World, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(world.base)
     table = read_table("sft", world.data / "sft" / "test.parquet").to_pylist()
     rows = [Renderer(tokenizer).conversation(row["messages"]) for row in table]
-    together = token_logprobs(world.base, rows, SETTINGS)
-    alone = token_logprobs(world.base, rows, SETTINGS.model_copy(update={"micro_batch_tokens": 16}))
+    together = token_logprobs(world.job(tmp_path / "out", world.base), world.base, rows)
+    alone = token_logprobs(world.job(tmp_path / "out", world.base, micro_batch_tokens=16), world.base, rows)
     assert [len(values) for values in together] == [row.n_targets for row in rows]
     for a, b in zip(together, alone, strict=True):
         assert torch.allclose(a, b, atol=1e-4)

@@ -26,6 +26,7 @@ CASES = [
     ("gpt2", True, 4, 2, "score"),
     ("qwen3", False, 4, 3, "lm"),
     ("gemma", True, 0, 1, "score"),
+    ("llama", True, 0, 3, "score"),
 ]
 
 
