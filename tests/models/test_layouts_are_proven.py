@@ -228,8 +228,10 @@ def test_the_search_leaves_no_trace(folders: Callable[..., Path]) -> None:
 def test_what_is_random_in_training_mode_is_refused(folders: Callable[..., Path]) -> None:
     model = load_lm(folders("gpt2"), dtype="fp32", attention="sdpa")
     model.transformer.drop.p = 0.1
+    state = torch.random.get_rng_state()
     with pytest.raises(ConfigError, match=r"'gpt2': in training mode it is not the model.*differ by up to [\d.]+ nats"):
         PolicyModule(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_model_whose_padded_batches_are_wrong_is_refused(folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
