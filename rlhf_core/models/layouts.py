@@ -80,7 +80,7 @@ def prove(hf: Any, reads: Sequence[Read], own: Own, packing: Packing) -> tuple[i
             if trial.is_rounding(gap):
                 trial.check()
                 return number, trial.layouts(packing)
-    raise ConfigError(f"{_named(hf)}: what is read from it is not what it says itself: {gap}; choose another model or precision")
+    raise ConfigError(f"{named(hf)}: what is read from it is not what it says itself: {gap}; choose another model or precision")
 
 
 class _Trial:
@@ -116,7 +116,7 @@ class _Trial:
         padded = self.gap(partial(self._together, packed=False))
         if not self.is_rounding(padded):
             raise ConfigError(
-                f"{_named(self._hf)}: rows in a padded batch are not what they are alone: {padded}, so no batch of it would be "
+                f"{named(self._hf)}: rows in a padded batch are not what they are alone: {padded}, so no batch of it would be "
                 "right; choose another model, or try engine.attention eager"
             )
         self._hf.train()
@@ -124,7 +124,7 @@ class _Trial:
         self._hf.eval()
         if not self.is_rounding(trained):
             raise ConfigError(
-                f"{_named(self._hf)}: in training mode it is not the model that it is in eval mode: {trained}; turn off in its "
+                f"{named(self._hf)}: in training mode it is not the model that it is in eval mode: {trained}; turn off in its "
                 "config.json what is random there, or choose another model"
             )
 
@@ -139,7 +139,7 @@ class _Trial:
             gap = self._gap_in_line(1)
         if not gap:
             return Layouts(packed=True, shared=attends_by_segment(self._hf) and not self._gap_in_line(PROMPT_TOKENS))
-        seen = f"{_named(self._hf)}: rows in a packed line are not what they are alone: {gap}"
+        seen = f"{named(self._hf)}: rows in a packed line are not what they are alone: {gap}"
         if packing is Packing.on:
             raise ConfigError(f"engine.packing is 'on', and {seen}; set it to 'auto' or 'off'")
         return Layouts(packed=False, shared=False, notes=(f"{seen}; batches are padded instead",))
@@ -201,5 +201,6 @@ def _random_rows(config: Any) -> list[list[int]]:
     return [ids[:middle], ids[:PROMPT_TOKENS] + ids[middle:]]
 
 
-def _named(hf: Any) -> str:
-    return f"model type '{hf.config.model_type}'"
+def named(hf: Any) -> str:
+    """The model, for people."""
+    return f"model type '{hf.config.model_type}' ({type(hf).__name__})"

@@ -20,7 +20,7 @@ from rlhf_core.batching.collate import ModelBatch, scatter
 from rlhf_core.config import Packing
 from rlhf_core.models.attention import attend_by_segment, attends_by_segment, segment_arguments
 from rlhf_core.models.head import LogitTransform
-from rlhf_core.models.layouts import Layouts, prove
+from rlhf_core.models.layouts import Layouts, named, prove
 from rlhf_core.models.token_logprobs import token_logprobs
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _positive(config: Any, *names: str) -> float:
 
 def _slower(hf: Any) -> str:
     return (
-        f"model type '{hf.config.model_type}': its logits are not its head's outputs, nor these scaled or capped in a known way; "
+        f"{named(hf)}: its logits are not its head's outputs, nor these scaled or capped in a known way; "
         "log-probs are computed from its full logits, which is slower and takes more memory"
     )
 

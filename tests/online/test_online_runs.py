@@ -55,7 +55,7 @@ def test_ppo_raises_the_reward_in_a_few_rounds(ppo_run: OnlineJob) -> None:
 
 
 def test_a_model_that_packing_would_mix_up_is_padded_by_every_actor_and_one_line_says_so(tmp_path: Path) -> None:
-    job = online_job(tmp_path, alibi_model(tmp_path), prompts_folder(tmp_path / "data"), kl_coef=0.1)
+    job = online_job(tmp_path, alibi_model(tmp_path), prompts_folder(tmp_path / "data"), method="grpo", kl_coef=0.1)
     run_online(job)
     [warning] = [event["message"] for event in events(job, "warning") if "packed" in event["message"]]
     assert "batches are padded" in warning
