@@ -18,7 +18,7 @@ from evaluation.config import Metric
 from evaluation.faults import procedure_faults
 from evaluation.job import Answer, EvaluationJob
 from evaluation.measures import Measure, Score
-from evaluation.scoring import ATTENTION, check_same_tokens, token_logprobs
+from evaluation.scoring import check_same_tokens, token_logprobs
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import Packing
 from rlhf_core.models.load import load_tokenizer
@@ -70,7 +70,7 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         job.reward_model,
         job.model,
         dtype=job.config.dtype,
-        attention=ATTENTION,
+        attention=None,
         micro_batch_tokens=job.config.micro_batch_tokens,
         packing=Packing.auto,
         trust_remote_code=True,

@@ -61,8 +61,8 @@ def convert_checkpoint(
 
 def _loaded(folder: Path, policy: PolicyDescription, dtype: Any, *, new_head: bool) -> Any:
     if policy.head == "lm":
-        return load_lm(folder, dtype=dtype, attention="sdpa", trust_remote_code=True)
-    return load_scorer(folder, dtype=dtype, attention="sdpa", trust_remote_code=True, new_head=new_head)
+        return load_lm(folder, dtype=dtype, attention=None, trust_remote_code=True)
+    return load_scorer(folder, dtype=dtype, attention=None, trust_remote_code=True, new_head=new_head)
 
 
 def _trained_weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ class RewardModelScorer:
         policy_model: Path,
         *,
         dtype: Dtype,
-        attention: str,
+        attention: str | None,
         micro_batch_tokens: int,
         packing: Packing,
         trust_remote_code: bool = False,
