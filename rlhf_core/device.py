@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from data_processing.errors import ConfigError
+from rlhf_core.config import EngineSettings
 
 
 def device_for(gpus: float) -> torch.device:
@@ -20,3 +23,12 @@ def device_for(gpus: float) -> torch.device:
             "with `make venv TARGET=gpu` on a machine that has one, or set 0 to compute on the CPU"
         )
     return torch.device("cuda")
+
+
+def placed(model: Any, engine: EngineSettings) -> Any:
+    """A loaded model where its batches are tried out, and then trained; raises what `device_for` does.
+
+    ZeRO 3 takes weights apart from where they were loaded: no GPU may have room for all of them.
+    """
+    device = device_for(engine.gpus_per_rank)
+    return model if engine.zero_stage == 3 else model.to(device)

@@ -24,7 +24,7 @@ from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.cluster.distributed import free_address, set_rank_environment
 from rlhf_core.cluster.weights import Arrays, to_arrays
 from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings
-from rlhf_core.device import device_for
+from rlhf_core.device import device_for, placed
 
 if TYPE_CHECKING:
     from rlhf_core.engine.engine import TrainingEngine
@@ -111,8 +111,8 @@ class ScoringWorker:
     rank = 0
     world_size = 1
 
-    def setup(self, setup: ModelSetup) -> None:
-        """Load the causal LM at `setup.model`; raises what loading raises."""
+    def setup(self, setup: ModelSetup) -> tuple[str, ...]:
+        """Load the causal LM at `setup.model`; returns lines for people. Raises what loading raises."""
         from rlhf_core.models.load import load_lm
         from rlhf_core.models.modules import PolicyModule
 
@@ -124,7 +124,8 @@ class ScoringWorker:
             trust_remote_code=setup.trust_remote_code,
         )
         self.device, self.world_size = device_for(setup.engine.gpus_per_rank), setup.engine.world_size
-        self.module = PolicyModule(lm).to(self.device).eval().requires_grad_(False)
+        self.module = PolicyModule(lm.to(self.device), setup.engine.packing).eval().requires_grad_(False)
+        return self.module.layouts.notes
 
     def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """`forward` on this process's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of others.
@@ -146,16 +147,16 @@ class ScoringWorker:
         self._pad_id = setup.pad_id
 
     def _plan(self, rows: Sequence[TokenRow]) -> list[list[int]]:
-        settings, shared = self._engine_settings, self.module.shares_prompts
-        return self._share(plan_rows(rows, settings.micro_batch_tokens, self.world_size, packed=settings.packing, shared=shared))
+        layouts, max_tokens = self.module.layouts, self._engine_settings.micro_batch_tokens
+        return self._share(plan_rows(rows, max_tokens, self.world_size, packed=layouts.packed, shared=layouts.shared))
 
     def _share(self, plan: list[list[list[int]]]) -> list[list[int]]:
         """This process's micro-batches of a plan for all ranks: here every rank's that has rows."""
         return [cut for cuts in plan for cut in cuts if cut]
 
     def _batch(self, rows: Sequence[TokenRow]) -> ModelBatch:
-        packed, shared = self._engine_settings.packing, self.module.shares_prompts
-        return collate(rows, pad_id=self._pad_id, packed=packed, shared=shared).to(self.device)
+        layouts = self.module.layouts
+        return collate(rows, pad_id=self._pad_id, packed=layouts.packed, shared=layouts.shared).to(self.device)
 
 
 class TrainingWorker(ScoringWorker):
@@ -172,8 +173,8 @@ class TrainingWorker(ScoringWorker):
         self.rank, self.world_size = rank, world_size
         set_rank_environment(rank, world_size, address)
 
-    def setup(self, setup: ModelSetup) -> None:
-        """Load, add adapters, start the engine; raises what those raise."""
+    def setup(self, setup: ModelSetup) -> tuple[str, ...]:
+        """Load, add adapters, start the engine; returns lines for people. Raises what those raise."""
         from rlhf_core.engine.engine import TrainingEngine
 
         self._remember(setup)
@@ -181,6 +182,7 @@ class TrainingWorker(ScoringWorker):
             self._load(setup), optimizer=setup.optimizer, engine=setup.engine, total_steps=max(1, setup.total_steps)
         )
         self.module, self.device = self.engine.module, self.engine.device
+        return self.module.layouts.notes
 
     def _load(self, setup: ModelSetup) -> nn.Module:
         raise NotImplementedError
@@ -249,7 +251,7 @@ class PolicyWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(lm, setup.lora)
-        return PolicyModule(lm)
+        return PolicyModule(placed(lm, setup.engine), setup.engine.packing)
 
     def predict_reference(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """As `predict`, with the weights that training started from: those below the adapters, which must be there."""
@@ -285,4 +287,4 @@ class CriticWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(scorer, setup.lora)
-        return ScoreModule(scorer)
+        return ScoreModule(placed(scorer, setup.engine), setup.engine.packing)

@@ -30,7 +30,7 @@ class Workers:
 
     `reference` only where a KL to it is paid for and the policy's own weights change: below adapters it is the policy's base.
 
-    `engine` says who generates, and why.
+    `engine` says who generates, and why; `notes` are what the others tell people.
     """
 
     policy: Group
@@ -39,6 +39,7 @@ class Workers:
     rollout: Group
     critic: Group | None
     engine: str
+    notes: list[str]
 
     @property
     def trained(self) -> dict[str, Group]:
@@ -115,8 +116,11 @@ def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: in
         calls.append(groups["reference"].call("setup", _model_setup(job, method, pad_id)))
     if "critic" in groups:
         calls.append(groups["critic"].call("setup", _critic_setup(job, method, pad_id)))
-    [[engine], *_] = wait_for(*calls)
-    return Workers(groups["policy"], groups.get("reference"), groups["reward"], groups["rollout"], groups.get("critic"), engine)
+    [[engine], *told] = wait_for(*calls)
+    notes = [note for ranks in told for lines in ranks for note in lines]
+    return Workers(
+        groups["policy"], groups.get("reference"), groups["reward"], groups["rollout"], groups.get("critic"), engine, notes
+    )
 
 
 def _model_setup(job: OnlineJob, method: Method, pad_id: int) -> ModelSetup:

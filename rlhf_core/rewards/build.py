@@ -47,7 +47,7 @@ def _scorer(
         dtype=engine.dtype,
         attention=engine.attention,
         micro_batch_tokens=engine.micro_batch_tokens,
-        packed=engine.packing,
+        packing=engine.packing,
         gpus=engine.gpus_per_rank,
         trust_remote_code=trust_remote_code,
     )

@@ -66,6 +66,11 @@ class ComposedReward:
         self._sources = [(name, scorer, weight) for name, (scorer, weight) in zip(unique, scorers, strict=True)]
         self._retries = retries or Retries()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for people on how the sources work, from those that have any."""
+        return tuple(note for _, scorer, _ in self._sources for note in getattr(scorer, "notes", ()))
+
     def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
         """Ask every source, one that may answer at the next try again and again.
 

@@ -12,11 +12,13 @@ from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
 from data_processing.errors import ConfigError
 from evaluation.config import EvaluateConfig
+from evaluation.job import EvaluationJob
 from evaluation.scoring import token_logprobs
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import ModelSetup, PolicyWorker, ScoringWorker
-from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings
+from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings, Packing
 from rlhf_core.device import device_for
+from rlhf_core.events import EventLog
 from rlhf_core.recipes.online_losses import ResponseLogprobs
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.reward_model import RewardModelScorer
@@ -80,10 +82,21 @@ def test_sampling_rewards_and_evaluation_without_a_gpu_run_on_the_cpu(model: Pat
     sampling = Sampling(temperature=1.0, max_new_tokens=2, n=1, greedy=True, stop_ids=())
     assert len(sampler.generate([[5, 6]], sampling, 0)[0][0].response_ids) == 2
     scorer = RewardModelScorer(
-        reward_folder(tmp_path, model), model, dtype="fp32", attention="sdpa", micro_batch_tokens=64, packed=True
+        reward_folder(tmp_path, model), model, dtype="fp32", attention="sdpa", micro_batch_tokens=64, packing=Packing.auto
     )
     assert len(scorer.score([ScoredResponse("p", [], None, [5, 6], [7], "x")])) == 1
-    [logprobs] = token_logprobs(model, ROWS, EvaluateConfig(dtype="fp32"))
+    job = EvaluationJob(
+        config=EvaluateConfig(dtype="fp32"),
+        model=model,
+        model_name="model",
+        base=model,
+        data=tmp_path,
+        reward_model=None,
+        output=tmp_path,
+        seed=0,
+        events=EventLog(tmp_path / "events.jsonl"),
+    )
+    [logprobs] = token_logprobs(job, model, ROWS)
     assert logprobs.isfinite().all()
 
 
