@@ -21,7 +21,7 @@ def renderer() -> Renderer:
 
 @pytest.fixture
 def pairs(tmp_path: Path, renderer: Renderer) -> list[Example]:
-    return read_examples(write_data(tmp_path), "preference", "train", partial(pair, renderer))
+    return read_examples(write_data(tmp_path), "preference", "train", partial(pair, renderer))[0]
 
 
 def test_pairs_share_their_prompt_and_keep_their_margin(pairs: list[Example], renderer: Renderer) -> None:
@@ -44,14 +44,14 @@ def test_a_missing_training_table_names_the_settings_that_make_it(tmp_path: Path
 
 
 def test_a_missing_validation_table_has_no_rows(tmp_path: Path, renderer: Renderer) -> None:
-    assert read_examples(tmp_path, "sft", "validation", partial(conversation, renderer)) == []
+    assert read_examples(tmp_path, "sft", "validation", partial(conversation, renderer)) == ([], [])
 
 
 def test_a_conversation_without_an_answer_is_named(tmp_path: Path, renderer: Renderer) -> None:
     rows = [sft_row(1), {"id": "silent", "messages": [{"role": "user", "content": "anybody?"}]}]
     write_table("sft", to_table("sft", rows), tmp_path / "sft" / "train.parquet")
     with pytest.raises(DataError, match="silent"):
-        keep_fitting(read_examples(tmp_path, "sft", "train", partial(conversation, renderer)), sft_config())
+        read_examples(tmp_path, "sft", "train", partial(conversation, renderer))
 
 
 def test_a_row_that_cannot_be_rendered_is_named(tmp_path: Path, renderer: Renderer) -> None:
