@@ -11,7 +11,7 @@ from typing import Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.chat_templates import read_template
-from rlhf_core.batching.rendering import Rendering, read_rendering, today, uses_date, write_rendering
+from rlhf_core.batching.rendering import Rendering, read_rendering, uses_date, write_rendering
 from rlhf_core.config import BaseModelConfig
 from rlhf_core.models.packaged import PACKAGED, fetch_packaged
 from tasks.runtime.context import Stage, StageContext
@@ -36,7 +36,7 @@ def run(context: StageContext[BaseModelConfig]) -> None:
     context.events.progress(1, 2, "weights and config in place")
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
     chosen = None if config.chat_template is None else read_template(config.chat_template)
-    rendering = _rendering(config, folder)
+    rendering = read_rendering(folder).settled(config.template_date, config.chat_template_kwargs)
     template = Renderer(tokenizer, chosen, rendering).template
     write_rendering(_with_date_if_used(rendering, template, config), context.output)
     if template != tokenizer.chat_template:
@@ -86,15 +86,6 @@ def _files(config: BaseModelConfig) -> Any:
     files = {path.name: hashes.sha256(str(path), path) for path in model_files(folder)}
     hashes.save()
     return files
-
-
-def _rendering(config: BaseModelConfig, folder: Path) -> Rendering:
-    """The settings' date and arguments over those of the folder; the date is today's where neither has one."""
-    kept = read_rendering(folder)
-    return Rendering(
-        date=config.template_date or kept.date or today(),
-        chat_template_kwargs={**kept.chat_template_kwargs, **config.chat_template_kwargs},
-    )
 
 
 def _with_date_if_used(rendering: Rendering, template: str, config: BaseModelConfig) -> Rendering:

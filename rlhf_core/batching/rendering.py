@@ -41,6 +41,12 @@ class Rendering(Settings):
         moment = datetime.datetime.combine(self.date or today(), datetime.time())
         return {**self.chat_template_kwargs, _CLOCK: moment.strftime}
 
+    def settled(self, template_date: datetime.date | None, arguments: Mapping[str, TemplateArgument]) -> Rendering:
+        """This with the settings' date and arguments over its own; today's date where neither has one."""
+        return Rendering(
+            date=template_date or self.date or today(), chat_template_kwargs={**self.chat_template_kwargs, **arguments}
+        )
+
 
 def today() -> datetime.date:
     """The day by this machine's clock; nothing else here reads it."""
