@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -61,31 +62,37 @@ class ChatTemplate:
         thought, content = self._thought(answer["content"])
         rendered = self._render([*before, {"role": "assistant", "content": content}], add_generation_prompt=False)
         start = opening.removesuffix(self._unanswered) if thought else opening
-        where = f"message {len(before)}, an assistant turn,"
+        where, end = f"message {len(before)}, an assistant turn,", self.end_token + self._after_end
         if not rendered.startswith(start):
-            raise self._other_opening(where, start, rendered)
-        if not rendered.endswith(self.end_token + self._after_end):
-            raise self.refusal(
-                f"ends {where} with {rendered[-_SHOWN_CHARACTERS:]!r}, and a plain answer with {self.end_token + self._after_end!r}"
+            prompted, got = _difference(start, rendered)
+            raise DataError(
+                f"the chat template does not render {where} behind the prompt that sampling is given (the prompt has {prompted!r} "
+                f"where the turn has {got!r}): change the row, or give another template in model.chat_template"
+            )
+        if not rendered.endswith(end):
+            raise DataError(
+                f"the chat template ends {where} with {rendered[-_SHOWN_CHARACTERS:]!r}, but a plain answer with {end!r}: change the "
+                "row, or give another template in model.chat_template"
             )
         return opening, thought + rendered.removeprefix(start).removesuffix(self._after_end)
 
     def rewrites(self, number: int, before: str, after: str) -> DataError:
         """The error for a conversation whose turns before message `number` render as `after`, having been learnt as `before`."""
         was, now = _difference(before, after)
-        return self.refusal(
-            f"renders the turns before message {number} otherwise once it follows ({was!r} becomes {now!r}; templates that drop "
-            "earlier reasoning do), so its tokens cannot be told from the user's"
+        fitting = ", ".join(self._bundled_alike)
+        return DataError(
+            f"the chat template renders the turns before message {number} otherwise once it follows ({was!r} becomes {now!r}; "
+            "templates that drop earlier reasoning do): give rows with a single assistant turn, or set model.chat_template to one "
+            "that keeps turns as they were" + (f" (bundled for these control tokens: {fitting})" if fitting else "")
         )
 
-    def refusal(self, what: str) -> DataError:
-        """A row that cannot be learnt from under this template; names the bundled templates that could."""
-        fitting = self._bundled_alike()
-        bundled = f" (bundled for these control tokens: {', '.join(fitting)})" if fitting else ""
-        return DataError(
-            f"the chat template {what}: give rows with a single assistant turn, or set model.chat_template to one that keeps turns "
-            f"as they were{bundled}"
-        )
+    @cached_property
+    def _bundled_alike(self) -> list[str]:
+        """The bundled templates whose control tokens this tokenizer has, with a generation prompt that ends as this one's."""
+        end = self.opening([_QUESTION])[-8:]
+        known = set(self._tokenizer.get_vocab())
+        fitting = [(name, text) for name in BUNDLED if marks(text := read_template(name)) <= known and text != self._template]
+        return [name for name, text in fitting if self._applied(text, [_QUESTION], True).endswith(end)]
 
     def _thought(self, content: str) -> tuple[str, str]:
         """What an answer begins with before the template's rendering of the rest, and that rest.
@@ -171,19 +178,6 @@ class ChatTemplate:
     def _two_answers(self) -> tuple[str, str]:
         """Renderings that differ in the assistant's content alone."""
         return self._render(_ZERO, add_generation_prompt=False), self._render(_ONE, add_generation_prompt=False)
-
-    def _other_opening(self, where: str, opening: str, rendered: str) -> DataError:
-        prompted, got = _difference(opening, rendered)
-        return self.refusal(
-            f"renders {where} not behind the prompt that sampling is given (the prompt has {prompted!r} where the turn has {got!r})"
-        )
-
-    def _bundled_alike(self) -> list[str]:
-        """The bundled templates whose control tokens this tokenizer has, with a generation prompt that ends as this one's."""
-        end = self.opening([_QUESTION])[-8:]
-        known = set(self._tokenizer.get_vocab())
-        fitting = [(name, text) for name in BUNDLED if marks(text := read_template(name)) <= known and text != self._template]
-        return [name for name, text in fitting if self._applied(text, [_QUESTION], True).endswith(end)]
 
 
 def _roles(messages: Sequence[Message]) -> str:

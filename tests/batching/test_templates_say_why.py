@@ -13,6 +13,7 @@ from data_processing.errors import ConfigError, DataError
 from rlhf_core.batching.chat_templates import BUNDLED, read_template
 from rlhf_core.batching.rendering import Rendering
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.config import BaseModelConfig
 
 QWEN = byte_level(IM_TOKENS, bos=None, eos="<|im_end|>")
 R1_LIKE = byte_level(R1_TOKENS, bos=R1_TOKENS[0], eos=R1_TOKENS[1])
@@ -77,6 +78,7 @@ def test_several_turns_under_a_template_that_rewrites_them_name_the_bundled_one_
 
 def test_every_bundled_template_is_a_choice_by_name_and_jinja_and_files_still_are(tmp_path: Any) -> None:
     assert BUNDLED == ("deepseek_r1", "gpt_oss", "qwen3", "qwen3_thinking")
+    assert ", ".join(BUNDLED) in str(BaseModelConfig.model_fields["chat_template"].description)
     (tmp_path / "own.jinja").write_text(CHATML)
     assert read_template(CHATML) == CHATML == read_template(str(tmp_path / "own.jinja"))
     with pytest.raises(ConfigError, match=r"'qwen'.*deepseek_r1, gpt_oss, qwen3"):
@@ -91,7 +93,7 @@ def test_a_generation_prompt_that_no_answer_is_rendered_behind_is_named() -> Non
 
 def test_thinking_that_is_switched_off_and_given_all_the_same_is_refused() -> None:
     renderer = Renderer(QWEN, read_template("qwen3"), Rendering(chat_template_kwargs={"enable_thinking": False}))
-    with pytest.raises(DataError, match=r"not behind the prompt that sampling is given.*well"):
+    with pytest.raises(DataError, match=r"does not render message 1, .* behind the prompt that sampling is given.*well"):
         renderer.conversation(REASONED)
 
 
