@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from data_processing.settings import Settings, operational
 
 Dtype = Literal["bf16", "fp32"]
+TemplateArgument = bool | int | float | str | None
 
 
 def _from_bool(value: Any) -> Any:
@@ -26,7 +28,17 @@ class BaseModelConfig(Settings):
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model folder")
     chat_template: str | None = Field(
         None,
-        description="Jinja chat template to use instead of the tokenizer's; null keeps its own, or the plain one if it has none",
+        description="Chat template to use instead of the tokenizer's: the name of a bundled one (deepseek_r1, gpt_oss, qwen3, "
+        "qwen3_thinking), the path of a .jinja file, or Jinja; null keeps its own, or the plain one if it has none",
+    )
+    template_date: datetime.date | None = Field(
+        None,
+        description="The day that a template with a date takes for today, in every stage; null: that of the model folder, "
+        "else the day on which this stage runs",
+    )
+    chat_template_kwargs: dict[str, TemplateArgument] = Field(
+        default_factory=dict,
+        description="Arguments of the chat template in training, generation and evaluation, for example {enable_thinking: false}",
     )
 
 
@@ -109,7 +121,11 @@ class TrainingConfig(Settings):
     )
     overlong: Literal["error", "drop"] = Field("error", description="What happens to rows longer than max_length_tokens")
     max_dropped_fraction: float = Field(
-        0.05, ge=0.0, le=1.0, description="Share of dropped rows above which the stage stops (exit 11)"
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="Share of rows that are too long, and share that the chat template cannot render, above which the stage stops "
+        "(exit 11)",
     )
     checkpoint_every_steps: int = operational(20, "Steps between checkpoints to resume from; 0 keeps only the final one", ge=0)
     stall_after_s: float = operational(1800.0, "Seconds without an event after which the stage counts as hung", gt=0)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from torch import Tensor
 from data_processing.errors import DataError
 from data_processing.schemas import read_table, to_table, write_table
 from rlhf_core.batching.balance import order
+from rlhf_core.batching.chat_template import Message
+from rlhf_core.batching.refused import named, render_rows
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.batching.templates import Message, Renderer
+from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.actors import MiniBatch, Totals
 from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.config import OnlineConfig
@@ -38,7 +41,7 @@ class Prompt:
 def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Prompt]:
     """The training prompts that leave room for a whole response.
 
-    Raises `DataError` without prompts, and for overlong ones as `overlong` and `max_dropped_fraction` say.
+    Raises `DataError` without prompts, for overlong ones as `overlong` and `max_dropped_fraction` say, and as `render_rows` does.
     """
     path = job.data / "prompts" / "train.parquet"
     if not path.is_file():
@@ -47,7 +50,13 @@ def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Pro
             "set data.procedures.prompt_rows or sources in data.prompts, and run prepare_data again"
         )
     table = read_table("prompts", path).to_pylist()
-    prompts = [Prompt(row["id"], row["prompt"], row["label"], renderer.prompt_ids(row["prompt"])) for row in table]
+
+    def render(row: Mapping[str, Any]) -> Prompt:
+        return Prompt(row["id"], row["prompt"], row["label"], renderer.prompt_ids(row["prompt"]))
+
+    prompts, refused = render_rows("prompts", table, render, job.config.max_dropped_fraction)
+    if refused:
+        job.events.warn(f"{len(refused)} prompts were left out: {named(refused)}")
     room = job.config.max_length_tokens - job.config.rollout.max_new_tokens
     overlong = [prompt.id for prompt in prompts if len(prompt.ids) > room]
     if overlong and (job.config.overlong == "error" or len(overlong) > job.config.max_dropped_fraction * len(prompts)):

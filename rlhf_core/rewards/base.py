@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlhf_core.batching.templates import Message
+from rlhf_core.batching.chat_template import Message
 
 
 @dataclass(frozen=True, slots=True)
