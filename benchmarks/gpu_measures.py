@@ -22,6 +22,7 @@ from rlhf_core.batching.collate import collate, target_mask
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import line_tokens, plan_rows
 from rlhf_core.config import EngineSettings, OptimizerSettings
+from rlhf_core.device import device_for
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.head import LogitTransform
 from rlhf_core.models.load import load_lm
@@ -34,7 +35,8 @@ from rlhf_core.objectives.preference import preference_loss
 from rlhf_core.rollout.base import Sampling
 from rlhf_core.rollout.hf_engine import HfGenerator
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GPUS = float(torch.cuda.is_available())
+DEVICE = device_for(GPUS)
 Figures = dict[str, float | None]
 GIB = 2**30
 
@@ -106,7 +108,7 @@ def dpo(size: Size, model: Path) -> Figures:
     """A DPO step over packed pairs; the reference's log-probs are there already, as after the first pass of a run."""
     pairs = preference_rows(size)
     engine = _engine(size, model)
-    shared = engine.module.shares_prompts
+    shared = engine.module.layouts.shared
     parts = micro_batches([line_tokens(pair, shared=shared) for pair in pairs], size.line, world_size=1)[0]
 
     def sums(part: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -142,7 +144,7 @@ def grpo(size: Size, model: Path) -> Figures:
     prompts = [random_ids(size, draw, size.prompt) for _ in range(size.prompts)]
     engine = _engine(size, model)
     count, length = size.prompts * size.samples, size.prompt + size.response
-    sampler = HfGenerator(model, dtype="bf16", max_model_len=length, max_num_seqs=count, trust_remote_code=False)
+    sampler = HfGenerator(model, dtype="bf16", max_model_len=length, max_num_seqs=count, trust_remote_code=False, gpus=GPUS)
     sampling = Sampling(temperature=1.0, max_new_tokens=size.response, n=size.samples, greedy=False, stop_ids=())
 
     def ours() -> list[list[int]]:
@@ -223,7 +225,7 @@ def _sft_step(size: Size, model: Path, parts: Sequence[Sequence[TokenRow]], pack
 
 
 def _engine(size: Size, model: Path) -> TrainingEngine:
-    settings = EngineSettings(dtype="bf16", zero_stage=1, micro_batch_tokens=size.line)
+    settings = EngineSettings(dtype="bf16", zero_stage=1, micro_batch_tokens=size.line, gpus_per_rank=GPUS)
     policy = PolicyModule(load_lm(model, dtype="bf16", attention=settings.attention))
     return TrainingEngine(policy, optimizer=OptimizerSettings(learning_rate=1e-6), engine=settings, total_steps=10_000)
 
@@ -255,7 +257,7 @@ def _grpo_update(engine: TrainingEngine, size: Size, prompts: Sequence[list[int]
         losses = ppo_loss(logprobs_BT, logprobs_BT.detach(), advantages_BT, mask, clip_low=0.2, clip_high=0.2).losses
         return aggregate(losses, mask, "sequence_mean", global_denominator=len(rows))
 
-    shared = engine.module.shares_prompts
+    shared = engine.module.layouts.shared
     parts = plan_rows(rows, size.line, 1, packed=True, shared=shared)[0]
     engine.train_step([partial(loss, part) for part in parts])
 

@@ -44,7 +44,12 @@ class EvaluateConfig(Settings):
     reward_model: str | None = operational(
         None, "Entry that scores answers for the metric 'reward'; null: the only one that makes a scorer"
     )
-    gpus: float = operational(0.0, "Share of a GPU that is reserved for generation and scoring; 0 runs on CPU", ge=0.0, le=1.0)
+    gpus: float = operational(
+        0.0,
+        "Share of a GPU that is reserved for generation and scoring; 0 runs on the CPU, whatever the machine has",
+        ge=0.0,
+        le=1.0,
+    )
     threads: int = operational(1, "OpenMP threads", ge=1)
     kv_cache_mib: int = operational(256, "vLLM's key-value cache on CPU, in MiB", ge=16)
 

@@ -42,7 +42,7 @@ def generate_answers(job: EvaluationJob) -> list[Answer]:
 def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
     config = job.config
     longest = max(len(prompt.ids) for prompt in prompts)
-    engine, reason = choose_engine(config.engine, job.model)
+    engine, reason = choose_engine(config.engine, job.model, config.gpus)
     job.events.progress(0, 1, f"generating with {engine.value} ({reason})")
     return make_generator(
         engine,
@@ -54,6 +54,7 @@ def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
         gpu_memory_fraction=0.4,
         threads=config.threads,
         trust_remote_code=True,
+        gpus=config.gpus,
     )
 
 
@@ -95,5 +96,4 @@ def _answer(prompt: Prompt, decoding: str, sample: int, generation: Generation, 
 def _release_memory() -> None:
     """Give the engine's weights and cache back before anything is scored."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()

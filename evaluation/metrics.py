@@ -18,7 +18,8 @@ from evaluation.drawn import read_held_out
 from evaluation.faults import procedure_faults
 from evaluation.job import Answer, EvaluationJob
 from evaluation.measures import Measure, Score
-from evaluation.scoring import ATTENTION, check_same_tokens, token_logprobs
+from evaluation.scoring import check_same_tokens, token_logprobs
+from rlhf_core.config import Packing
 from rlhf_core.rewards.reward_model import RewardModelScorer
 
 PROCEDURES = {
@@ -67,11 +68,14 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         job.reward_model,
         job.model,
         dtype=job.config.dtype,
-        attention=ATTENTION,
+        attention=None,
         micro_batch_tokens=job.config.micro_batch_tokens,
-        packed=True,
+        packing=Packing.auto,
+        gpus=job.config.gpus,
         trust_remote_code=True,
     )
+    for note in scorer.notes:
+        job.events.warn_once(note)
     # Answers to one prompt after the other, so that it is computed once for them.
     ordered = sorted(answers, key=lambda answer: answer.prompt.id)
     values = scorer.score([answer.to_scored_response() for answer in ordered])
@@ -86,10 +90,10 @@ def kl(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     check_same_tokens(job.model, job.base)
     sampled = [answer for answer in answers if answer.decoding == "sampled"]
     rows = [answer.row for answer in sampled]
-    ours = token_logprobs(job.model, rows, job.config, job.config.temperature)
+    ours = token_logprobs(job, job.model, rows, job.config.temperature)
     # The base against itself: the same folder gives the same numbers, so they are not computed twice.
     is_base = job.model.samefile(job.base)
-    theirs = ours if is_base else token_logprobs(job.base, rows, job.config, job.config.temperature)
+    theirs = ours if is_base else token_logprobs(job, job.base, rows, job.config.temperature)
     scores: list[Score] = []
     for answer, model_logprobs, base_logprobs in zip(sampled, ours, theirs, strict=True):
         nats, tokens = float((model_logprobs.double() - base_logprobs.double()).sum()), len(model_logprobs)
@@ -108,7 +112,7 @@ def perplexity(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     held_out = read_held_out(job)
     if not held_out:
         raise NotMeasured("the data has no test split of the sft table")
-    logprobs = token_logprobs(job.model, [row for _, row in held_out], job.config)
+    logprobs = token_logprobs(job, job.model, [row for _, row in held_out])
     return [_row_perplexity(name, values.double().tolist()) for (name, _), values in zip(held_out, logprobs, strict=True)]
 
 

@@ -24,6 +24,7 @@ from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.cluster.distributed import free_address, set_rank_environment
 from rlhf_core.cluster.weights import Arrays, to_arrays
 from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings
+from rlhf_core.device import device_for, placed
 
 if TYPE_CHECKING:
     from rlhf_core.engine.engine import TrainingEngine
@@ -56,10 +57,14 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class MiniBatch:
-    """The rows (by number) of one optimizer step. Rows without a gradient may be left out of `rows`, never out of `totals`."""
+    """The rows (by number) of one optimizer step. Rows without a gradient may be left out of `rows`, never out of `totals`.
+
+    `step` is its number (from 0) among all that the run has planned: what the learning rate hangs on.
+    """
 
     rows: list[int]
     totals: Totals
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +101,18 @@ class MicroLoss(Protocol):
 
 
 class ScoringWorker:
-    """A frozen model that gives values for rows; on its own it is the reference of online training."""
+    """A frozen model that gives values for rows; on its own it is the reference of online training.
+
+    It is one process, but `world_size` is that of the policy: it computes what each of the policy's ranks would, in turn.
+    """
 
     module: PolicyModule | ScoreModule
     device: torch.device
     rank = 0
     world_size = 1
 
-    def setup(self, setup: ModelSetup) -> None:
-        """Load the causal LM at `setup.model`; raises what loading raises."""
+    def setup(self, setup: ModelSetup) -> tuple[str, ...]:
+        """Load the causal LM at `setup.model`; returns lines for people. Raises what loading raises."""
         from rlhf_core.models.load import load_lm
         from rlhf_core.models.modules import PolicyModule
 
@@ -115,11 +123,12 @@ class ScoringWorker:
             attention=setup.engine.attention,
             trust_remote_code=setup.trust_remote_code,
         )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = PolicyModule(lm).to(self.device).eval().requires_grad_(False)
+        self.device, self.world_size = device_for(setup.engine.gpus_per_rank), setup.engine.world_size
+        self.module = PolicyModule(lm.to(self.device), setup.engine.packing).eval().requires_grad_(False)
+        return self.module.layouts.notes
 
     def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
-        """`forward` on this rank's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of other ranks.
+        """`forward` on this process's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of others.
 
         The rows are cut as `TrainingWorker.train` cuts them, so that the same weights give the same bits there.
         """
@@ -138,12 +147,16 @@ class ScoringWorker:
         self._pad_id = setup.pad_id
 
     def _plan(self, rows: Sequence[TokenRow]) -> list[list[int]]:
-        settings, shared = self._engine_settings, self.module.shares_prompts
-        return plan_rows(rows, settings.micro_batch_tokens, self.world_size, packed=settings.packing, shared=shared)[self.rank]
+        layouts, max_tokens = self.module.layouts, self._engine_settings.micro_batch_tokens
+        return self._share(plan_rows(rows, max_tokens, self.world_size, packed=layouts.packed, shared=layouts.shared))
+
+    def _share(self, plan: list[list[list[int]]]) -> list[list[int]]:
+        """This process's micro-batches of a plan for all ranks: here every rank's that has rows."""
+        return [cut for cuts in plan for cut in cuts if cut]
 
     def _batch(self, rows: Sequence[TokenRow]) -> ModelBatch:
-        packed, shared = self._engine_settings.packing, self.module.shares_prompts
-        return collate(rows, pad_id=self._pad_id, packed=packed, shared=shared).to(self.device)
+        layouts = self.module.layouts
+        return collate(rows, pad_id=self._pad_id, packed=layouts.packed, shared=layouts.shared).to(self.device)
 
 
 class TrainingWorker(ScoringWorker):
@@ -160,8 +173,8 @@ class TrainingWorker(ScoringWorker):
         self.rank, self.world_size = rank, world_size
         set_rank_environment(rank, world_size, address)
 
-    def setup(self, setup: ModelSetup) -> None:
-        """Load, add adapters, start the engine; raises what those raise."""
+    def setup(self, setup: ModelSetup) -> tuple[str, ...]:
+        """Load, add adapters, start the engine; returns lines for people. Raises what those raise."""
         from rlhf_core.engine.engine import TrainingEngine
 
         self._remember(setup)
@@ -169,9 +182,14 @@ class TrainingWorker(ScoringWorker):
             self._load(setup), optimizer=setup.optimizer, engine=setup.engine, total_steps=max(1, setup.total_steps)
         )
         self.module, self.device = self.engine.module, self.engine.device
+        return self.module.layouts.notes
 
     def _load(self, setup: ModelSetup) -> nn.Module:
         raise NotImplementedError
+
+    def _share(self, plan: list[list[list[int]]]) -> list[list[int]]:
+        """As many as every other rank has, also where some are empty: ranks meet in each."""
+        return plan[self.rank]
 
     def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """As `ScoringWorker.predict`, with the current weights."""
@@ -201,7 +219,7 @@ class TrainingWorker(ScoringWorker):
             return parts["loss"]
 
         cuts = self._plan([rows[i] for i in mini_batch.rows])
-        step = self.engine.train_step([partial(micro, [mini_batch.rows[i] for i in cut]) for cut in cuts])
+        step = self.engine.train_step([partial(micro, [mini_batch.rows[i] for i in cut]) for cut in cuts], mini_batch.step)
         return UpdateStats(dict(shares), step.grad_norm, step.learning_rate, time.monotonic() - began, outputs)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
@@ -233,7 +251,7 @@ class PolicyWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(lm, setup.lora)
-        return PolicyModule(lm)
+        return PolicyModule(placed(lm, setup.engine), setup.engine.packing)
 
     def predict_reference(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """As `predict`, with the weights that training started from: those below the adapters, which must be there."""
@@ -269,4 +287,4 @@ class CriticWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(scorer, setup.lora)
-        return ScoreModule(scorer)
+        return ScoreModule(placed(scorer, setup.engine), setup.engine.packing)

@@ -15,7 +15,7 @@ from tests.engine.training import Run, start, step, token_rows
 
 
 def fail_on_rank_one(kind: str) -> None:
-    init_distributed()
+    init_distributed(torch.device("cpu"))
     if rank() == 1:
         if kind == "diverged":
             raise DivergedError("loss is nan")
@@ -26,7 +26,7 @@ def fail_on_rank_one(kind: str) -> None:
 
 
 def who_am_i(job: None) -> tuple[int, int, int]:
-    init_distributed()
+    init_distributed(torch.device("cpu"))
     return rank(), world_size(), torch.get_num_threads()
 
 
