@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_core.config import BaseModelConfig
 from flows.graph.nodes import Graph, Node
 from flows.graph.walk import Limits, Walk, walk
 
@@ -19,7 +20,7 @@ def graphs(draw: st.DrawFn) -> Graph:
     nodes = {}
     for index, name in enumerate(names):
         parents = draw(st.sets(st.sampled_from(names[:index]), max_size=3)) if index else set()
-        nodes[name] = Node(name, "stage", "model", {f"i{p}": p for p in sorted(parents)})
+        nodes[name] = Node(name, "stage", BaseModelConfig(), {f"i{p}": p for p in sorted(parents)}, 0)
     return nodes
 
 
@@ -70,7 +71,7 @@ def test_a_failure_keeps_back_what_is_made_from_it_and_nothing_else(graph: Graph
 
 
 def test_of_two_that_could_start_the_first_in_the_order_does() -> None:
-    graph = {name: Node(name, "stage", "model", {}) for name in ("a", "b", "c")}
+    graph = {name: Node(name, "stage", BaseModelConfig(), {}, 0) for name in ("a", "b", "c")}
     started = []
 
     async def start(node: Node, _: Mapping[str, None]) -> None:
@@ -81,13 +82,13 @@ def test_of_two_that_could_start_the_first_in_the_order_does() -> None:
 
 
 def test_cached_nodes_take_no_slot() -> None:
-    graph = {name: Node(name, "stage", "model", {}) for name in ("works", "cached1", "cached2")}
+    graph = {name: Node(name, "stage", BaseModelConfig(), {}, 0) for name in ("works", "cached1", "cached2")}
     _, moments = _walk(graph, Limits(1, 1.0, {"works": 5.0}))
     assert set(graph) in moments
 
 
 def test_cancelling_ends_every_running_node_before_it_returns() -> None:
-    graph = {name: Node(name, "stage", "model", {}) for name in ("a", "b")}
+    graph = {name: Node(name, "stage", BaseModelConfig(), {}, 0) for name in ("a", "b")}
     ended = []
 
     async def start(node: Node, _: Mapping[str, None]) -> None:
