@@ -129,9 +129,7 @@ def _load(
         set_dropout(config, None)
         model, info = auto.from_pretrained(**source, config=config, **settings)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"model folder {path} cannot be loaded with attention '{attention or 'auto'}': {error}"
-        ) from error
+        raise ConfigError(f"model folder {path} cannot be loaded with attention '{attention or 'auto'}': {error}") from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # in code that comes with a folder it may have a rate that no config names
             module.p = 0.0
