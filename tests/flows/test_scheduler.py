@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_core.config import BaseModelConfig
 from flows.graph.nodes import Graph, Node
 from flows.graph.walk import Limits, Walk, walk
+from rlhf_core.config import BaseModelConfig
 
 
 @st.composite
