@@ -32,13 +32,14 @@ STEP_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of doing the work: who does it, by which recipe or trainer, and with which settings."""
+    """One way of doing the work: who does it, by which recipe or trainer, with which settings, and from which checkout."""
 
     name: str
     by: Literal["ours", "trl"]
     recipe: str
     settings: dict[str, Any]
     threads: int = 1
+    root: Path = ROOT
 
 
 @dataclass
@@ -152,7 +153,7 @@ def python_of(arm: Arm) -> Path:
 
 def _environment(arm: Arm, folder: Path) -> dict[str, str]:
     """The same for both, but for what can be imported: the peer must not see this project's packages."""
-    paths = [str(BENCHMARKS)] + ([str(ROOT)] if arm.by == "ours" else [])
+    paths = [str(arm.root / BENCHMARKS.name)] + ([str(arm.root)] if arm.by == "ours" else [])
     threads = str(arm.threads)
     return {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
