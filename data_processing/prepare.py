@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from data_processing.config import SPLITS, DataConfig, SourceKind, Split, TableSource
 from data_processing.errors import ConfigError, DataError
 from data_processing.keys import Hashes, prompt_key, prompt_of, row_key
-from data_processing.procedures_rows import SOURCE, procedures_rows
+from data_processing.procedures.rows import SOURCE, procedures_rows
 from data_processing.schemas import TableName
 from data_processing.sources.files import file_fingerprint
 from data_processing.sources.rows import SourceRows

@@ -11,8 +11,8 @@ from evaluation.bootstrap import Resampling
 from evaluation.compare import Comparison, compare
 from evaluation.config import CompareConfig
 from evaluation.measures import HELD_OUT
-from evaluation.report import write_report
-from evaluation.report_data import assemble
+from evaluation.report.data import assemble
+from evaluation.report.page import write_report
 from evaluation.results import Evaluation, Row, read_evaluation, write_json
 from evaluation.seeds import family, folded
 from rlhf_core.events import EventLog

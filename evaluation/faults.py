@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from data_processing.procedures_checker import ProcedureScores, check
-from data_processing.procedures_policy import parse_policy
-from data_processing.procedures_vocabulary import ATTRIBUTES, OUTCOMES
+from data_processing.procedures.checker import ProcedureScores, check
+from data_processing.procedures.policy import parse_policy
+from data_processing.procedures.vocabulary import ATTRIBUTES, OUTCOMES
 
 # Takes a line apart that the checker has found valid.
 _STEP = re.compile(r"(\w+)\. The product (.+)\? If YES, (.+)\. If NO, (.+)\.")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from data_processing.errors import DataError
-from data_processing.procedures_checker import check
-from data_processing.procedures_policy import parse_policy
+from data_processing.procedures.checker import check
+from data_processing.procedures.policy import parse_policy
 from evaluation.config import Metric
 from evaluation.drawn import read_held_out
 from evaluation.faults import procedure_faults

@@ -207,7 +207,7 @@ class PreferenceConfig(TrainingConfig):
 
 
 class OnlineMethod(str, Enum):
-    """Online methods; each is a row of settings in rlhf_core/recipes/online_methods.py."""
+    """Online methods; each is a row of settings in rlhf_core/recipes/online/methods.py."""
 
     ppo = "ppo"
     grpo = "grpo"

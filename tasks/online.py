@@ -15,8 +15,8 @@ from tasks.training import LIBRARIES, TRAINING_INPUTS
 
 def run(context: StageContext[OnlineConfig]) -> None:
     """Run the controller in this process; its actors run wherever Ray puts them."""
-    from rlhf_core.recipes.online import run_online
-    from rlhf_core.recipes.online_job import OnlineJob
+    from rlhf_core.recipes.online.job import OnlineJob
+    from rlhf_core.recipes.online.run import run_online
     from rlhf_core.recipes.stop import stop_file_on_sigterm
 
     job = OnlineJob(

@@ -61,8 +61,8 @@ def _offline(spec: dict[str, Any], work: Work, turns: Turns) -> None:
 
 def _online(spec: dict[str, Any], work: Work, turns: Turns) -> None:
     from rlhf_core.config import OnlineConfig
-    from rlhf_core.recipes.online import run_online
-    from rlhf_core.recipes.online_job import OnlineJob
+    from rlhf_core.recipes.online.job import OnlineJob
+    from rlhf_core.recipes.online.run import run_online
 
     _note_libraries(turns)
     run_online(OnlineJob(OnlineConfig.model_validate(spec["settings"]), **_places(spec, work, turns)))

@@ -78,7 +78,7 @@ class RunFolder:
 
     def keep_results(self, comparison: Path) -> None:
         """Copy the verdict out of a comparison artifact and build this run's report: curves, lineage and timings are its own."""
-        from evaluation.report_run import build_report
+        from evaluation.report.run import build_report
 
         shutil.copyfile(comparison / VERDICT_FILE, self.path / VERDICT_FILE)
         build_report(self.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_processing.errors import ConfigError
-from data_processing.procedures_checker import check
+from data_processing.procedures.checker import check
 from rlhf_core.rewards.base import ScoredResponse
 
 

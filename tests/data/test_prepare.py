@@ -16,7 +16,7 @@ from data_processing.config import SPLITS, DataConfig, ProceduresConfig, TableSo
 from data_processing.errors import ConfigError, DataError
 from data_processing.keys import prompt_key, prompt_of
 from data_processing.prepare import fingerprint, prepare
-from data_processing.procedures_rows import procedures_rows
+from data_processing.procedures.rows import procedures_rows
 from data_processing.schemas import TableName, read_table
 from rlhf_core.events import EventLog
 from tasks.prepare_data import STAGE

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_processing.errors import DataError
-from data_processing.procedures_checker import MAX_STEPS, NOT_VALID, check
-from data_processing.procedures_policy import Policy, Rule
-from data_processing.procedures_vocabulary import ATTRIBUTES
+from data_processing.procedures.checker import MAX_STEPS, NOT_VALID, check
+from data_processing.procedures.policy import Policy, Rule
+from data_processing.procedures.vocabulary import ATTRIBUTES
 
 POLICY = Policy(
     category="drone",

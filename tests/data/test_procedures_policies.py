@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_processing.errors import DataError
-from data_processing.procedures_checker import check
-from data_processing.procedures_optimal import optimal_procedure, optimal_questions, render, step_label
-from data_processing.procedures_policy import MAX_ATTRIBUTES, Policy, Rule, draw_policy, parse_policy, prompt_text
-from data_processing.procedures_vocabulary import ATTRIBUTES, CATEGORIES, OUTCOMES
+from data_processing.procedures.checker import check
+from data_processing.procedures.optimal import optimal_procedure, optimal_questions, render, step_label
+from data_processing.procedures.policy import MAX_ATTRIBUTES, Policy, Rule, draw_policy, parse_policy, prompt_text
+from data_processing.procedures.vocabulary import ATTRIBUTES, CATEGORIES, OUTCOMES
 
 
 def policies(difficulty: st.SearchStrategy[int]) -> st.SearchStrategy[Policy]:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from data_processing.config import ProceduresConfig
 from data_processing.errors import ConfigError
 from data_processing.keys import prompt_key, prompt_of
-from data_processing.procedures_checker import check
-from data_processing.procedures_corruptions import CORRUPTIONS, corrupt
-from data_processing.procedures_optimal import Procedure, optimal_procedure, render
-from data_processing.procedures_policy import draw_policy, parse_policy
-from data_processing.procedures_rows import procedures_rows
+from data_processing.procedures.checker import check
+from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
+from data_processing.procedures.optimal import Procedure, optimal_procedure, render
+from data_processing.procedures.policy import draw_policy, parse_policy
+from data_processing.procedures.rows import procedures_rows
 
 DIFFICULTIES = (1, 2, 3)
 
@@ -175,7 +175,7 @@ def test_answers_of_difficulty_two_are_short() -> None:
 
 
 def test_more_rows_than_there_are_policies_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_processing.procedures_policy.ATTRIBUTES", {"magnet": "", "toxic": "", "abroad": ""})
-    monkeypatch.setattr("data_processing.procedures_policy.RULE_COUNTS", {1: {1: 1.0}})
+    monkeypatch.setattr("data_processing.procedures.policy.ATTRIBUTES", {"magnet": "", "toxic": "", "abroad": ""})
+    monkeypatch.setattr("data_processing.procedures.policy.RULE_COUNTS", {1: {1: 1.0}})
     with pytest.raises(ConfigError, match="lower the row counts"):
         procedures_rows(ProceduresConfig(difficulty=1, sft_rows=100, preference_pairs=0, test_rows=0, validation_rows=0), seed=0)

@@ -19,7 +19,7 @@ from rlhf_core.cluster.actors import ModelSetup, PolicyWorker, ScoringWorker
 from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings, Packing
 from rlhf_core.device import device_for
 from rlhf_core.events import EventLog
-from rlhf_core.recipes.online_losses import ResponseLogprobs
+from rlhf_core.recipes.online.losses import ResponseLogprobs
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.reward_model import RewardModelScorer
 from rlhf_core.rollout.base import Sampling

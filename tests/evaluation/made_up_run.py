@@ -12,17 +12,17 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from data_processing.procedures_checker import check
-from data_processing.procedures_corruptions import CORRUPTIONS, corrupt
-from data_processing.procedures_optimal import optimal_procedure, render
-from data_processing.procedures_policy import Policy, draw_policy, prompt_text
+from data_processing.procedures.checker import check
+from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
+from data_processing.procedures.optimal import optimal_procedure, render
+from data_processing.procedures.policy import Policy, draw_policy, prompt_text
 from data_processing.schemas import content_id
 from evaluation.comparison import write_comparison
 from evaluation.config import CompareConfig
 from evaluation.faults import procedure_faults
 from evaluation.measures import Measure, Score
-from evaluation.report import write_report
-from evaluation.report_data import LineageEntry, ReportData, Timing, assemble
+from evaluation.report.data import LineageEntry, ReportData, Timing, assemble
+from evaluation.report.page import write_report
 from evaluation.results import write_json, write_predictions, write_scores
 from rlhf_core.events import EventLog
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data_processing.config import DataConfig, ProceduresConfig
 from data_processing.errors import ConfigError, DataError, DivergedError
 from data_processing.prepare import prepare
-from data_processing.procedures_checker import check
+from data_processing.procedures.checker import check
 from data_processing.schemas import read_table, to_table, write_table
 from evaluation.config import CompareConfig, EvaluateConfig, Metric
 from evaluation.evaluate import evaluate

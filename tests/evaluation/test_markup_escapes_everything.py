@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.markup import Markup, escape, join, preformatted, tag
+from evaluation.report.markup import Markup, escape, join, preformatted, tag
 
 hostile = st.one_of(
     st.text(),

@@ -19,9 +19,9 @@ from made_up_run import made_up_report, write_evaluations, write_events
 from data_processing.errors import ConfigError
 from evaluation.comparison import write_comparison
 from evaluation.config import CompareConfig
-from evaluation.report import render_report
-from evaluation.report_data import Curve, ReportData, assemble
-from evaluation.report_run import build_report
+from evaluation.report.data import Curve, ReportData, assemble
+from evaluation.report.page import render_report
+from evaluation.report.run import build_report
 from rlhf_core.events import EventLog
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.store.records import NodeRecord
@@ -255,7 +255,7 @@ def test_a_run_that_compared_nothing_has_no_report(tmp_path: Path) -> None:
 
 
 def test_the_report_needs_no_torch() -> None:
-    code = "import sys, evaluation.report_run, evaluation.comparison; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, evaluation.report.run, evaluation.comparison; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]"
 

@@ -12,7 +12,7 @@ import torch
 from data_processing.schemas import read_table, to_table, write_table
 from rlhf_core.config import OnlineConfig
 from rlhf_core.events import EventLog
-from rlhf_core.recipes.online_job import OnlineJob
+from rlhf_core.recipes.online.job import OnlineJob
 
 REWARD = "tests.online.reward_functions"
 

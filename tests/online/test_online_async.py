@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_processing.errors import DivergedError
-from rlhf_core.recipes.online import run_online
-from rlhf_core.recipes.online_job import OnlineJob
+from rlhf_core.recipes.online.job import OnlineJob
+from rlhf_core.recipes.online.run import run_online
 from tests.online.runs import REWARD, events, final_weights, metric, online_job, prompts_folder, rollouts
 from tests.tiny_models import tiny_model
 

@@ -14,7 +14,7 @@ from ray.util import placement_group_table
 
 from data_processing.errors import ConfigError, DataError, PreemptedError
 from rlhf_core.cluster.group import ActorFailedError
-from rlhf_core.recipes.online import run_online
+from rlhf_core.recipes.online.run import run_online
 from rlhf_core.recipes.stop import STOP_FILE_NAME
 from tests.online.runs import events, online_job, prompts_folder
 from tests.tiny_models import tiny_model

@@ -9,7 +9,7 @@ import pytest
 from data_processing.errors import DataError
 from data_processing.schemas import to_table, write_table
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.recipes.online_rollouts import read_prompts
+from rlhf_core.recipes.online.rollouts import read_prompts
 from tests.online.runs import events, online_job
 from tests.tiny_models import CHATML, tiny_model, tiny_tokenizer
 

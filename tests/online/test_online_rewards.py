@@ -11,9 +11,9 @@ from data_processing.errors import DataError, DivergedError, PreemptedError
 from rlhf_core.config import OnlineConfig
 from rlhf_core.engine.optimizer import learning_rate_at
 from rlhf_core.events import EventLog
-from rlhf_core.recipes.online import run_online
-from rlhf_core.recipes.online_alarms import check_rewards
-from rlhf_core.recipes.online_job import OnlineJob
+from rlhf_core.recipes.online.alarms import check_rewards
+from rlhf_core.recipes.online.job import OnlineJob
+from rlhf_core.recipes.online.run import run_online
 from rlhf_core.recipes.stop import STOP_FILE_NAME
 from rlhf_core.rewards.compose import Rewards
 from rlhf_core.rewards.errors import TransientRewardError

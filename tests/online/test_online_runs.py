@@ -11,9 +11,9 @@ import torch
 
 from data_processing.errors import ConfigError, DataError, DivergedError, PreemptedError
 from data_processing.schemas import read_table
-from rlhf_core.recipes.online import run_online
-from rlhf_core.recipes.online_checkpoints import check_same_run
-from rlhf_core.recipes.online_job import OnlineJob
+from rlhf_core.recipes.online.checkpoints import check_same_run
+from rlhf_core.recipes.online.job import OnlineJob
+from rlhf_core.recipes.online.run import run_online
 from rlhf_core.recipes.stop import STOP_FILE_NAME
 from tests.online.runs import REWARD, events, final_weights, metric, online_job, prompts_folder, rollouts
 from tests.tiny_models import alibi_model, tiny_model

@@ -16,9 +16,9 @@ from rlhf_core.cluster.group import ActorSpec, Group
 from rlhf_core.cluster.placement import reserve
 from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.models.load import load_tokenizer
-from rlhf_core.recipes.online_rollouts import read_prompts
-from rlhf_core.recipes.online_sampler import Sampler
-from rlhf_core.recipes.online_workers import Workers
+from rlhf_core.recipes.online.rollouts import read_prompts
+from rlhf_core.recipes.online.sampler import Sampler
+from rlhf_core.recipes.online.workers import Workers
 from rlhf_core.rollout.base import Generation
 from tests.online.runs import online_job, prompts_folder
 from tests.tiny_models import tiny_model

@@ -11,7 +11,7 @@ from rlhf_core.batching.collate import ModelBatch
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import ModelSetup, PolicyWorker, ScoringWorker
 from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings
-from rlhf_core.recipes.online_losses import ResponseLogprobs
+from rlhf_core.recipes.online.losses import ResponseLogprobs
 from tests.tiny_models import tiny_model
 
 

@@ -18,9 +18,9 @@ from rlhf_core.cluster.launch import launch
 from rlhf_core.config import OnlineConfig, OptimizerSettings
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
-from rlhf_core.recipes.online_losses import CriticObjective, PolicyObjective
-from rlhf_core.recipes.online_methods import METHODS
-from rlhf_core.recipes.online_rollouts import mini_batches
+from rlhf_core.recipes.online.losses import CriticObjective, PolicyObjective
+from rlhf_core.recipes.online.methods import METHODS
+from rlhf_core.recipes.online.rollouts import mini_batches
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
 from rlhf_core.recipes.sft import train_sft

@@ -18,10 +18,10 @@ from rlhf_core.config import BaseModelConfig, ConvertConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
-from rlhf_core.recipes import online_rollouts
 from rlhf_core.recipes.examples import digest, pair, read_examples
 from rlhf_core.recipes.job import TrainingJob
-from rlhf_core.recipes.online_rollouts import read_prompts
+from rlhf_core.recipes.online import rollouts as online_rollouts
+from rlhf_core.recipes.online.rollouts import read_prompts
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.sft import train_sft
 from tasks.base_model import STAGE

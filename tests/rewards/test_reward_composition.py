@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from data_processing.errors import ConfigError, DivergedError
-from data_processing.procedures_optimal import optimal_procedure, render
-from data_processing.procedures_policy import draw_policy
+from data_processing.procedures.optimal import optimal_procedure, render
+from data_processing.procedures.policy import draw_policy
 from rlhf_core.config import EngineSettings, RewardSource
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.build import build_reward

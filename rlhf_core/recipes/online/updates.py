@@ -13,13 +13,13 @@ from data_processing.errors import DivergedError
 from rlhf_core.cluster.actors import MiniBatch, UpdateStats
 from rlhf_core.cluster.group import Call
 from rlhf_core.config import OnlineConfig
-from rlhf_core.recipes.online_job import OnlineJob
-from rlhf_core.recipes.online_losses import CriticObjective, PolicyObjective, ResponseLogprobs
-from rlhf_core.recipes.online_methods import Method
-from rlhf_core.recipes.online_metrics import critic_metrics, reference_kl_metrics, sampler_gap_metrics, update_metrics
-from rlhf_core.recipes.online_rollouts import Rollouts, mini_batch_plan, mini_batches
-from rlhf_core.recipes.online_targets import Targets
-from rlhf_core.recipes.online_workers import Workers
+from rlhf_core.recipes.online.job import OnlineJob
+from rlhf_core.recipes.online.losses import CriticObjective, PolicyObjective, ResponseLogprobs
+from rlhf_core.recipes.online.methods import Method
+from rlhf_core.recipes.online.metrics import critic_metrics, reference_kl_metrics, sampler_gap_metrics, update_metrics
+from rlhf_core.recipes.online.rollouts import Rollouts, mini_batch_plan, mini_batches
+from rlhf_core.recipes.online.targets import Targets
+from rlhf_core.recipes.online.workers import Workers
 from rlhf_core.rewards.compose import Rewards
 
 Wait = Callable[..., list[list[Any]]]

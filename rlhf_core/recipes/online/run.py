@@ -15,17 +15,17 @@ from data_processing.errors import ConfigError, DivergedError, PreemptedError
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import Call, wait
 from rlhf_core.models.load import check_model_folder, load_tokenizer
-from rlhf_core.recipes.online_alarms import Alarms, check_rewards, useless_conditions
-from rlhf_core.recipes.online_checkpoints import Checkpoints
-from rlhf_core.recipes.online_job import OnlineJob
-from rlhf_core.recipes.online_losses import ResponseValues
-from rlhf_core.recipes.online_methods import METHODS, Method
-from rlhf_core.recipes.online_metrics import Stopwatch, rollout_metrics, round_line
-from rlhf_core.recipes.online_rollouts import Prompt, Rollouts, digest, read_prompts, write_rollouts
-from rlhf_core.recipes.online_sampler import Sampler
-from rlhf_core.recipes.online_targets import Targets, compute_targets
-from rlhf_core.recipes.online_updates import Scored, Updates, added, response_logprobs, scores_policy
-from rlhf_core.recipes.online_workers import Workers, start_workers
+from rlhf_core.recipes.online.alarms import Alarms, check_rewards, useless_conditions
+from rlhf_core.recipes.online.checkpoints import Checkpoints
+from rlhf_core.recipes.online.job import OnlineJob
+from rlhf_core.recipes.online.losses import ResponseValues
+from rlhf_core.recipes.online.methods import METHODS, Method
+from rlhf_core.recipes.online.metrics import Stopwatch, rollout_metrics, round_line
+from rlhf_core.recipes.online.rollouts import Prompt, Rollouts, digest, read_prompts, write_rollouts
+from rlhf_core.recipes.online.sampler import Sampler
+from rlhf_core.recipes.online.targets import Targets, compute_targets
+from rlhf_core.recipes.online.updates import Scored, Updates, added, response_logprobs, scores_policy
+from rlhf_core.recipes.online.workers import Workers, start_workers
 from rlhf_core.recipes.stop import stop_requested
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.charts import line_chart, number, share_bar
-from evaluation.markup import Markup, join, preformatted, tag
-from evaluation.report_data import Curve, LineageEntry, ReportData, Timing
-from evaluation.report_style import colour_of
-from evaluation.report_tables import section, shown
+from evaluation.report.charts import line_chart, number, share_bar
+from evaluation.report.data import Curve, LineageEntry, ReportData, Timing
+from evaluation.report.markup import Markup, join, preformatted, tag
+from evaluation.report.style import colour_of
+from evaluation.report.tables import section, shown
 
 # Curves whose name contains one of these come first, in this order; the others are one click away.
 _FIRST = ("loss", "reward", "score", "accuracy", "margin", "kl", "entropy", "length", "perplexity", "value", "gap", "truncated")

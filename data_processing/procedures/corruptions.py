@@ -10,10 +10,10 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from data_processing.procedures_checker import check
-from data_processing.procedures_optimal import Procedure, Step, Target, render
-from data_processing.procedures_policy import Policy
-from data_processing.procedures_vocabulary import ATTRIBUTES, OUTCOMES
+from data_processing.procedures.checker import check
+from data_processing.procedures.optimal import Procedure, Step, Target, render
+from data_processing.procedures.policy import Policy
+from data_processing.procedures.vocabulary import ATTRIBUTES, OUTCOMES
 
 Candidate = tuple[Procedure, int]
 

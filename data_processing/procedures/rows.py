@@ -12,9 +12,9 @@ from typing import Any
 
 from data_processing.config import ProceduresConfig, Split
 from data_processing.errors import ConfigError
-from data_processing.procedures_corruptions import CORRUPTIONS, corrupt
-from data_processing.procedures_optimal import Procedure, optimal_procedure, render
-from data_processing.procedures_policy import RULE_COUNTS, Policy, draw_policy, prompt_text
+from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
+from data_processing.procedures.optimal import Procedure, optimal_procedure, render
+from data_processing.procedures.policy import RULE_COUNTS, Policy, draw_policy, prompt_text
 from data_processing.schemas import TableName, content_id
 
 Row = dict[str, Any]

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from data_processing.errors import ConfigError
-from evaluation.report import write_report
-from evaluation.report_data import LineageEntry, ReportData, Timing, assemble
+from evaluation.report.data import LineageEntry, ReportData, Timing, assemble
+from evaluation.report.page import write_report
 from evaluation.results import read_json
 
 Record = Mapping[str, Any]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from evaluation.markup import Markup, join, tag
-from evaluation.report_data import ReportData
-from evaluation.report_details import config_section, curves_section, lineage_section, samples_section, timings_section
-from evaluation.report_style import STYLE
-from evaluation.report_tables import forest_section, metrics_section, tiles, verdict_section
+from evaluation.report.data import ReportData
+from evaluation.report.details import config_section, curves_section, lineage_section, samples_section, timings_section
+from evaluation.report.markup import Markup, join, tag
+from evaluation.report.style import STYLE
+from evaluation.report.tables import forest_section, metrics_section, tiles, verdict_section
 
 # Even if markup slipped through, a browser would run no script and fetch nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -11,9 +11,9 @@ from typing import Any
 from data_processing.errors import AlignflowError, ConfigError, DataError, PreemptedError
 from rlhf_core.cluster.group import ActorFailedError, Group, wait
 from rlhf_core.engine.checkpoint import read_manifest
-from rlhf_core.recipes.online_alarms import Alarms
-from rlhf_core.recipes.online_job import OnlineJob
-from rlhf_core.recipes.online_sampler import Sampler
+from rlhf_core.recipes.online.alarms import Alarms
+from rlhf_core.recipes.online.job import OnlineJob
+from rlhf_core.recipes.online.sampler import Sampler
 
 # What the state in a checkpoint looks like.
 FORMAT = 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.cluster.actors import UpdateStats
-from rlhf_core.recipes.online_rollouts import Rollouts
+from rlhf_core.recipes.online.rollouts import Rollouts
 from rlhf_core.rewards.compose import Rewards
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data_processing.errors import DataError
-from data_processing.procedures_vocabulary import ATTRIBUTES, CATEGORIES, OUTCOMES, Outcome
+from data_processing.procedures.vocabulary import ATTRIBUTES, CATEGORIES, OUTCOMES, Outcome
 
 MAX_ATTRIBUTES = 8  # the checker executes every combination of them
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from evaluation.markup import Markup, join, tag
+from evaluation.report.markup import Markup, join, tag
 
 
 @dataclass(frozen=True)

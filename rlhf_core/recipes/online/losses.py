@@ -17,7 +17,7 @@ from rlhf_core.objectives.aggregation import aggregate, masked, ratio
 from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.policy import ppo_loss, rollout_correction
 from rlhf_core.objectives.value import value_loss
-from rlhf_core.recipes.online_methods import Method
+from rlhf_core.recipes.online.methods import Method
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_core.config import OnlineConfig
 from rlhf_core.objectives.advantages import gae, group_advantages, whiten
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
-from rlhf_core.recipes.online_methods import Method
+from rlhf_core.recipes.online.methods import Method
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from data_processing.procedures_optimal import optimal_questions
-from data_processing.procedures_policy import parse_policy
-from data_processing.procedures_vocabulary import ATTRIBUTES, OUTCOMES, Outcome
+from data_processing.procedures.optimal import optimal_questions
+from data_processing.procedures.policy import parse_policy
+from data_processing.procedures.vocabulary import ATTRIBUTES, OUTCOMES, Outcome
 
 MAX_STEPS = 200  # longer answers are not valid; keeps the checker fast on any text
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.charts import IntervalRow, interval_chart
-from evaluation.markup import Content, Markup, join, tag
 from evaluation.measures import DECODINGS, HELD_OUT, Measure
-from evaluation.report_data import ReportData
-from evaluation.report_style import colour_of
+from evaluation.report.charts import IntervalRow, interval_chart
+from evaluation.report.data import ReportData
+from evaluation.report.markup import Content, Markup, join, tag
+from evaluation.report.style import colour_of
 
 Numbers = Mapping[str, float]
 

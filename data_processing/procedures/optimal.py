@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from data_processing.procedures_policy import Policy
-from data_processing.procedures_vocabulary import ATTRIBUTES, Outcome
+from data_processing.procedures.policy import Policy
+from data_processing.procedures.vocabulary import ATTRIBUTES, Outcome
 
 Target = Outcome | int  # an outcome, or the index of a step
 

@@ -1,0 +1,1 @@
+"""The built-in task: review procedures for policies, generated, corrupted, checked."""
