@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.measures import Measure
+from evaluation.report.style import COLOURS
 from evaluation.results import read_json
 
 # More points than this on one curve are averaged in groups: a picture has no more pixels to show them.
@@ -66,6 +67,22 @@ class ReportData:
     rows: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def colour_of(self, name: str) -> str:
+        """The CSS colour of a model, or of a node: that of the model it leads to or is a variant of."""
+        models, called = list(self.verdict["models"]), entry_of(name)
+        places = [i for i, model in enumerate(models) if model == name] or [
+            i for i, m in enumerate(models) if entry_of(m) == called
+        ]
+        if not places:
+            return "var(--accent)"
+        place = places[0]
+        return COLOURS[place] if place < len(COLOURS) else COLOURS[1 + (place - 1) % (len(COLOURS) - 1)]
+
+
+def entry_of(node: str) -> str:
+    """The entry of the pipeline that a node or a model belongs to: without variant, and without what follows it by itself."""
+    return node.removeprefix("convert_").removeprefix("evaluate_").partition("@")[0]
+
 
 def assemble(
     comparison: Path,
@@ -97,8 +114,8 @@ def assemble(
         config_yaml=config_yaml,
         lineage=lineage,
         timings=timings,
-        rows=shown["rows"],
-        sources=shown["sources"],
+        rows=shown.get("rows", {}),
+        sources=shown.get("sources", {}),
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from evaluation.report.charts import line_chart, number, share_bar
 from evaluation.report.data import Curve, LineageEntry, ReportData, Timing
+from evaluation.report.graph import graph_chart
 from evaluation.report.markup import Markup, join, preformatted, tag
-from evaluation.report.style import colour_of
 from evaluation.report.tables import section, shown
 
 # Curves whose name contains one of these come first, in this order; the others are one click away.
@@ -41,7 +41,9 @@ def _answer(answer: Mapping[str, Any], data: ReportData) -> Markup:
     pill = None if score is None else tag("span", shown(score, measure), class_=_score_class(score, answer), title=measure.title)
     faults = tag("ul", *(tag("li", fault) for fault in answer["faults"]), class_="faults") if answer["faults"] else None
     header = tag("header", tag("b", answer["model"]), cut, tag("span", f"{answer['tokens']} tokens", class_="pill"), pill)
-    return tag("div", header, preformatted(answer["text"]), faults, class_="answer", style=f"--c:{colour_of(answer['model'])}")
+    return tag(
+        "div", header, preformatted(answer["text"]), faults, class_="answer", style=f"--c:{data.colour_of(answer['model'])}"
+    )
 
 
 def _score_class(score: float, answer: Mapping[str, Any]) -> str:
@@ -51,22 +53,33 @@ def _score_class(score: float, answer: Mapping[str, Any]) -> str:
     return "pill good" if score == 1 else "pill"
 
 
+def pipeline_section(data: ReportData) -> Markup:
+    """What was made from what."""
+    picture = graph_chart(data)
+    if picture is None:
+        return join()
+    lead = "From left to right, each after what it is made from; its conversion and evaluation are part of it. Dashed: from the store."
+    return section("pipeline", "Pipeline", picture, lead=lead)
+
+
 def curves_section(data: ReportData) -> Markup:
     """What each stage logged while it trained."""
     if not data.curves:
         return join()
-    stages = [_stage_curves(stage, curves, data.warnings.get(stage, ())) for stage, curves in data.curves.items()]
+    stages = [_stage_curves(data, stage, curves) for stage, curves in data.curves.items()]
     return section("curves", "Training curves", *stages, lead="One plot a metric; the number is the last value.")
 
 
-def _stage_curves(stage: str, curves: Sequence[Curve], warnings: Sequence[str]) -> Markup:
+def _stage_curves(data: ReportData, stage: str, curves: Sequence[Curve]) -> Markup:
     ordered = sorted(curves, key=_rank)
-    figures = [_figure(curve, colour_of(stage)) for curve in ordered]
+    figures = [_figure(curve, data.colour_of(stage)) for curve in ordered]
     rest = figures[_SHOWN_CURVES:]
     more = tag("details", tag("summary", f"{len(rest)} more"), tag("div", *rest, class_="curves")) if rest else None
-    notes = [tag("p", tag("span", "warning", class_="pill note"), " ", text) for text in dict.fromkeys(warnings)]
+    notes = [
+        tag("p", tag("span", "warning", class_="pill note"), " ", text) for text in dict.fromkeys(data.warnings.get(stage, ()))
+    ]
     first = tag("div", *figures[:_SHOWN_CURVES], class_="curves")
-    heading = tag("h3", tag("span", class_="dotted", style=f"--c:{colour_of(stage)}"), stage.replace("_", " "))
+    heading = tag("h3", tag("span", class_="dotted", style=f"--c:{data.colour_of(stage)}"), stage.replace("_", " "))
     return tag("div", heading, *notes, first, tag("p") if more else None, more, class_="stage")
 
 
@@ -88,16 +101,16 @@ def timings_section(data: ReportData) -> Markup:
     if not data.timings:
         return join()
     longest = max(timing.seconds for timing in data.timings) or 1.0
-    rows = [cell for timing in data.timings for cell in _timing(timing, longest)]
+    rows = [cell for timing in data.timings for cell in _timing(data, timing, longest)]
     worked = sum(timing.seconds for timing in data.timings if not timing.cached)
     cached = sum(timing.cached for timing in data.timings)
     lead = f"{duration(worked)} of stage time in this run; {cached} of {len(data.timings)} stages came from the store."
     return section("timings", "Time", tag("div", *rows, class_="time"), lead=lead)
 
 
-def _timing(timing: Timing, longest: float) -> tuple[Markup, Markup, Markup]:
+def _timing(data: ReportData, timing: Timing, longest: float) -> tuple[Markup, Markup, Markup]:
     label = tag("span", "cached", class_="pill") if timing.cached else duration(timing.seconds)
-    bar = share_bar(0.0 if timing.cached else timing.seconds / longest, colour_of(timing.node))
+    bar = share_bar(0.0 if timing.cached else timing.seconds / longest, data.colour_of(timing.node))
     return tag("span", timing.node), tag("span", bar, class_="track"), tag("span", label, class_="seconds")
 
 

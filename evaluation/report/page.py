@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from evaluation.report.data import ReportData
-from evaluation.report.details import config_section, curves_section, lineage_section, samples_section, timings_section
+from evaluation.report.details import (
+    config_section,
+    curves_section,
+    lineage_section,
+    pipeline_section,
+    samples_section,
+    timings_section,
+)
 from evaluation.report.markup import Markup, join, tag
 from evaluation.report.style import STYLE
 from evaluation.report.tables import forest_section, metrics_section, tiles, verdict_section
@@ -19,6 +26,7 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[ReportData], Markup]]] = {
     "verdict": ("Verdict", lambda data: join(verdict_section(data), tiles(data))),
     "primary": ("Primary metric", forest_section),
     "metrics": ("Metrics", metrics_section),
+    "pipeline": ("Pipeline", pipeline_section),
     "samples": ("Answers", samples_section),
     "curves": ("Curves", curves_section),
     "timings": ("Time", timings_section),

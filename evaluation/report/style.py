@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-# Colours of models and stages, by name; --c0 to --c5 are for any other.
-COLOURS = {
-    "base": "var(--base)",
-    "sft": "var(--sft)",
-    "reward_model": "var(--reward)",
-    "preference": "var(--preference)",
-    "online": "var(--online)",
-}
+# Colours of models, by their place in the report; the first is the base model's. Beyond the last they start again after it.
+COLOURS = tuple(f"var(--m{i})" for i in range(12))
 
 STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1b2330; --soft: #5d6879; --faint: #6c7787; --rule: #e3e7ed; --sunk: #f1f3f7;
   --good: #13795b; --good-bg: #e2f5ec; --bad: #b3362b; --bad-bg: #fdebe8; --note: #8a5a00; --note-bg: #fff4db;
-  --accent: #3b5bdb; --base: #7c8696; --sft: #2f7ed8; --reward: #b8860b; --preference: #8b5cf6; --online: #0f9d83;
+  --accent: #3b5bdb; --m0: #7c8696; --m1: #2f7ed8; --m2: #8b5cf6; --m3: #0f9d83; --m4: #c2570c; --m5: #b8860b;
+  --m6: #c02673; --m7: #4d7c0f; --m8: #0e7490; --m9: #9f1239; --m10: #6d28d9; --m11: #57534e;
   --shadow: 0 1px 2px rgb(20 30 50 / .05), 0 6px 24px -12px rgb(20 30 50 / .14);
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #10141b; --card: #181e28; --ink: #e8ecf3; --soft: #a3aebf; --faint: #8592aa; --rule: #2a3342; --sunk: #202836;
     --good: #5fd3a5; --good-bg: #12352a; --bad: #ff8f82; --bad-bg: #3d1d1b; --note: #f0c063; --note-bg: #372b10;
-    --accent: #8ea6ff; --base: #96a1b4; --sft: #63a8f5; --reward: #dfb243; --preference: #b79bff; --online: #3ccfb2;
+    --accent: #8ea6ff; --m0: #96a1b4; --m1: #63a8f5; --m2: #b79bff; --m3: #3ccfb2; --m4: #fb923c; --m5: #dfb243;
+    --m6: #f472b6; --m7: #a3c76d; --m8: #4fc3dc; --m9: #fb7185; --m10: #a78bfa; --m11: #b5aea8;
     --shadow: none;
   }
 }
@@ -127,6 +123,10 @@ footer { color: var(--faint); font-size: .84rem; margin-top: 26px; }
   .time { grid-template-columns: 1fr auto; } .time .track { grid-column: 1 / -1; grid-row: auto; order: 0; }
   svg text.value { font-size: 12px; }
 }
+.graph .box { fill: var(--sunk); stroke: var(--c); stroke-width: 1.5; }
+.graph .box.cached { stroke-dasharray: 4 3; fill: none; }
+.graph .edge { fill: none; stroke: var(--faint); stroke-width: 1.5; opacity: .55; }
+.graph .label { font-size: 13px; }
 @media print {
   :root { --page: #fff; --shadow: none; }
   body { font-size: 12px; } main { max-width: none; padding: 0; } nav { display: none; }
@@ -137,9 +137,3 @@ footer { color: var(--faint); font-size: .84rem; margin-top: 26px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
-
-
-def colour_of(name: str) -> str:
-    """The CSS colour of a model or stage; names that only begin or end with a known one share its colour."""
-    known = next((key for key in COLOURS if key in name), None)
-    return COLOURS[known] if known else "var(--accent)"

@@ -9,7 +9,6 @@ from evaluation.measures import DECODINGS, HELD_OUT, Measure
 from evaluation.report.charts import IntervalRow, interval_chart
 from evaluation.report.data import ReportData
 from evaluation.report.markup import Content, Markup, join, tag
-from evaluation.report.style import colour_of
 
 Numbers = Mapping[str, float]
 
@@ -30,7 +29,7 @@ def verdict_section(data: ReportData) -> Markup:
     challenger = data.verdict["challenger"]
     undecided = any(test["judgement"] == "too few prompts" for test in data.verdict.get("tests", {}).values())
     headline = f"Challenger: {challenger}" if challenger else "No verdict" if undecided else "No challenger"
-    colour = colour_of(challenger) if challenger else "var(--faint)"
+    colour = data.colour_of(challenger) if challenger else "var(--faint)"
     text = tag("div", tag("strong", headline), tag("p", data.verdict["reason"]))
     return tag("section", text, class_="verdict", id="verdict", style=f"--c:{colour}")
 
@@ -52,7 +51,7 @@ def tiles(data: ReportData) -> Markup:
                 tag("div", f"{low} to {high}", class_="small"),
                 _standing(name, data),
                 class_="tile",
-                style=f"--c:{colour_of(name)}",
+                style=f"--c:{data.colour_of(name)}",
             )
         )
     return tag("div", *cards, class_="tiles")
@@ -63,8 +62,8 @@ def forest_section(data: ReportData) -> Markup:
     verdict = data.verdict
     metric, decoding, baseline = verdict["primary_metric"], verdict["decoding"], verdict["baseline"]
     measure = data.measures[metric]
-    means = _rows(verdict["models"], decoding, measure, signed=False)
-    differences = _rows(verdict["paired"], decoding, measure, signed=True)
+    means = _rows(data, "models", measure, signed=False)
+    differences = _rows(data, "paired", measure, signed=True)
     plots = [_plot("Each model", means, f"{measure.title} of each model", zero_line=False)]
     if differences:
         title = f"Difference to {baseline}, paired by prompt"
@@ -92,7 +91,7 @@ def _tests(data: ReportData) -> Markup | None:
         return None
     measure = data.measures[data.verdict["primary_metric"]]
     head = tag("tr", *(tag("th", name) for name in ("Model", "p", "Detectable gain")))
-    rows = [_test_row(name, test, measure, data.verdict["min_prompts"]) for name, test in tests.items()]
+    rows = [_test_row(data, name, test, measure) for name, test in tests.items()]
     note = (
         f"A model is judged from {data.verdict['min_prompts']} paired prompts on, and differs where p is at most "
         f"{1 - data.confidence:.2g}, after Holm's correction over the candidates. A true gain of the detectable size is found 4 times in 5."
@@ -101,11 +100,11 @@ def _tests(data: ReportData) -> Markup | None:
     return join(tag("h3", f"Against {data.verdict['baseline']}"), table, tag("p", note, class_="note"))
 
 
-def _test_row(name: str, test: Mapping[str, Any], measure: Measure, needed: int) -> Markup:
+def _test_row(data: ReportData, name: str, test: Mapping[str, Any], measure: Measure) -> Markup:
     few = test["judgement"] == "too few prompts"
-    judged = f"too few prompts: {test['n']} of {needed} needed" if few else test["judgement"]
+    judged = f"too few prompts: {test['n']} of {data.verdict['min_prompts']} needed" if few else test["judgement"]
     detectable = "–" if test["detectable"] is None else shown(test["detectable"], measure)
-    dot = tag("span", class_="dotted", style=f"--c:{colour_of(name)}")
+    dot = tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}")
     model = tag("td", dot, name, tag("span", judged, class_="range"))
     return tag("tr", model, tag("td", _p(test["corrected_p"])), tag("td", detectable))
 
@@ -115,9 +114,8 @@ def _seeds(data: ReportData) -> Markup | None:
     families = data.verdict.get("seeds", {})
     if not families:
         return None
-    decoding, measure = data.verdict["decoding"], data.measures[data.verdict["primary_metric"]]
     head = tag("tr", *(tag("th", name) for name in ("Model", "Seeds", "Mean over seeds", "Each seed")))
-    rows = [_seeds_row(name, family, decoding, measure) for name, family in families.items()]
+    rows = [_seeds_row(data, name, family) for name, family in families.items()]
     note = (
         f"Elsewhere on this page the answers of all seeds count as the answers of one model. Here the interval ({data.confidence:.0%}, "
         "Student's) is over seeds. What is registered for such a model is the seed nearest to its mean."
@@ -126,10 +124,11 @@ def _seeds(data: ReportData) -> Markup | None:
     return join(tag("h3", "Over seeds"), table, tag("p", note, class_="note"))
 
 
-def _seeds_row(name: str, family: Mapping[str, Any], decoding: str, measure: Measure) -> Markup:
+def _seeds_row(data: ReportData, name: str, family: Mapping[str, Any]) -> Markup:
+    decoding, measure = data.verdict["decoding"], data.measures[data.verdict["primary_metric"]]
     numbers = family["over_seeds"][decoding][measure.name]
     each = ", ".join(shown(family["means"][member][decoding][measure.name], measure) for member in family["members"])
-    model = tag("td", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name)
+    model = tag("td", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name)
     return tag("tr", model, tag("td", len(family["members"])), tag("td", *_mean_and_range(numbers, measure)), tag("td", each))
 
 
@@ -143,7 +142,7 @@ def _sources(data: ReportData) -> Markup | None:
     if len(counts) < 2:
         return None
     models, measure = list(data.verdict["models"]), data.measures[data.verdict["primary_metric"]]
-    names = [tag("th", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name) for name in models]
+    names = [tag("th", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name) for name in models]
     rows = [
         tag(
             "tr",
@@ -166,7 +165,7 @@ def metrics_section(data: ReportData) -> Markup:
     """Every metric of every model, with intervals and paired differences."""
     models = list(data.verdict["models"])
     baseline = data.verdict["baseline"]
-    names = [tag("th", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name) for name in models]
+    names = [tag("th", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name) for name in models]
     rows = [row for decoding in DECODINGS for row in _decoding_rows(data, models, decoding)]
     table = tag("table", tag("thead", tag("tr", tag("th", "Metric"), *names)), tag("tbody", *rows))
     lead = (
@@ -196,15 +195,17 @@ def _plot(heading: str, rows: Sequence[IntervalRow], title: str, zero_line: bool
     return tag("div", tag("h3", heading), interval_chart(rows, title, zero_line))
 
 
-def _rows(models: Mapping[str, Any], decoding: str, measure: Measure, signed: bool) -> list[IntervalRow]:
-    found = {name: table[decoding][measure.name] for name, table in models.items() if measure.name in table.get(decoding, {})}
-    return [_interval_row(name, numbers, measure, signed) for name, numbers in found.items()]
-
-
-def _interval_row(name: str, numbers: Numbers, measure: Measure, signed: bool) -> IntervalRow:
-    mean, low, high = (shown(numbers[key], measure, signed) for key in ("mean", "low", "high"))
-    text = f"{mean}  ({low} to {high})"
-    return IntervalRow(name, numbers["mean"], numbers["low"], numbers["high"], text, colour_of(name))
+def _rows(data: ReportData, table: str, measure: Measure, signed: bool) -> list[IntervalRow]:
+    """The deciding decoding's intervals in one table of the verdict, a row a model."""
+    rows = []
+    for name, metrics in data.verdict[table].items():
+        numbers = metrics.get(data.verdict["decoding"], {}).get(measure.name)
+        if numbers is None:
+            continue
+        mean, low, high = (shown(numbers[key], measure, signed) for key in ("mean", "low", "high"))
+        text = f"{mean}  ({low} to {high})"
+        rows.append(IntervalRow(name, numbers["mean"], numbers["low"], numbers["high"], text, data.colour_of(name)))
+    return rows
 
 
 def _decoding_rows(data: ReportData, models: Sequence[str], decoding: str) -> list[Markup]:

@@ -26,7 +26,7 @@ from rlhf_core.events import EventLog
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.store.records import NodeRecord
 
-SECTIONS = ["verdict", "primary", "metrics", "samples", "curves", "timings", "lineage", "config"]
+SECTIONS = ["verdict", "primary", "metrics", "pipeline", "samples", "curves", "timings", "lineage", "config"]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,13 @@ def test_it_says_how_sure_each_difference_is_and_what_could_have_been_found(data
 
 def test_too_few_prompts_are_no_verdict_and_colour_nothing(tmp_path: Path) -> None:
     (tmp_path / "compare").mkdir()
-    write_comparison(write_evaluations(tmp_path, 5), CompareConfig(), tmp_path / "compare", 0, EventLog(tmp_path / "e.jsonl"))
+    write_comparison(
+        write_evaluations(tmp_path, 5),
+        CompareConfig(baseline="sft", candidates=["preference", "online"]),
+        tmp_path / "compare",
+        0,
+        EventLog(tmp_path / "e.jsonl"),
+    )
     page = html.document_fromstring(render_report(assemble(tmp_path / "compare", {}, "", (), ())))
     assert text_of(page.get_element_by_id("verdict")).startswith("No verdict Too few prompts: 5 of 20 needed")
     assert "too few prompts: 5 of 20 needed" in text_of(page.get_element_by_id("primary"))
