@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import SupportsIndex, overload
 
 from hypothesis import given
@@ -81,7 +82,7 @@ def test_a_run_is_cut_only_where_the_next_row_does_not_fit(rows: list[TokenRow],
     assert one_line == [[list(range(len(rows)))] if rows else []]
     for run in runs_of_a_prompt(rows):
         lines = sorted(plan_rows([rows[i] for i in run], max_tokens, 1, packed=True, shared=True)[0])
-        for line, following in zip(lines, lines[1:], strict=False):
+        for line, following in pairwise(lines):
             grown = [rows[run[i]] for i in (*line, following[0])]
             assert following[0] != line[-1] + 1 or line_tokens(grown, shared=True) > max_tokens
 
