@@ -35,6 +35,7 @@ def run_training(recipe: Callable[[TrainingJob[ConfigT]], None], context: StageC
         events=context.events,
         # The base_model stage refuses folders with code unless it is trusted, so what is in the store has been allowed.
         trust_remote_code=True,
+        model_sha256=context.refs["model"].sha256 if "model" in context.refs else None,
     )
     with stop_file_on_sigterm(context.resume):
         launch(

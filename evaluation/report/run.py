@@ -7,6 +7,7 @@ artifact. This file reads them as JSON; it needs no part of the runtime, and no 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -49,13 +50,14 @@ def gather(run: Path) -> ReportData:
 
 def _in_order(records: Sequence[Record]) -> list[Record]:
     """Each record after those it was made from; otherwise by name."""
-    waiting, ordered = list(records), list[Record]()
-    while waiting:
-        pending = {record["key"] for record in waiting}
-        ready = [record for record in waiting if not pending & (set(_input_keys(record)) - {record["key"]})]
-        ordered += ready or waiting
-        waiting = [record for record in waiting if record not in ready] if ready else []
-    return ordered
+    by_key = {record["key"]: record for record in records}
+    sorter = TopologicalSorter({key: by_key.keys() & set(_input_keys(record)) - {key} for key, record in by_key.items()})
+    sorter.prepare()
+    depths: dict[str, int] = {}
+    for depth, ready in enumerate(iter(sorter.get_ready, ())):
+        depths |= dict.fromkeys(ready, depth)
+        sorter.done(*ready)
+    return sorted(records, key=lambda record: depths[record["key"]])
 
 
 def _input_keys(record: Record) -> list[str]:

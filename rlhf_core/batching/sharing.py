@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -11,8 +12,12 @@ from rlhf_core.batching.rows import TokenRow
 
 def runs_of_a_prompt(rows: Sequence[TokenRow]) -> list[list[int]]:
     """Indices of `rows` in order, cut where the prompt changes. A row without a target has no prompt and stands alone."""
-    prompts = [row.ids[: row.prompt_length] if row.n_targets else i for i, row in enumerate(rows)]
-    return [list(run) for _, run in groupby(range(len(rows)), key=prompts.__getitem__)]
+    return [[i for i, _ in run] for _, run in groupby(enumerate(rows), key=lambda numbered: _prompt(*numbered))]
+
+
+def _prompt(number: int, row: TokenRow) -> list[int] | int:
+    length = row.prompt_length
+    return row.ids[:length] if length < len(row) else number
 
 
 def line_tokens(rows: Sequence[TokenRow], *, shared: bool) -> int:
@@ -36,9 +41,13 @@ def _units(rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
     """Runs of a prompt, cut where they would be longer than `max_tokens`."""
     units: list[list[int]] = []
     for run in runs_of_a_prompt(rows):
-        units.append([])
+        prompt_length = rows[run[0]].prompt_length
+        tokens = math.inf
         for i in run:
-            if units[-1] and line_tokens([rows[j] for j in (*units[-1], i)], shared=True) > max_tokens:
+            own = len(rows[i]) - prompt_length
+            if tokens + own > max_tokens:
                 units.append([])
+                tokens = prompt_length
             units[-1].append(i)
+            tokens += own
     return units

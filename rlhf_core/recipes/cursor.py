@@ -31,7 +31,7 @@ class DataCursor:
         """Row numbers of the global batch of `step` (0-based), in the order of the shuffle."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        return list(_epoch_order(self.n_rows, self.seed, epoch)[start : start + self.batch_size])
+        return list(epoch_order(self.n_rows, self.seed, epoch)[start : start + self.batch_size])
 
 
 def plan_cursor(n_rows: int, batch_size: int, epochs: float, max_steps: int | None, seed: int) -> DataCursor:
@@ -52,5 +52,6 @@ def plan_cursor(n_rows: int, batch_size: int, epochs: float, max_steps: int | No
 
 
 @lru_cache(maxsize=2)
-def _epoch_order(n_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
+def epoch_order(n_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """`balance.order`, kept for the steps that follow: shuffling all rows for each of them would be quadratic."""
     return tuple(order(n_rows, seed, epoch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,10 @@ def digest(examples: Sequence[Example]) -> str:
     """sha256 of ids, tokens, targets and margins: changes with the table, the template and the tokenizer."""
     sha = hashlib.sha256()
     for example in examples:
-        rows = [(row.ids, row.is_target) for row in example.rows]
-        sha.update(json.dumps([example.id, rows, example.margin]).encode())
+        sha.update(json.dumps([example.id, [len(row) for row in example.rows], example.margin]).encode())
+        for row in example.rows:
+            sha.update(array("q", row.ids))
+            sha.update(bytes(row.is_target))
     return sha.hexdigest()
 
 

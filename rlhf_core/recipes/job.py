@@ -18,6 +18,7 @@ class TrainingJob(Generic[ConfigT]):
 
     `model` is a Hugging Face folder and `data` a prepared data folder, both read-only; `output` becomes the checkpoint
     artifact; `resume` outlives attempts and holds checkpoints, caches and, after a divergence, `bad_batch.json`.
+    `model_sha256` tells the model's files apart from others; without it whoever needs to tell reads them.
     """
 
     config: ConfigT
@@ -28,3 +29,4 @@ class TrainingJob(Generic[ConfigT]):
     seed: int
     events: EventLog
     trust_remote_code: bool = False
+    model_sha256: str | None = None

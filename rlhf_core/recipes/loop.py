@@ -227,9 +227,13 @@ def batch_of(rows: Sequence[TokenRow], engine: TrainingEngine, pad_id: int) -> M
 
 def stop_if_requested(engine: TrainingEngine, resume: Path) -> None:
     """Raise `PreemptedError` on every rank alike once rank 0 sees the stop file; a collective."""
-    seen = engine.rank == 0 and stop_requested(resume)
-    if engine.all_sum(torch.tensor(float(seen), device=engine.device)).item():
-        raise PreemptedError("asked to stop; what was trained so far is saved")
+    if agreed(engine, engine.rank == 0 and stop_requested(resume)):
+        raise PreemptedError("asked to stop; what was done so far is saved")
+
+
+def agreed(engine: TrainingEngine, answer: bool) -> bool:
+    """Rank 0's answer, on every rank; a collective."""
+    return bool(engine.all_sum(torch.tensor(float(engine.rank == 0 and answer), device=engine.device)).item())
 
 
 def _due(step: int, every: int) -> bool:

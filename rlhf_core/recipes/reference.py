@@ -1,12 +1,19 @@
-"""Log-probs of the reference model, computed once a run and kept beside its checkpoints."""
+"""Log-probs of the reference model, computed once a run and kept beside its checkpoints.
+
+The file is written while the pass goes on, with NaN for the pairs that are still to be scored, so an attempt that is ended
+in the middle leaves what it has scored to the next one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +22,104 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_processing.errors import PreemptedError
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.recipes.examples import Example, Splits, digest
 from rlhf_core.recipes.job import TrainingJob
-from rlhf_core.recipes.loop import batch_of, plan_of_rank, stop_if_requested
+from rlhf_core.recipes.loop import agreed, batch_of, plan_of_rank, stop_if_requested
+
+# What a kill costs; the file has 8 bytes a pair, so writing it takes no time beside this.
+WRITE_EVERY_S = 60.0
 
 
 def with_reference_logps(job: TrainingJob[Any], engine: TrainingEngine, splits: Splits, pad_id: int) -> Splits:
-    """The same examples with `reference_logps` filled in, from the file of an earlier attempt or by scoring them now.
+    """The same examples with `reference_logps` filled in: those that earlier attempts scored from their file, the rest now.
 
     The engine must still hold the reference: fresh adapters or untouched weights. Raises `PreemptedError` when asked to stop.
     """
     examples = [*splits.train, *splits.validation]
-    path = job.resume / f"reference_logps-{_key(job, examples)[:16]}.safetensors"
-    logps = _read(path, len(examples))
-    if logps is None:
-        logps = _compute(job, engine, examples, pad_id)
-        if engine.rank == 0:
-            _write(path, logps)
-    filled = [replace(e, reference_logps=tuple(row)) for e, row in zip(examples, logps.tolist(), strict=True)]
+    if engine.rank == 0:
+        job.events.progress(0, len(examples), f"reference log-probs of {len(examples)} pairs")
+    scoring = _Pass(job, engine, examples, pad_id)
+    filled = [replace(e, reference_logps=tuple(row)) for e, row in zip(examples, scoring.run().tolist(), strict=True)]
     return replace(splits, train=filled[: len(splits.train)], validation=filled[len(splits.train) :])
 
 
-def _compute(job: TrainingJob[Any], engine: TrainingEngine, examples: Sequence[Example], pad_id: int) -> Tensor:
-    """Summed response log-probs of chosen and rejected, fp32 [len(examples), 2] on the CPU; each rank scores its share."""
-    logps = torch.zeros(len(examples), 2, device=engine.device)
-    plan = plan_of_rank(examples, engine, job.config.engine)
-    with engine.evaluating():
-        for number, indices in enumerate(plan):
+class _Pass:
+    """One attempt at the summed response log-probs of chosen and rejected, fp32 [len(examples), 2]; each rank scores its share.
+
+    Only the first rank reads and writes the file, so that ranks never differ in what they find there.
+    """
+
+    def __init__(self, job: TrainingJob[Any], engine: TrainingEngine, examples: Sequence[Example], pad_id: int) -> None:
+        self._job, self._engine, self._examples, self._pad_id = job, engine, examples, pad_id
+        known = torch.zeros(len(examples), 2)
+        if engine.rank == 0:
+            self._path = job.resume / f"reference_logps-{_key(job, examples)[:16]}.safetensors"
+            known = _read(self._path, len(examples))
+        self._known = engine.all_sum(known.to(engine.device))
+        # Log-probs that this rank adds, and in the third column 1 where it does.
+        self._added = torch.zeros(len(examples), 3, device=engine.device)
+
+    def run(self) -> Tensor:
+        """Score what is missing; returns all log-probs, on the CPU."""
+        plan = plan_of_rank(self._examples, self._engine, self._job.config.engine)
+        left = self._left(plan)
+        try:
+            with self._engine.evaluating():
+                self._score(plan, left)
+        except PreemptedError:
+            self._write()
+            raise
+        return (self._write() if left else self._known).cpu()
+
+    def _left(self, plan: Sequence[Sequence[int]]) -> list[int]:
+        """Numbers of the micro-batches in which some rank has a pair without log-probs: ranks go through the same ones."""
+        missing = self._known.isnan().any(1).tolist()
+        mine = torch.tensor([float(any(missing[i] for i in indices)) for indices in plan], device=self._engine.device)
+        numbers: list[int] = self._engine.all_sum(mine).nonzero().flatten().tolist()
+        return numbers
+
+    def _score(self, plan: Sequence[Sequence[int]], left: Sequence[int]) -> None:
+        engine, job = self._engine, self._job
+        started = written = time.monotonic()
+        for done, number in enumerate(left, start=1):
             stop_if_requested(engine, job.resume)
-            rows = [row for i in indices for row in examples[i].rows]
-            logprobs_BT, _ = engine.module(batch_of(rows, engine, pad_id))
-            logps[indices] = logprobs_BT.sum(1).view(-1, 2)
+            if agreed(engine, time.monotonic() - written > WRITE_EVERY_S):
+                self._write()
+                written = time.monotonic()
+            rows = [row for i in plan[number] for row in self._examples[i].rows]
+            logprobs_BT, _ = engine.module(batch_of(rows, engine, self._pad_id))
+            self._added[plan[number], :2] = logprobs_BT.sum(1).view(-1, 2)
+            self._added[plan[number], 2] = 1
             if engine.rank == 0:
-                job.events.progress(number + 1, len(plan), f"reference log-probs: micro-batch {number + 1} of {len(plan)}")
-    return engine.all_sum(logps).cpu()
+                self._report(len(plan) - len(left) + done, len(plan), (time.monotonic() - started) / done * (len(left) - done))
+
+    def _report(self, done: int, total: int, remaining_s: float) -> None:
+        share = f"micro-batch {done} of {total} ({done / total:.0%})"
+        self._job.events.progress(done, total, f"reference log-probs: {share}, {timedelta(seconds=round(remaining_s))} left")
+
+    def _write(self) -> Tensor:
+        """Write what all ranks have so far, NaN where nobody has; returns it. A collective."""
+        added = self._engine.all_sum(self._added)
+        logps = torch.where(added[:, 2:] > 0, added[:, :2], self._known)
+        if self._engine.rank == 0:
+            _replace(self._path, logps.cpu())
+        return logps
 
 
 def _key(job: TrainingJob[Any], examples: Sequence[Example]) -> str:
     """Digest of what the numbers depend on: rows (and so template and tokenizer), model files, arithmetic."""
-    files = {path.name: _sha256(path) for path in sorted(job.model.iterdir()) if path.is_file()}
     settings = job.config.engine
-    parts = [digest(examples), files, settings.dtype, settings.attention]
+    parts = [digest(examples), job.model_sha256 or _folder_sha256(job.model), settings.dtype, settings.attention]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@cache
+def _folder_sha256(folder: Path) -> str:
+    """Of the names and bytes of its files; a model's folder does not change while a run reads it."""
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -65,16 +127,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read(path: Path, n_examples: int) -> Tensor | None:
-    """The numbers in `path`; None where it is not there or not whole, in which case they are computed again."""
+def _read(path: Path, n_examples: int) -> Tensor:
+    """The numbers in `path`; all NaN where it is not there or not whole, in which case they are computed again."""
+    nothing = torch.full((n_examples, 2), torch.nan)
     try:
         logps = load_file(path)["logps"]
     except (OSError, KeyError, SafetensorError):
-        return None
-    return logps if logps.shape == (n_examples, 2) else None
+        return nothing
+    return logps if logps.shape == nothing.shape else nothing
 
 
-def _write(path: Path, logps: Tensor) -> None:
+def _replace(path: Path, logps: Tensor) -> None:
     """All or nothing: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

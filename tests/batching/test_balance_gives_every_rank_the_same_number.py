@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from typing import SupportsIndex, overload
 
 import pytest
 from hypothesis import given
@@ -52,6 +54,36 @@ def test_packed_micro_batches_are_few() -> None:
     assert len(batches[0]) <= math.ceil(sum(lengths) / 100) + 1
 
 
+@given(
+    lengths=lengths_of_rows,
+    max_tokens=st.integers(300, 2000),
+    world_size=st.integers(1, 4),
+    packed=st.booleans(),
+)
+def test_rows_lie_where_trying_every_bin_puts_them(lengths: list[int], max_tokens: int, world_size: int, packed: bool) -> None:
+    assert micro_batches(lengths, max_tokens, world_size, packed) == tried_one_by_one(lengths, max_tokens, world_size, packed)
+
+
+@given(lengths=lengths_of_rows, max_tokens=st.integers(1, 299), world_size=st.integers(1, 4), packed=st.booleans())
+def test_rows_too_long_need_no_more_micro_batches_than_trying_every_number(
+    lengths: list[int], max_tokens: int, world_size: int, packed: bool
+) -> None:
+    by_trying = tried_one_by_one(lengths, max_tokens, world_size, packed)
+    assert len(micro_batches(lengths, max_tokens, world_size, packed)[0]) <= len(by_trying[0])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_row_longer_than_a_micro_batch_adds_one_micro_batch(packed: bool) -> None:
+    assert micro_batches([1000, 60, 40], 100, 1, packed) == [[[0], [1], [2]] if not packed else [[0], [1, 2]]]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_row_is_looked_at_a_few_times_however_many_there_are(packed: bool) -> None:
+    lengths = CountedReads(random.Random(0).choices(range(20, 600), k=5000))
+    micro_batches(lengths, 2048, 2, packed)
+    assert lengths.reads <= 50 * len(lengths)
+
+
 def test_without_rows_there_is_nothing_to_run() -> None:
     assert micro_batches([], 100, 3) == [[], [], []]
 
@@ -70,3 +102,41 @@ def test_an_epoch_takes_every_row_once(n_rows: int, seed: int, epoch: int) -> No
 def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
     assert order(8, seed=0, epoch=0) == [0, 2, 1, 4, 6, 7, 3, 5]
     assert len({tuple(order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+class CountedReads(list[int]):
+    """Lengths that count how often one of them is looked at."""
+
+    reads = 0
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> int | list[int]:
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def tried_one_by_one(lengths: list[int], max_tokens: int, world_size: int, packed: bool) -> list[list[list[int]]]:
+    """The definition: each row, the longest first, into the bin that stays the cheapest, in the first number of bins that will do."""
+    n_bins = -(-sum(lengths) // (max_tokens * world_size)) * world_size
+    while (bins := _tried_in(lengths, max_tokens, n_bins, packed)) is None:
+        n_bins += world_size
+    bins.sort(key=lambda rows: (-_cost([lengths[i] for i in rows], packed), rows))
+    return [bins[rank::world_size] for rank in range(world_size)]
+
+
+def _tried_in(lengths: list[int], max_tokens: int, n_bins: int, packed: bool) -> list[list[int]] | None:
+    bins: list[list[int]] = [[] for _ in range(n_bins)]
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        grown = [_cost([lengths[i] for i in (*rows, row)], packed) for rows in bins]
+        fitting = [b for b, rows in enumerate(bins) if not rows or grown[b] <= max_tokens]
+        if not fitting:
+            return None
+        bins[min(fitting, key=lambda b: (grown[b], b))].append(row)
+    return [sorted(rows) for rows in bins]
+
+
+def _cost(lengths: list[int], packed: bool) -> int:
+    return sum(lengths) if packed else len(lengths) * max(lengths, default=0)

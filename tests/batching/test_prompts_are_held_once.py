@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import SupportsIndex, overload
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,3 +74,34 @@ def test_rows_of_a_prompt_stay_together_where_they_fit(rows: list[TokenRow]) -> 
 def test_a_row_without_targets_shares_nothing() -> None:
     empty = TokenRow([1, 2], [False, False])
     assert runs_of_a_prompt([empty, empty, TokenRow.from_prompt_response([1, 2], [3])]) == [[0], [1], [2]]
+
+
+@given(rows=rows_of_few_prompts(), max_tokens=st.integers(1, 40))
+def test_a_run_is_cut_only_where_the_next_row_does_not_fit(rows: list[TokenRow], max_tokens: int) -> None:
+    one_line = plan_rows(rows, 10_000, 1, packed=True, shared=True)
+    assert one_line == [[list(range(len(rows)))] if rows else []]
+    for run in runs_of_a_prompt(rows):
+        lines = sorted(plan_rows([rows[i] for i in run], max_tokens, 1, packed=True, shared=True)[0])
+        for line, following in pairwise(lines):
+            grown = [rows[run[i]] for i in (*line, following[0])]
+            assert following[0] != line[-1] + 1 or line_tokens(grown, shared=True) > max_tokens
+
+
+def test_a_row_is_looked_at_a_few_times_however_many_have_its_prompt() -> None:
+    rows = CountedRows([TokenRow.from_prompt_response([1, 2, 3], [number]) for number in range(2000)])
+    plan_rows(rows, 4096, 2, packed=True, shared=True)
+    assert rows.reads <= 10 * len(rows)
+
+
+class CountedRows(list[TokenRow]):
+    """Rows that count how often one of them is looked at."""
+
+    reads = 0
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> TokenRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenRow]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> TokenRow | list[TokenRow]:
+        self.reads += 1
+        return super().__getitem__(index)

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lxml import html
 from made_up_run import made_up_report, write_evaluations, write_events
 
 from data_processing.errors import ConfigError
+from evaluation import report_run
 from evaluation.comparison import write_comparison
 from evaluation.config import CompareConfig
 from evaluation.report.data import Curve, ReportData, assemble
@@ -275,3 +277,22 @@ def _record(run: Path, node: str, kind: str, folder: Path, *, inputs: dict[str, 
     path = run / "nodes" / f"{node}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(record.model_dump_json())
+
+
+def test_each_node_of_a_long_chain_stands_behind_what_it_was_made_from() -> None:
+    keys = [f"{number:04}" for number in range(500)]
+    records = [
+        {"key": key, "node": key, "description": CountedReads({"inputs": {"model": before}})} for before, key in pairwise(keys)
+    ]
+    assert [record["key"] for record in report_run._in_order(records[::-1])] == keys[1:]
+    assert CountedReads.reads <= 5 * len(records)
+
+
+class CountedReads(dict[str, Any]):
+    """Descriptions of nodes that count how often one of them is looked at."""
+
+    reads = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        CountedReads.reads += 1
+        return super().get(key, default)

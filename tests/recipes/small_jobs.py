@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_processing.schemas import to_table, write_table
+from rlhf_core.cluster.distributed import rank
 from rlhf_core.config import (
     EngineSettings,
     LoraSettings,
@@ -21,6 +24,7 @@ from rlhf_core.config import (
 )
 from rlhf_core.events import EventLog
 from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.recipes.preference import train_preference
 
 ANSWERS = ["the answer is yes", "no", "escalate to a manager", "first read the policy, then apply the rules in order"]
 FULL = LoraSettings(rank=0)
@@ -103,6 +107,16 @@ def train_each(plan: Sequence[tuple[Callable[[TrainingJob[Any]], None], Training
     """Run recipes one after the other in this process; here, so that the ranks' processes can import it."""
     for train, run in plan:
         train(run)
+
+
+def train_from_half_the_reference(earlier: Path, run: TrainingJob[Any]) -> None:
+    """Train as after an attempt that scored every other pair and was ended."""
+    [path] = earlier.glob("reference_logps-*.safetensors")
+    logps = load_file(path)["logps"]
+    logps[::2] = torch.nan
+    if rank() == 0:
+        save_file({"logps": logps}, run.resume / path.name)
+    train_preference(run)
 
 
 def events(run: TrainingJob[Any], kind: str) -> list[Settings]:

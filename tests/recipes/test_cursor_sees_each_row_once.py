@@ -5,24 +5,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_processing.errors import ConfigError, DataError
+from rlhf_core.batching.balance import order
+from rlhf_core.recipes import cursor
 from rlhf_core.recipes.cursor import DataCursor, plan_cursor
+from rlhf_core.recipes.online_rollouts import Prompt, prompts_of_step
 
 
 @settings(max_examples=50, deadline=None)
 @given(n_rows=st.integers(1, 60), batch_size=st.integers(1, 20), epochs=st.integers(1, 3), seed=st.integers(0, 5))
 def test_every_epoch_has_each_row_exactly_once(n_rows: int, batch_size: int, epochs: int, seed: int) -> None:
-    cursor = plan_cursor(n_rows, batch_size, float(epochs), None, seed)
-    steps = iter([cursor.batch(step) for step in range(cursor.total_steps)])
+    plan = plan_cursor(n_rows, batch_size, float(epochs), None, seed)
+    steps = iter([plan.batch(step) for step in range(plan.total_steps)])
     for _ in range(epochs):
-        rows = [row for _ in range(cursor.steps_per_epoch) for row in next(steps)]
+        rows = [row for _ in range(plan.steps_per_epoch) for row in next(steps)]
         assert sorted(rows) == list(range(n_rows))
     assert next(steps, None) is None
 
 
 def test_epochs_are_shuffled_differently_and_seeds_too() -> None:
-    cursor = DataCursor(n_rows=50, batch_size=50, seed=0, total_steps=2)
-    assert cursor.batch(0) != cursor.batch(1)
-    assert cursor.batch(0) != DataCursor(50, 50, 1, 2).batch(0)
+    rows = DataCursor(n_rows=50, batch_size=50, seed=0, total_steps=2)
+    assert rows.batch(0) != rows.batch(1)
+    assert rows.batch(0) != DataCursor(50, 50, 1, 2).batch(0)
+
+
+def test_an_epoch_is_shuffled_once_for_all_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    shuffled = []
+    monkeypatch.setattr(cursor, "order", lambda n, seed, epoch: shuffled.append((n, seed, epoch)) or order(n, seed, epoch))
+    rows = DataCursor(n_rows=47, batch_size=5, seed=11, total_steps=20)
+    prompts = [Prompt(str(number), [], None, [number]) for number in range(48)]
+    for step in range(20):
+        rows.batch(step)
+    for step in range(24):
+        prompts_of_step(prompts, step, 4, seed=11)
+    assert shuffled == [(47, 11, 0), (47, 11, 1), (48, 11, 0), (48, 11, 1)]
 
 
 def test_max_steps_replaces_epochs() -> None:

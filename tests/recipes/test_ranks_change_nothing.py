@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data_processing.errors import PreemptedError
 from rlhf_core.cluster.launch import launch
@@ -21,7 +22,18 @@ from rlhf_core.recipes.reward_model import train_reward_model
 from rlhf_core.recipes.sft import train_sft
 from tasks.runtime.contract.context import StageContext
 from tasks.sft import STAGE
-from tests.recipes.small_jobs import curve, engine, events, job, preference_config, reward_config, sft_config, train_each, weights
+from tests.recipes.small_jobs import (
+    curve,
+    engine,
+    events,
+    job,
+    preference_config,
+    reward_config,
+    sft_config,
+    train_each,
+    train_from_half_the_reference,
+    weights,
+)
 from tests.tiny_models import Architecture
 
 Models = dict[Architecture, Path]
@@ -52,9 +64,11 @@ def runs(
         layout = engine(world_size=2, zero_stage=zero_stage)
         twos[name] = job(config(engine=layout, **changes), models["llama"], data, folder / f"{name}-two")
         train(ones[name])
+    twos["half scored"] = job(twos["preference"].config, models["llama"], data, folder / "half-two")
     plan = [(train, twos[name]) for name, (train, *_) in RECIPES.items()]
+    plan.append((partial(train_from_half_the_reference, twos["preference"].resume), twos["half scored"]))
     launch(train_each, plan, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=120)
-    return {name: (ones[name], twos[name]) for name in RECIPES}
+    return {name: (ones.get(name, twos["preference"]), twos[name]) for name in twos}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -66,6 +80,13 @@ def test_two_ranks_train_as_one(recipe: str, runs: dict[str, tuple[TrainingJob[A
     assert curve(two, "tokens") == curve(one, "tokens")
     other = weights(two)
     assert all(torch.allclose(value, other[name], atol=1e-5) for name, value in weights(one).items())
+
+
+def test_two_ranks_score_what_an_ended_attempt_left(runs: dict[str, tuple[TrainingJob[Any], TrainingJob[Any]]]) -> None:
+    whole, resumed = runs["half scored"]
+    [one], [other] = (list(run.resume.glob("reference_logps-*.safetensors")) for run in (whole, resumed))
+    assert torch.equal(load_file(one)["logps"], load_file(other)["logps"])
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
 
 
 def test_sigterm_to_the_stage_stops_all_ranks_with_a_checkpoint(models: Models, data: Path, tmp_path: Path) -> None:

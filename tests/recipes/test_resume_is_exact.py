@@ -17,6 +17,7 @@ from data_processing.errors import ConfigError, DataError, PreemptedError
 from rlhf_core.config import LoraSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.events import EventLog
+from rlhf_core.recipes import reference
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
@@ -25,6 +26,7 @@ from rlhf_core.recipes.stop import STOP_FILE_NAME
 from tests.recipes.small_jobs import (
     FULL,
     curve,
+    engine,
     events,
     job,
     preference_config,
@@ -199,6 +201,38 @@ def test_reference_logprobs_are_computed_once(models: Models, data: Path, tmp_pa
     assert (cache.read_bytes(), _scoring_passes(run)) == (content, 2 * passes)
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_reference_pass_that_was_stopped_goes_on_where_it_was(method: Any, models: Models, data: Path, tmp_path: Path) -> None:
+    settings = preference_config(method=method, max_steps=2, engine=engine(micro_batch_tokens=64))
+    whole, stopped = (job(settings, models["llama"], data, tmp_path / name) for name in ("whole", "stopped"))
+    train_preference(whole)
+    for at in (3, _scoring_passes(whole) - 2):
+        (stopped.resume / STOP_FILE_NAME).unlink(missing_ok=True)
+        with pytest.raises(PreemptedError):
+            train_preference(replace(stopped, events=StoppedInTheReferencePass(stopped.events.path, at)))
+        assert _scoring_passes(stopped) == at
+    (stopped.resume / STOP_FILE_NAME).unlink()
+    train_preference(stopped)
+    assert _scoring_passes(stopped) == _scoring_passes(whole)
+    assert _reference_files(stopped) == _reference_files(whole)
+    assert curve(stopped, "loss") == curve(whole, "loss")
+
+
+def test_a_reference_pass_that_was_killed_goes_on_from_what_was_written(
+    models: Models, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "WRITE_EVERY_S", 0.0)
+    settings = preference_config(max_steps=1, engine=engine(micro_batch_tokens=64))
+    whole, killed = (job(settings, models["llama"], data, tmp_path / name) for name in ("whole", "killed"))
+    train_preference(whole)
+    with pytest.raises(Crash):
+        train_preference(replace(killed, events=KilledInTheReferencePass(killed.events.path, 4)))
+    train_preference(killed)
+    # The micro-batch that it was killed in is scored again.
+    assert _scoring_passes(killed) == _scoring_passes(whole) + 1
+    assert _reference_files(killed) == _reference_files(whole)
+
+
 def test_a_truncated_reference_file_is_computed_again(models: Models, data: Path, tmp_path: Path) -> None:
     run = job(preference_config(), models["llama"], data, tmp_path)
     crash(train_preference, run, at=1)
@@ -216,5 +250,36 @@ def test_another_model_has_another_reference(models: Models, data: Path, tmp_pat
     assert len(list(run.resume.glob("reference_logps-*.safetensors"))) == 2
 
 
+@dataclass(frozen=True)
+class StoppedInTheReferencePass(EventLog):
+    """An event log that has the stop file written after so many micro-batches of the reference, in all attempts."""
+
+    after: int
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        super().progress(done, total, message)
+        if self.path.read_text(encoding="utf-8").count(SCORED) == self.after:
+            (self.path.parent / "resume" / STOP_FILE_NAME).touch()
+
+
+@dataclass(frozen=True)
+class KilledInTheReferencePass(EventLog):
+    """An event log that ends its process, as it were, after so many micro-batches of the reference."""
+
+    after: int
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        super().progress(done, total, message)
+        if self.path.read_text(encoding="utf-8").count(SCORED) == self.after:
+            raise Crash
+
+
+SCORED = "reference log-probs: micro-batch"
+
+
 def _scoring_passes(run: Job) -> int:
-    return sum("reference" in event["message"] for event in events(run, "progress"))
+    return sum(event["message"].startswith(SCORED) for event in events(run, "progress"))
+
+
+def _reference_files(run: Job) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.resume.glob("reference_logps-*.safetensors")}

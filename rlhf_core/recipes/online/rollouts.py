@@ -23,6 +23,7 @@ from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.actors import MiniBatch, Totals
 from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.config import OnlineConfig
+from rlhf_core.recipes.cursor import epoch_order
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rollout.base import Generation
@@ -77,8 +78,7 @@ def prompts_of_step(prompts: Sequence[Prompt], step: int, per_step: int, seed: i
     A pure function of the step, so a resumed run goes on where the first one stopped.
     """
     places = [divmod(position, len(prompts)) for position in range(step * per_step, (step + 1) * per_step)]
-    orders = {epoch: order(len(prompts), seed, epoch) for epoch, _ in places}
-    return [prompts[orders[epoch][place]] for epoch, place in places]
+    return [prompts[epoch_order(len(prompts), seed, epoch)[place]] for epoch, place in places]
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
