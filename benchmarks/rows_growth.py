@@ -156,7 +156,7 @@ def _epoch(n_rows: int, folder: Path) -> Callable[[], object]:
 
 
 def _rounds(n_rows: int, folder: Path) -> Callable[[], object]:
-    from rlhf_core.recipes.online_rollouts import Prompt, prompts_of_step
+    from rlhf_core.recipes.online.rollouts import Prompt, prompts_of_step
 
     prompts = [Prompt(str(i), [], None, [i]) for i in range(n_rows)]
     return lambda: [prompts_of_step(prompts, step, 64, 0) for step in range(n_rows // 64)]
@@ -201,8 +201,9 @@ def _events(n_rows: int, folder: Path) -> Any:
 
 def _follow(n_rows: int, folder: Path) -> Callable[[], object]:
     """The log is looked at while it grows, every ten lines."""
-    from rlhf_core.events import EventLog
     from tasks.runtime.event_tail import EventTail
+
+    from rlhf_core.events import EventLog
 
     log = EventLog(folder / "events.jsonl")
     tail = EventTail(log.path)
@@ -217,7 +218,7 @@ def _follow(n_rows: int, folder: Path) -> Callable[[], object]:
 
 
 def _curves(n_rows: int, folder: Path) -> Callable[[], object]:
-    from evaluation.report_data import _curves, _events
+    from evaluation.report.data import _curves, _events
 
     path = _events_path(n_rows, folder)
     return lambda: _curves(list(_events(path)))
