@@ -201,9 +201,8 @@ def _events(n_rows: int, folder: Path) -> Any:
 
 def _follow(n_rows: int, folder: Path) -> Callable[[], object]:
     """The log is looked at while it grows, every ten lines."""
-    from tasks.runtime.event_tail import EventTail
-
     from rlhf_core.events import EventLog
+    from tasks.runtime.execution.event_tail import EventTail
 
     log = EventLog(folder / "events.jsonl")
     tail = EventTail(log.path)
@@ -231,7 +230,7 @@ def _events_path(n_rows: int, folder: Path) -> Path:
 
 def _journal(n_rows: int, folder: Path) -> Callable[[], object]:
     """The journal is read as the sender does, from where it was, to its end."""
-    from tasks.runtime.journal import Journal
+    from tasks.runtime.tracking.journal import Journal
 
     journal = Journal(folder)
     for step in range(n_rows):

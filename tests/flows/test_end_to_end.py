@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_one_online_setting_reruns_online_and_what_follows(installation: Install
     refused = installation.run("flows.cli", "plan", *setting, "--from", "compare")
     assert refused.returncode == 10
     assert "start with --from online" in refused.stderr
+
+
+def test_a_schedule_makes_runs_and_they_start(installation: Installation) -> None:
+    preset = installation.home.presets / "nightly.yaml"
+    preset.write_text(f"# Every minute.\nextends: tiny\nmodel: {{path: {installation.model}}}\nrun: {{name: nightly}}\n")
+    answer = installation.run("flows.cli", "deploy", "nightly", "--cron", "* * * * *", "--timezone", "Europe/Berlin")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    deadline = time.monotonic() + 240
+    while not (runs := list(installation.home.runs.glob("nightly-*/verdict.json"))):
+        assert time.monotonic() < deadline, (installation.home.root / "logs" / "prefect.log").read_text()[-4000:]
+        time.sleep(2)
+    paused = installation.run("prefect", "deployment", "schedule", "clear", "align/nightly", "--accept-yes")
+    assert paused.returncode == 0, paused.stderr
+    shown = installation.run("prefect", "flow-run", "ls", "--limit", "50")
+    assert runs[0].parent.name in "".join(shown.stdout.split()), "a run has one name, in its folder and in Prefect"
 
 
 def test_a_wrong_parameter_is_refused_before_a_run_is_made(installation: Installation) -> None:

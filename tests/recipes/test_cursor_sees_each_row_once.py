@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rlhf_core.recipes.online.rollouts import Prompt, prompts_of_step
 
 from data_processing.errors import ConfigError, DataError
 from rlhf_core.batching.balance import order
 from rlhf_core.recipes import cursor
 from rlhf_core.recipes.cursor import DataCursor, plan_cursor
+from rlhf_core.recipes.online.rollouts import Prompt, prompts_of_step
 
 
 @settings(max_examples=50, deadline=None)
