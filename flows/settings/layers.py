@@ -17,6 +17,7 @@ from data_processing.settings import Settings
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entry
 from flows.settings.messages import did_you_mean, validation_message
+from flows.settings.yaml_values import parse_yaml
 
 Values = dict[str, Any]
 PIPELINE = "pipeline"
@@ -100,7 +101,7 @@ def parse_assignments(assignments: Iterable[str]) -> Values:
         if not equals or not path.strip():
             raise ConfigError(f"--set: got '{text}'; expected section.field=value, for example online.kl_coef=0.02")
         try:
-            values[path.strip()] = yaml.safe_load(value)
+            values[path.strip()] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {path}: {value!r} is not a YAML value: {error}") from error
     return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entries
 from flows.settings.layers import PIPELINE, Values, given_fields, laid_over, layered
 from flows.settings.messages import did_you_mean
+from flows.settings.yaml_values import parse_yaml
 
 DEFAULT = "quickstart"
 _EXTENDS = "extends"
@@ -70,7 +71,7 @@ def known_presets(home_presets: Path | None = None) -> dict[str, PresetFile]:
 def read_values(path: Path) -> Values:
     """The mapping in a YAML file; `ConfigError` where it is missing, unreadable or no mapping, or names a key twice."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # a SafeLoader
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"config: no file at {path}; give the path of a YAML file with sections like 'online:'") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -81,8 +82,7 @@ def read_values(path: Path) -> Values:
         raise ConfigError(
             f"config: {path} holds a {type(values).__name__}; expected sections: {', '.join(PipelineConfig.model_fields)}"
         )
-    own: Values = _unshared(values)
-    return own
+    return values
 
 
 def _read(name: str, home_presets: Path | None, beside: Path | None, above: tuple[Path, ...]) -> Values:
@@ -119,29 +119,3 @@ def _first_line(path: Path) -> str:
     with path.open(encoding="utf-8", errors="replace") as stream:
         first = stream.readline()
     return first.removeprefix("#").strip() if first.startswith("#") else ""
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which no two places share a mapping or a list, as they do in YAML with anchors."""
-    if isinstance(value, dict):
-        return {name: _unshared(item) for name, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key that stands twice in one mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        lines: dict[str, int] = {}
-        for key, line in _keys(node):
-            if key in lines:
-                raise yaml.YAMLError(f"'{key}' stands there twice (lines {lines[key]} and {line}); put both into one")
-            lines[key] = line
-        return super().construct_mapping(node, deep)
-
-
-def _keys(node: yaml.MappingNode) -> Iterator[tuple[str, int]]:
-    """The keys of a mapping as written, with their lines; not what it merges in from anchors."""
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-            yield key.value, key.start_mark.line + 1
