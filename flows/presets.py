@@ -23,6 +23,16 @@ from flows.messages import did_you_mean, validation_message
 Values = dict[str, Any]
 
 
+class _JsonLoader(yaml.SafeLoader):
+    """YAML that gives only values that JSON has: a date stays the text that it is, as the Prefect form sends it."""
+
+
+_JsonLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class Preset(str, Enum):
     """The presets that ship with alignflow, files of deployments/presets/."""
 
@@ -66,7 +76,7 @@ def validate(values: Values) -> PipelineConfig:
 def read_values(path: Path) -> Values:
     """The mapping in a YAML file; `ConfigError` where it is missing, unreadable or no mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _JsonLoader)
     except FileNotFoundError as error:
         raise ConfigError(f"config: no file at {path}; give the path of a YAML file with sections like 'online:'") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -121,7 +131,7 @@ def parse_assignments(assignments: Iterable[str]) -> Values:
         if not equals or not path.strip():
             raise ConfigError(f"--set: got '{text}'; expected section.field=value, for example online.kl_coef=0.02")
         try:
-            values[path.strip()] = yaml.safe_load(value)
+            values[path.strip()] = yaml.load(value, _JsonLoader)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {path}: {value!r} is not a YAML value: {error}") from error
     return values
