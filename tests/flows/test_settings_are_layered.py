@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -356,3 +357,13 @@ def _both_are_sections(below: Any, above: Any) -> bool:
 
 def _leaves(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value if not isinstance(value, dict) else len(value) for name, value in values.items()}
+
+
+def test_a_date_and_the_arguments_of_a_template_come_from_assignments_and_files_as_json_has_them(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("model: {template_date: 2026-03-01, chat_template_kwargs: {enable_thinking: false}}")
+    given = ["model.template_date=2026-03-01", "model.chat_template_kwargs={enable_thinking: false}"]
+    for overrides in (parse_assignments(given), as_overrides(read_values(file))):
+        assert json.loads(json.dumps(overrides)) == overrides
+        model = resolve("quickstart", overrides=overrides).model
+        assert (str(model.template_date), model.chat_template_kwargs) == ("2026-03-01", {"enable_thinking": False})
