@@ -39,7 +39,8 @@ def _began_before(home: Home, run: str, other: str) -> bool:
 def _records(home: Home, run: str, stage: str) -> list[NodeRecord]:
     nodes = sorted(path.stem for path in (home.runs / run / "nodes").glob("*.json"))
     records = [record for node in nodes if (record := read_node(home, run, node))]
-    found = [record for record in records if stage in (record.node, record.stage)]
+    # A node is called as its entry is, with what it varies in after it.
+    found = [record for record in records if stage in (record.node, record.node.partition("@")[0], record.stage)]
     if not found:
-        raise ConfigError(f"run '{run}' has no stage '{stage}'; {did_you_mean(stage, nodes)}it has {', '.join(nodes)}")
+        raise ConfigError(f"run '{run}' has no entry or stage '{stage}'; {did_you_mean(stage, nodes)}it has {', '.join(nodes)}")
     return found
