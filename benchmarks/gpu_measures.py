@@ -106,7 +106,7 @@ def dpo(size: Size, model: Path) -> Figures:
     """A DPO step over packed pairs; the reference's log-probs are there already, as after the first pass of a run."""
     pairs = preference_rows(size)
     engine = _engine(size, model)
-    shared = engine.module.shares_prompts
+    shared = engine.module.layouts.shared
     parts = micro_batches([line_tokens(pair, shared=shared) for pair in pairs], size.line, world_size=1)[0]
 
     def sums(part: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -255,7 +255,7 @@ def _grpo_update(engine: TrainingEngine, size: Size, prompts: Sequence[list[int]
         losses = ppo_loss(logprobs_BT, logprobs_BT.detach(), advantages_BT, mask, clip_low=0.2, clip_high=0.2).losses
         return aggregate(losses, mask, "sequence_mean", global_denominator=len(rows))
 
-    shared = engine.module.shares_prompts
+    shared = engine.module.layouts.shared
     parts = plan_rows(rows, size.line, 1, packed=True, shared=shared)[0]
     engine.train_step([partial(loss, part) for part in parts])
 

@@ -20,6 +20,7 @@ from evaluation.job import Answer, EvaluationJob
 from evaluation.measures import Measure, Score
 from evaluation.scoring import ATTENTION, check_same_tokens, token_logprobs
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.config import Packing
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rewards.reward_model import RewardModelScorer
 
@@ -71,9 +72,11 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         dtype=job.config.dtype,
         attention=ATTENTION,
         micro_batch_tokens=job.config.micro_batch_tokens,
-        packed=True,
+        packing=Packing.auto,
         trust_remote_code=True,
     )
+    for note in scorer.notes:
+        job.events.warn_once(note)
     # Answers to one prompt after the other, so that it is computed once for them.
     ordered = sorted(answers, key=lambda answer: answer.prompt.id)
     values = scorer.score([answer.to_scored_response() for answer in ordered])
@@ -88,10 +91,10 @@ def kl(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     check_same_tokens(job.model, job.base)
     sampled = [answer for answer in answers if answer.decoding == "sampled"]
     rows = [answer.row for answer in sampled]
-    ours = token_logprobs(job.model, rows, job.config, job.config.temperature)
+    ours = token_logprobs(job, job.model, rows, job.config.temperature)
     # The base against itself: the same folder gives the same numbers, so they are not computed twice.
     is_base = job.model.samefile(job.base)
-    theirs = ours if is_base else token_logprobs(job.base, rows, job.config, job.config.temperature)
+    theirs = ours if is_base else token_logprobs(job, job.base, rows, job.config.temperature)
     scores: list[Score] = []
     for answer, model_logprobs, base_logprobs in zip(sampled, ours, theirs, strict=True):
         nats, tokens = float((model_logprobs.double() - base_logprobs.double()).sum()), len(model_logprobs)
@@ -117,7 +120,7 @@ def perplexity(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     drawn = job.draw(table)
     rows = [renderer.conversation(messages) for messages in drawn["messages"].to_pylist()]
     kept = job.keep_fitting("sft", table, drawn, [len(row) for row in rows], 0)
-    logprobs = token_logprobs(job.model, [rows[i] for i in kept], job.config)
+    logprobs = token_logprobs(job, job.model, [rows[i] for i in kept])
     ids = drawn["id"].to_pylist()
     return [_row_perplexity(ids[i], values.double().tolist()) for i, values in zip(kept, logprobs, strict=True)]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_processing.errors import ConfigError
-from evaluation.config import EvaluateConfig
+from evaluation.job import EvaluationJob
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
@@ -21,18 +21,22 @@ ATTENTION = "sdpa"
 
 
 @torch.no_grad()
-def token_logprobs(model: Path, rows: Sequence[TokenRow], config: EvaluateConfig, temperature: float = 1.0) -> list[Tensor]:
+def token_logprobs(job: EvaluationJob, model: Path, rows: Sequence[TokenRow], temperature: float = 1.0) -> list[Tensor]:
     """Log-probs (nats, fp32) of each row's targets under softmax(logits / temperature): one `[targets]` tensor a row.
 
-    How rows are packed depends on the rows alone, so the same rows give the same numbers under the same weights.
+    How rows are laid out depends on rows and model alone, so the same rows give the same numbers under the same weights.
     """
+    config = job.config
     torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = PolicyModule(load_lm(model, dtype=config.dtype, attention=ATTENTION, trust_remote_code=True)).to(device).eval()
+    module = PolicyModule(load_lm(model, dtype=config.dtype, attention=ATTENTION, trust_remote_code=True).to(device)).eval()
     found: dict[int, Tensor] = {}
-    shared = module.shares_prompts
-    for indices in plan_rows(rows, config.micro_batch_tokens, 1, packed=True, shared=shared)[0]:
-        batch = collate([rows[i] for i in indices], pad_id=0, packed=True, shared=shared).to(device)
+    layouts = module.layouts
+    for note in layouts.notes:
+        job.events.warn_once(note)
+    for indices in plan_rows(rows, config.micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)[0]:
+        part = [rows[i] for i in indices]
+        batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(device)
         logprobs, _ = module(batch, temperature=temperature)
         found.update({i: logprobs[k, : rows[i].n_targets].cpu() for k, i in enumerate(indices)})
     return [found[i] for i in range(len(rows))]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from data_processing.settings import Settings, operational
 
 Dtype = Literal["bf16", "fp32"]
+
+
+def _from_bool(value: Any) -> Any:
+    """YAML reads a bare on or off as a bool."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class BaseModelConfig(Settings):
@@ -57,6 +62,14 @@ class OptimizerSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0.0, description="Gradients are clipped to this global norm")
 
 
+class Packing(str, Enum):
+    """Whether rows lie after one another in one line of tokens, or padded in a batch."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class EngineSettings(Settings):
     """How training is laid out on the hardware: ranks, ZeRO, precision, micro-batches."""
 
@@ -66,7 +79,10 @@ class EngineSettings(Settings):
     offload_optimizer: bool = Field(False, description="Keep optimizer states in CPU memory (ZeRO 1-3)")
     dtype: Dtype = Field("bf16", description="Compute precision; bf16 keeps fp32 master weights and needs zero_stage >= 1")
     micro_batch_tokens: int = Field(2048, ge=16, description="Most tokens in one forward and backward pass")
-    packing: bool = Field(True, description="Pack sequences into one row with position ids; false pads them")
+    packing: Annotated[Packing, BeforeValidator(_from_bool)] = Field(
+        Packing.auto,
+        description="Pack rows into one line of tokens: auto where the model computes that right, else pad; on refuses to pad",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention implementation")
     threads_per_rank: int = operational(1, "OpenMP threads a process; more than one collapses when cores are shared", ge=1)

@@ -33,6 +33,11 @@ class EventLog:
         """Something a user should know that does not stop the stage."""
         self._append("warning", message=message)
 
+    def warn_once(self, message: str) -> None:
+        """As `warn`, unless this log says so already: for what is true of a whole run, and found by several of its parts."""
+        if not (self.path.is_file() and json.dumps(message) in self.path.read_text(encoding="utf-8")):
+            self.warn(message)
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final facts of the stage (JSON values); they end up in `result.json` and on its tracker run."""
         self._append("summary", values=dict(values))

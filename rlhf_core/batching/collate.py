@@ -61,8 +61,8 @@ class _Layout(NamedTuple):
 def collate(rows: Sequence[TokenRow], *, pad_id: int, packed: bool, shared: bool = False) -> ModelBatch:
     """Rows in one forward pass, in their order.
 
-    With `shared` a packed line has a prompt once for all rows that follow one another with it; for modules that
-    `share_prompts` only. Without rows it is one padding token and no sequence: a rank with nothing left runs the same
+    With `shared` a packed line has a prompt once for all rows that follow one another with it; for modules whose
+    `layouts` say so. Without rows it is one padding token and no sequence: a rank with nothing left runs the same
     forward pass as the others and gets zero-sized outputs that still hang on the graph, so collectives match.
     """
     layout = _line(rows, pad_id, shared) if packed or not rows else _grid(rows, pad_id)

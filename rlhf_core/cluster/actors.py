@@ -103,9 +103,9 @@ class ScoringWorker:
     rank = 0
     world_size = 1
 
-    def setup(self, setup: ModelSetup) -> None:
-        """Load the causal LM at `setup.model`; raises what loading raises."""
-        from rlhf_core.models.load import load_lm
+    def setup(self, setup: ModelSetup) -> tuple[str, ...]:
+        """Load the causal LM at `setup.model`; returns lines for people. Raises what loading raises."""
+        from rlhf_core.models.load import compute_device, load_lm
         from rlhf_core.models.modules import PolicyModule
 
         self._remember(setup)
@@ -115,8 +115,9 @@ class ScoringWorker:
             attention=setup.engine.attention,
             trust_remote_code=setup.trust_remote_code,
         )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = PolicyModule(lm).to(self.device).eval().requires_grad_(False)
+        self.device = compute_device()
+        self.module = PolicyModule(lm.to(self.device), setup.engine.packing).eval().requires_grad_(False)
+        return self.module.layouts.notes
 
     def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """`forward` on this rank's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of other ranks.
@@ -138,12 +139,12 @@ class ScoringWorker:
         self._pad_id = setup.pad_id
 
     def _plan(self, rows: Sequence[TokenRow]) -> list[list[int]]:
-        settings, shared = self._engine_settings, self.module.shares_prompts
-        return plan_rows(rows, settings.micro_batch_tokens, self.world_size, packed=settings.packing, shared=shared)[self.rank]
+        layouts, max_tokens = self.module.layouts, self._engine_settings.micro_batch_tokens
+        return plan_rows(rows, max_tokens, self.world_size, packed=layouts.packed, shared=layouts.shared)[self.rank]
 
     def _batch(self, rows: Sequence[TokenRow]) -> ModelBatch:
-        packed, shared = self._engine_settings.packing, self.module.shares_prompts
-        return collate(rows, pad_id=self._pad_id, packed=packed, shared=shared).to(self.device)
+        layouts = self.module.layouts
+        return collate(rows, pad_id=self._pad_id, packed=layouts.packed, shared=layouts.shared).to(self.device)
 
 
 class TrainingWorker(ScoringWorker):
@@ -160,8 +161,8 @@ class TrainingWorker(ScoringWorker):
         self.rank, self.world_size = rank, world_size
         set_rank_environment(rank, world_size, address)
 
-    def setup(self, setup: ModelSetup) -> None:
-        """Load, add adapters, start the engine; raises what those raise."""
+    def setup(self, setup: ModelSetup) -> tuple[str, ...]:
+        """Load, add adapters, start the engine; returns lines for people. Raises what those raise."""
         from rlhf_core.engine.engine import TrainingEngine
 
         self._remember(setup)
@@ -169,6 +170,7 @@ class TrainingWorker(ScoringWorker):
             self._load(setup), optimizer=setup.optimizer, engine=setup.engine, total_steps=max(1, setup.total_steps)
         )
         self.module, self.device = self.engine.module, self.engine.device
+        return self.module.layouts.notes
 
     def _load(self, setup: ModelSetup) -> nn.Module:
         raise NotImplementedError
@@ -221,7 +223,7 @@ class PolicyWorker(TrainingWorker):
     """The policy: a causal LM with adapters."""
 
     def _load(self, setup: ModelSetup) -> nn.Module:
-        from rlhf_core.models.load import load_lm
+        from rlhf_core.models.load import compute_device, load_lm
         from rlhf_core.models.lora import add_lora
         from rlhf_core.models.modules import PolicyModule
 
@@ -233,7 +235,7 @@ class PolicyWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(lm, setup.lora)
-        return PolicyModule(lm)
+        return PolicyModule(lm.to(compute_device()), setup.engine.packing)
 
     def predict_reference(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """As `predict`, with the weights that training started from: those below the adapters, which must be there."""
@@ -256,7 +258,7 @@ class CriticWorker(TrainingWorker):
     """The critic: a value a token from a backbone with a score head."""
 
     def _load(self, setup: ModelSetup) -> nn.Module:
-        from rlhf_core.models.load import load_scorer
+        from rlhf_core.models.load import compute_device, load_scorer
         from rlhf_core.models.lora import add_lora
         from rlhf_core.models.modules import ScoreModule
 
@@ -269,4 +271,4 @@ class CriticWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(scorer, setup.lora)
-        return ScoreModule(scorer)
+        return ScoreModule(scorer.to(compute_device()), setup.engine.packing)

@@ -31,8 +31,8 @@ class RewardWorker:
 
     reward: ComposedReward
 
-    def setup(self, setup: RewardSetup) -> None:
-        """Load every source; raises `ConfigError` for one that cannot be."""
+    def setup(self, setup: RewardSetup) -> tuple[str, ...]:
+        """Load every source; returns lines for people. Raises `ConfigError` for a source that cannot be loaded."""
         self.reward = build_reward(
             setup.sources,
             policy_model=setup.policy_model,
@@ -40,6 +40,7 @@ class RewardWorker:
             engine=setup.engine,
             trust_remote_code=setup.trust_remote_code,
         )
+        return self.reward.notes
 
     def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
         """The weighted sum and what it is made of."""

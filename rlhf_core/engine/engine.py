@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class TrainingEngine:
         if engine.zero_stage == 3:
             for parameter in self.module.borrowed_parameters():
                 deepspeed.zero.register_external_parameter(module, parameter)
+        self._agree_on_layouts()
 
     @property
     def device(self) -> torch.device:
@@ -166,6 +167,13 @@ class TrainingEngine:
         if self.rank == 0:
             progress = {"steps_done": self.steps_done, "total_steps": self._total_steps, **self._layout()}
             write_artifact(output, self.module, self._engine_settings.dtype, progress)
+
+    def _agree_on_layouts(self) -> None:
+        """Ranks plan their batches together, so what one of them cannot compute right (on another GPU) none is given."""
+        layouts = self.module.layouts
+        able = torch.tensor([layouts.packed, layouts.shared], device=self.device, dtype=torch.float32)
+        packed, shared = (self.all_sum(able) == self.world_size).tolist()
+        self.module.layouts = replace(layouts, packed=packed, shared=shared)
 
     def _save_weights(self, folder: Path) -> None:
         self._deepspeed.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)

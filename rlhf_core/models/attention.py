@@ -15,30 +15,40 @@ from torch import Tensor, nn
 
 from rlhf_core.batching.collate import ModelBatch, Segment
 
-NAME = "sdpa_by_segment"
+NAME, PLAIN = "sdpa_by_segment", "sdpa"
 
 
-def use_attention_by_segment(hf_model: Any) -> bool:
-    """Switch a model that computes with SDPA over to this; False where it uses another or cannot take it.
+def attend_by_segment(hf_model: Any) -> None:
+    """Switch a model that computes with SDPA over to this; one that uses another attention, or cannot take it, stays as it is.
 
-    Only attention knows of segments, so a model with recurrent layers, or one that counts positions itself, cannot.
+    Only attention knows of segments, so a model with recurrent layers, or one that counts positions itself, cannot. Whether
+    one that can does it right is to be seen (see `layouts`).
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     parameters = inspect.signature(hf_model.base_model.forward).parameters
     takes_segments = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if (
-        hf_model.config._attn_implementation not in ("sdpa", NAME)
+        hf_model.config._attn_implementation != PLAIN
         or not takes_segments
         or "position_ids" not in parameters
         or hf_model._is_stateful
         or not type(hf_model).__module__.startswith("transformers.")
     ):
-        return False
+        return
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)
     hf_model.set_attn_implementation(NAME)
+
+
+def attends_by_segment(hf_model: Any) -> bool:
+    """Whether the model takes `segment_arguments`."""
     return bool(hf_model.config._attn_implementation == NAME)
+
+
+def attend_plainly(hf_model: Any) -> None:
+    """Switch a model back from this to SDPA."""
+    hf_model.set_attn_implementation(PLAIN)
 
 
 def segment_arguments(batch: ModelBatch) -> dict[str, Any]:

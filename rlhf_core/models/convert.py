@@ -13,7 +13,7 @@ from data_processing.errors import ConfigError
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import ConvertConfig
 from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, copy_tokenizer, read_policy
-from rlhf_core.models.load import TORCH_DTYPES, load_lm, load_scorer, load_tokenizer
+from rlhf_core.models.load import TORCH_DTYPES, load_lm, load_scorer, load_tokenizer, set_dropout
 from rlhf_core.models.lora import add_lora, merged_state_dict
 
 PROBE_TOKENS = 16
@@ -28,6 +28,8 @@ def convert_checkpoint(
     Weights are merged in fp32 and rounded once. Raises `ConfigError` where checkpoint and base do not fit, and where the
     written folder does not give exactly the outputs of the model in memory.
     """
+    from transformers import AutoConfig
+
     policy = read_policy(checkpoint)
     trained = _loaded(base, policy, "fp32", new_head=policy.head == "score")
     if policy.lora is not None:
@@ -43,6 +45,8 @@ def convert_checkpoint(
         _tell_padding_from_the_end(model, output)
     else:
         _tell_where_responses_stop(model, output)
+    # It was loaded without dropout; what is published is set as its base is.
+    set_dropout(model.config, AutoConfig.from_pretrained(base, trust_remote_code=True))
     model.save_pretrained(output, max_shard_size=f"{config.max_shard_gib}GB")
     facts = {
         "architecture": policy.architecture,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,8 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 HEAD_WEIGHT = "score.weight"
-ATTENTION_DROPOUT = "attention_dropout"
+# Settings that make training mode random, under the names that configs have for them.
+RANDOM = re.compile("dropout|pdrop|drop_?path|layer_?drop|drop_rate|jitter")
 
 
 def check_model_folder(path: Path, *, trust_remote_code: bool = False, max_length_tokens: int | None = None) -> None:
@@ -105,25 +107,42 @@ def load_scorer(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: 
     return model
 
 
+def compute_device() -> torch.device:
+    """Where models of this process compute."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _load(auto: Any, path: Path, dtype: Dtype, attention: str, trust: bool, **extra: Any) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of the weights that its folder lacks."""
+    from transformers import AutoConfig
+
     _check_loadable(path, trust)
-    settings = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention, "trust_remote_code": trust, **extra}
+    source = {"pretrained_model_name_or_path": path, "local_files_only": True, "trust_remote_code": trust}
+    settings = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention, "output_loading_info": True}
     try:
-        model, info = auto.from_pretrained(path, local_files_only=True, output_loading_info=True, **settings)
+        config = AutoConfig.from_pretrained(**source, **extra)
+        set_dropout(config, None)
+        model, info = auto.from_pretrained(**source, config=config, **settings)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"model folder {path} cannot be loaded with attention '{attention}': {error}") from error
-    _disable_dropout(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):  # in code that comes with a folder it may have a rate that no config names
+            module.p = 0.0
     return model, set(info["missing_keys"])
 
 
-def _disable_dropout(model: nn.Module) -> None:
-    """Training and scoring must be one function of the weights, or the first on-policy ratio is not 1."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, ATTENTION_DROPOUT, None), float):
-            setattr(module, ATTENTION_DROPOUT, 0.0)
+def set_dropout(config: Any, like: Any | None) -> None:
+    """Give every setting of `config` that makes training mode random the value that it has in `like`; without that, 0.
+
+    Training and scoring must be one function of the weights, or the first on-policy ratio is not 1.
+    """
+    from transformers import PreTrainedConfig
+
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            set_dropout(value, getattr(like, name, None))
+        elif RANDOM.search(name) and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, type(value)() if like is None else getattr(like, name))
 
 
 def _check_loadable(path: Path, trust_remote_code: bool) -> None:

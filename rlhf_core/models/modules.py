@@ -5,30 +5,47 @@ Both run the backbone once over a `ModelBatch` and touch only the hidden states 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, scatter
-from rlhf_core.models.attention import segment_arguments, use_attention_by_segment
+from rlhf_core.config import Packing
+from rlhf_core.models.attention import attend_by_segment, attends_by_segment, segment_arguments
 from rlhf_core.models.head import LogitTransform
+from rlhf_core.models.layouts import Layouts, named, prove
 from rlhf_core.models.token_logprobs import token_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
 
 class PolicyModule(nn.Module):
-    """A causal LM as a function from batches to log-probs of their targets; the model itself is `hf`."""
+    """A causal LM as a function from batches to log-probs of their targets; the model itself is `hf`.
 
-    def __init__(self, hf: PreTrainedModel) -> None:
+    `layouts` says how its batches are to be made, as proven on the model (see `layouts.prove`, also for what is raised).
+    """
+
+    layouts: Layouts
+
+    def __init__(self, hf: PreTrainedModel, packing: Packing = Packing.auto) -> None:
         super().__init__()
         self.hf: Any = hf
-        self._head_transform = head_transform(hf.config)
-        # Whether batches may hold a prompt once for several rows (`collate(shared=True)`).
-        self.shares_prompts = use_attention_by_segment(hf)
+        attend_by_segment(hf)
+        # None: what becomes of the head's outputs is not known, and the model's own logits are taken.
+        transforms = [*head_transforms(hf.config), None]
+        number, layouts = prove(hf, [partial(self._logprobs, transform) for transform in transforms], self._said, packing)
+        self._transform = transforms[number]
+        self.layouts = layouts if self._transform else replace(layouts, own_head=False, notes=(*layouts.notes, _slower(hf)))
 
     def forward(
         self,
@@ -44,14 +61,15 @@ class PolicyModule(nn.Module):
         `expected_grad`, a number or [n_rows, T], where the loss is known to have this gradient at the log-probs (up to one
         factor): backward raises `ValueError` if it has another.
         """
-        scale, softcap = self._head_transform
+        if self._transform is None:
+            return self._from_logits(batch, temperature, with_entropy)
         head = self.hf.get_output_embeddings()
         logprobs, entropy = token_logprobs(
-            _hidden_states(self.hf, batch, self.shares_prompts)[batch.target_index],
+            _hidden_states(self.hf, batch)[batch.target_index],
             head.weight,
             head.bias,
             batch.target_ids,
-            LogitTransform(scale, softcap, temperature),
+            replace(self._transform, temperature=temperature),
             with_entropy=with_entropy,
             entropy_has_grad=entropy_has_grad,
             expected_grad_N=None if expected_grad is None else _at_targets(batch, expected_grad),
@@ -60,18 +78,39 @@ class PolicyModule(nn.Module):
 
     def borrowed_parameters(self) -> list[nn.Parameter]:
         """Parameters that `forward` uses without calling the module that owns them; ZeRO 3 has to be told."""
-        head = self.hf.get_output_embeddings()
-        return [head.weight] if head.bias is None else [head.weight, head.bias]
+        return list(self.hf.get_output_embeddings().parameters()) if self.layouts.own_head else []
+
+    def _from_logits(self, batch: ModelBatch, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """The same from the model's own logits of all positions, as plainly as it can be said."""
+        logits = self.hf(**_inputs(self.hf, batch)).logits.flatten(0, 1)[batch.target_index]
+        every = (logits.float() / temperature).log_softmax(-1)
+        logprobs = scatter(batch, every.gather(-1, batch.target_ids[:, None])[:, 0])
+        return logprobs, scatter(batch, torch.special.entr(every.exp()).sum(-1)) if with_entropy else None
+
+    def _logprobs(self, transform: LogitTransform | None, batch: ModelBatch) -> Tensor:
+        self._transform = transform
+        logprobs, _ = self.forward(batch)
+        return logprobs
+
+    def _said(self, ids: Tensor) -> Tensor:
+        every: Tensor = self.hf(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        return every.gather(-1, ids[0, 1:, None])[:, 0]
 
 
 class ScoreModule(nn.Module):
-    """A scorer (head `score`) as a function from batches to a score a sequence, or a value a target; the model is `hf`."""
+    """A scorer (head `score`) as a function from batches to a score a sequence, or a value a target; the model is `hf`.
 
-    def __init__(self, hf: PreTrainedModel) -> None:
+    `layouts` says how its batches are to be made, as proven on the model (see `layouts.prove`, also for what is raised).
+    """
+
+    layouts: Layouts
+
+    def __init__(self, hf: PreTrainedModel, packing: Packing = Packing.auto) -> None:
         super().__init__()
         self.hf: Any = hf
-        # Whether batches may hold a prompt once for several rows (`collate(shared=True)`).
-        self.shares_prompts = use_attention_by_segment(hf)
+        attend_by_segment(hf)
+        with _drawn(self.hf.score.weight):
+            _, self.layouts = prove(hf, [partial(self, per_token=True)], self._said, packing)
 
     def forward(self, batch: ModelBatch, per_token: bool = False) -> Tensor:
         """Scores [n_rows] at each sequence's last token; or with `per_token` values [n_rows, T], fp32, 0 elsewhere.
@@ -79,26 +118,60 @@ class ScoreModule(nn.Module):
         The value of a target is read where that target is predicted: before it is known.
         """
         index = batch.target_index if per_token else batch.last_index
-        values: Tensor = self.hf.score(_hidden_states(self.hf, batch, self.shares_prompts)[index]).squeeze(-1).float()
+        hidden, head = _hidden_states(self.hf, batch)[index], self.hf.score
+        # In fp32, or scores in bf16 would have steps of 1/32 from 4 on, and answers would tie.
+        values = functional.linear(hidden.float(), head.weight.float(), None if head.bias is None else head.bias.float())[:, 0]
         return scatter(batch, values) if per_token else values
 
     def borrowed_parameters(self) -> list[nn.Parameter]:
-        """None: the head is called as a module."""
-        return []
+        """Parameters that `forward` uses without calling the module that owns them; ZeRO 3 has to be told."""
+        return list(self.hf.score.parameters())
+
+    def _said(self, ids: Tensor) -> Tensor:
+        # The value of the last token is the score of the row before it.
+        score: Tensor = self.hf(input_ids=ids[:, :-1], use_cache=False).logits[0]
+        return score
 
 
-def head_transform(config: Any) -> tuple[float, float | None]:
-    """(factor, soft cap) that an architecture applies to what its head puts out.
+def head_transforms(config: Any) -> list[LogitTransform]:
+    """What an architecture may do to what its head puts out, by the names that its config has for it; the likeliest first.
 
-    Raises `ConfigError` for a factor that is not a positive number.
+    In transformers 5.19: `logit_scale` (Cohere; MPT has one that it does not apply) and `lm_head_multiplier` (Falcon-H1)
+    multiply, `logits_scaling` divides (Granite) or multiplies (HyperCLOVA X), and `final_logit_softcapping` (Gemma 2 to 4,
+    NanoChat, VaultGemma), `logits_soft_cap` (RecurrentGemma) and `output_logit_soft_cap` (xLSTM) cap.
     """
     text = config.get_text_config()
-    scale = float(getattr(text, "logit_scale", None) or 1.0) * float(getattr(text, "lm_head_multiplier", None) or 1.0)
-    scale /= float(getattr(text, "logits_scaling", None) or 1.0)
-    if scale <= 0:
-        raise ConfigError(f"config of {text.model_type}: the head's outputs are multiplied by {scale}, which must be positive")
-    cap = getattr(text, "final_logit_softcapping", None)
-    return scale, None if cap is None else float(cap)
+    factor = _positive(text, "logit_scale", "lm_head_multiplier")
+    scaling = _positive(text, "logits_scaling")
+    cap = next((float(value) for name in CAPS if (value := getattr(text, name, None))), None)
+    likely = [LogitTransform(factor / scaling, cap), LogitTransform(factor * scaling, cap), LogitTransform()]
+    return list(dict.fromkeys(likely))
+
+
+def _positive(config: Any, *names: str) -> float:
+    """The product of those values that are positive numbers."""
+    values = [getattr(config, name, None) for name in names]
+    return math.prod(float(value) for value in values if isinstance(value, (int, float)) and value > 0)
+
+
+def _slower(hf: Any) -> str:
+    return (
+        f"{named(hf)}: its logits are not its head's outputs, nor these scaled or capped in a known way; "
+        "log-probs are computed from its full logits, which is slower and takes more memory"
+    )
+
+
+@contextmanager
+def _drawn(weight: Tensor) -> Iterator[None]:
+    """Random numbers in the head for a while: a new one is all zeros, under which all layouts would be alike."""
+    kept = weight.detach().clone()
+    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) / weight.shape[1] ** 0.5
+    with torch.no_grad():
+        weight.copy_(drawn)
+        try:
+            yield
+        finally:
+            weight.copy_(kept)
 
 
 def _at_targets(batch: ModelBatch, values: float | Tensor) -> Tensor:
@@ -108,12 +181,16 @@ def _at_targets(batch: ModelBatch, values: float | Tensor) -> Tensor:
     return torch.full(batch.target_ids.shape, values, device=batch.target_ids.device)
 
 
-def _hidden_states(hf: Any, batch: ModelBatch, by_segment: bool) -> Tensor:
-    """Last hidden states of all positions, [B' * S, H].
+def _hidden_states(hf: Any, batch: ModelBatch) -> Tensor:
+    """Last hidden states of all positions, [B' * S, H]."""
+    hidden: Tensor = hf.base_model(**_inputs(hf, batch)).last_hidden_state
+    return hidden.flatten(0, 1)
+
+
+def _inputs(hf: Any, batch: ModelBatch) -> dict[str, Any]:
+    """What a forward pass takes.
 
     Without segments packed sequences stay apart by position ids, and only without a mask and without a cache.
     """
-    arguments = {"attention_mask": batch.attention_mask} | (segment_arguments(batch) if by_segment else {})
-    output = hf.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **arguments)
-    hidden: Tensor = output.last_hidden_state
-    return hidden.flatten(0, 1)
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": batch.attention_mask}
+    return inputs | {"use_cache": False} | (segment_arguments(batch) if attends_by_segment(hf) else {})

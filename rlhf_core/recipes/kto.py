@@ -80,7 +80,7 @@ def _log_ratios(
     with engine.evaluating():
         for part in plan_of_rank(pairs, engine, config.engine):
             rows = [row for i in part for row in pairs[i].rows]
-            logprobs_BT, _ = engine.module(batch_of(rows, engine, config.engine, pad_id))
+            logprobs_BT, _ = engine.module(batch_of(rows, engine, pad_id))
             ref_logps = [logp for i in part for logp in reference[pairs[i].id]]
             ratios.append(logprobs_BT.sum(1) - torch.tensor(ref_logps, device=engine.device))
     return torch.cat(ratios)

@@ -124,7 +124,7 @@ class Trainer:
     def _forward(self, examples: Sequence[Example], totals: Totals, sums: Sums) -> Tensor:
         """This micro-batch's share of the global loss; its other shares go into `sums`."""
         rows = [row for example in examples for row in example.rows]
-        shares = self.loss(batch_of(rows, self.engine, self.job.config.engine, self.pad_id), examples, totals)
+        shares = self.loss(batch_of(rows, self.engine, self.pad_id), examples, totals)
         sums.add(shares)
         return shares["loss"]
 
@@ -214,15 +214,15 @@ class Sums:
 
 def plan_of_rank(examples: Sequence[Example], engine: TrainingEngine, settings: EngineSettings) -> list[list[int]]:
     """This rank's micro-batches of a global batch as indices, as many as every other rank has; some may be empty."""
-    shared = engine.module.shares_prompts
-    lengths = [line_tokens(e.rows, shared=shared) if settings.packing else e.padded_tokens for e in examples]
-    return micro_batches(lengths, settings.micro_batch_tokens, engine.world_size, settings.packing)[engine.rank]
+    layouts = engine.module.layouts
+    lengths = [line_tokens(e.rows, shared=layouts.shared) if layouts.packed else e.padded_tokens for e in examples]
+    return micro_batches(lengths, settings.micro_batch_tokens, engine.world_size, layouts.packed)[engine.rank]
 
 
-def batch_of(rows: Sequence[TokenRow], engine: TrainingEngine, settings: EngineSettings, pad_id: int) -> ModelBatch:
-    """One forward pass on the engine's device, with each prompt once where the engine's module can do that."""
-    batch = collate(rows, pad_id=pad_id, packed=settings.packing, shared=engine.module.shares_prompts)
-    return batch.to(engine.device)
+def batch_of(rows: Sequence[TokenRow], engine: TrainingEngine, pad_id: int) -> ModelBatch:
+    """One forward pass on the engine's device, laid out as its module can compute it."""
+    layouts = engine.module.layouts
+    return collate(rows, pad_id=pad_id, packed=layouts.packed, shared=layouts.shared).to(engine.device)
 
 
 def stop_if_requested(engine: TrainingEngine, resume: Path) -> None:

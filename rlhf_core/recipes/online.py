@@ -90,6 +90,8 @@ class OnlineRun:
         """All rounds that are left, then the artifact."""
         job, total = self.job, self.job.config.steps
         done = self._resume()
+        for note in self.workers.notes:
+            job.events.warn_once(note)
         job.events.progress(done, total, f"sampling with {self.workers.engine} from {len(self.prompts)} prompts")
         for step in range(done, total):
             if stop_requested(job.resume):

@@ -26,7 +26,7 @@ class Workers:
 
     `reference` only where a KL to it is paid for and the policy's own weights change: below adapters it is the policy's base.
 
-    `engine` says who generates, and why.
+    `engine` says who generates, and why; `notes` are what the others tell people.
     """
 
     policy: Group
@@ -35,6 +35,7 @@ class Workers:
     rollout: Group
     critic: Group | None
     engine: str
+    notes: list[str]
 
 
 @contextmanager
@@ -93,8 +94,11 @@ def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: in
         calls.append(groups["reference"].call("setup", _model_setup(job, method, pad_id)))
     if "critic" in groups:
         calls.append(groups["critic"].call("setup", _critic_setup(job, method, pad_id)))
-    [[engine], *_] = wait(*calls, timeout_s=timeout_s)
-    return Workers(groups["policy"], groups.get("reference"), groups["reward"], groups["rollout"], groups.get("critic"), engine)
+    [[engine], *told] = wait(*calls, timeout_s=timeout_s)
+    notes = [note for ranks in told for lines in ranks for note in lines]
+    return Workers(
+        groups["policy"], groups.get("reference"), groups["reward"], groups["rollout"], groups.get("critic"), engine, notes
+    )
 
 
 def _model_setup(job: OnlineJob, method: Method, pad_id: int) -> ModelSetup:

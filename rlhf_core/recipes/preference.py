@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import PreferenceConfig, PreferenceMethod
-from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
 from rlhf_core.objectives.preference import PreferenceKind, kto_loss, preference_loss
@@ -25,7 +24,7 @@ from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.kto import kto_totals
 from rlhf_core.recipes.loop import Totals, Trainer
 from rlhf_core.recipes.reference import with_reference_logps
-from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable
+from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable, start_engine
 
 # A method is a loss on pairs; cdpo is dpo with label smoothing, which the settings ask for. KTO alone knows no pairs.
 PAIR_METHODS: Mapping[PreferenceMethod, PreferenceKind] = {
@@ -49,9 +48,7 @@ def train_preference(job: TrainingJob[PreferenceConfig]) -> None:
     cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
 
     policy = load_trainable(job, load_lm)
-    engine = TrainingEngine(
-        PolicyModule(policy), optimizer=config.optimizer, engine=config.engine, total_steps=cursor.total_steps
-    )
+    engine = start_engine(job, PolicyModule(policy, config.engine.packing), cursor.total_steps)
     # Before any checkpoint is loaded the policy still is the reference: fresh adapters change no output.
     splits = with_reference_logps(job, engine, splits, tokenizer.pad_token_id)
     is_kto = config.method is PreferenceMethod.kto

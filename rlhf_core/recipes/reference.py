@@ -45,7 +45,7 @@ def _compute(job: TrainingJob[Any], engine: TrainingEngine, examples: Sequence[E
         for number, indices in enumerate(plan):
             stop_if_requested(engine, job.resume)
             rows = [row for i in indices for row in examples[i].rows]
-            logprobs_BT, _ = engine.module(batch_of(rows, engine, job.config.engine, pad_id))
+            logprobs_BT, _ = engine.module(batch_of(rows, engine, pad_id))
             logps[indices] = logprobs_BT.sum(1).view(-1, 2)
             if engine.rank == 0:
                 job.events.progress(number + 1, len(plan), f"reference log-probs: micro-batch {number + 1} of {len(plan)}")

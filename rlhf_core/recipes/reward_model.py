@@ -16,7 +16,6 @@ from torch import Tensor
 from rlhf_core.batching.collate import ModelBatch
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import RewardModelConfig
-from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.load import load_scorer
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.objectives.reward import pairwise_reward_loss
@@ -24,7 +23,7 @@ from rlhf_core.recipes.cursor import plan_cursor
 from rlhf_core.recipes.examples import Example, pair
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.loop import Totals, Trainer
-from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable
+from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable, start_engine
 
 
 def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:
@@ -39,7 +38,7 @@ def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:
     cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
 
     scorer = load_trainable(job, partial(load_scorer, new_head=True))
-    engine = TrainingEngine(ScoreModule(scorer), optimizer=config.optimizer, engine=config.engine, total_steps=cursor.total_steps)
+    engine = start_engine(job, ScoreModule(scorer, config.engine.packing), cursor.total_steps)
 
     def loss(batch: ModelBatch, examples: Sequence[Example], totals: Totals) -> dict[str, Tensor]:
         chosen_B, rejected_B = engine.module(batch).view(-1, 2).unbind(1)

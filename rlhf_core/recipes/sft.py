@@ -10,14 +10,13 @@ from torch import Tensor
 from rlhf_core.batching.collate import ModelBatch
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import SftConfig
-from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
 from rlhf_core.recipes.cursor import plan_cursor
 from rlhf_core.recipes.examples import Example, conversation
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.loop import Totals, Trainer
-from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable
+from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable, start_engine
 
 
 def train_sft(job: TrainingJob[SftConfig]) -> None:
@@ -31,9 +30,7 @@ def train_sft(job: TrainingJob[SftConfig]) -> None:
     cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
 
     policy = load_trainable(job, load_lm)
-    engine = TrainingEngine(
-        PolicyModule(policy), optimizer=config.optimizer, engine=config.engine, total_steps=cursor.total_steps
-    )
+    engine = start_engine(job, PolicyModule(policy, config.engine.packing), cursor.total_steps)
 
     def loss(batch: ModelBatch, examples: Sequence[Example], totals: Totals) -> dict[str, Tensor]:
         # Every target weighs the same, so the head's gradient need not wait for the loss.

@@ -9,8 +9,9 @@ import torch
 
 from rlhf_core.config import Dtype
 from rlhf_core.engine.engine import TrainingEngine
-from rlhf_core.models.load import check_model_folder, load_tokenizer
+from rlhf_core.models.load import check_model_folder, compute_device, load_tokenizer
 from rlhf_core.models.lora import add_lora
+from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.recipes.examples import Example, Splits, TrainingTable, keep_fitting, read_examples
 from rlhf_core.recipes.job import TrainingJob
 
@@ -37,7 +38,10 @@ def load_examples(job: TrainingJob[Any], table: TrainingTable, render: Callable[
 
 
 def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
-    """The model that `load` reads from `job.model`, with adapters unless `lora.rank` is 0; adapters are drawn from the seed."""
+    """The model that `load` reads from `job.model`, where it is to be trained.
+
+    It has adapters, drawn from the seed, unless `lora.rank` is 0.
+    """
     config = job.config
     torch.manual_seed(job.seed)
     model = load(
@@ -48,7 +52,16 @@ def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
     )
     if config.lora.rank:
         add_lora(model, config.lora)
-    return model
+    return model.to(compute_device())
+
+
+def start_engine(job: TrainingJob[Any], module: PolicyModule | ScoreModule, total_steps: int) -> TrainingEngine:
+    """The engine that trains `module`; rank 0 says what is not as usual about its batches."""
+    engine = TrainingEngine(module, optimizer=job.config.optimizer, engine=job.config.engine, total_steps=total_steps)
+    if engine.rank == 0:
+        for note in module.layouts.notes:
+            job.events.warn_once(note)
+    return engine
 
 
 def finish(job: TrainingJob[Any], engine: TrainingEngine, splits: Splits, facts: Mapping[str, float]) -> None:

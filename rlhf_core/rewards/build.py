@@ -46,6 +46,6 @@ def _scorer(
         dtype=engine.dtype,
         attention=engine.attention,
         micro_batch_tokens=engine.micro_batch_tokens,
-        packed=engine.packing,
+        packing=engine.packing,
         trust_remote_code=trust_remote_code,
     )

@@ -31,6 +31,11 @@ class ComposedReward:
         unique = [f"{name}_{n + 1}" if n else name for name, n in zip(names, repeats, strict=True)]
         self._sources = [(name, scorer, weight) for name, (scorer, weight) in zip(unique, scorers, strict=True)]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for people on how the sources work, from those that have any."""
+        return tuple(note for _, scorer, _ in self._sources for note in getattr(scorer, "notes", ()))
+
     def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
         """Ask every source. Raises `InvalidRewardError` for a number that is not finite: an error is not a reward."""
         by_source = {name: scorer.score(responses) for name, scorer, _ in self._sources}

@@ -11,8 +11,8 @@ from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
-from rlhf_core.config import Dtype
-from rlhf_core.models.load import load_scorer, same_tokens
+from rlhf_core.config import Dtype, Packing
+from rlhf_core.models.load import compute_device, load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.rewards.base import ScoredResponse
 
@@ -33,7 +33,7 @@ class RewardModelScorer:
         dtype: Dtype,
         attention: str,
         micro_batch_tokens: int,
-        packed: bool,
+        packing: Packing,
         trust_remote_code: bool = False,
     ) -> None:
         if not same_tokens(model, policy_model, trust_remote_code=trust_remote_code):
@@ -41,20 +41,26 @@ class RewardModelScorer:
                 f"reward model {model} and policy {policy_model} have different vocabularies: train the reward model from the same base"
             )
         scorer = load_scorer(model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, new_head=False)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._module = ScoreModule(scorer).to(self._device).eval()
+        self._device = compute_device()
+        self._module = ScoreModule(scorer.to(self._device), packing).eval()
         self._micro_batch_tokens = micro_batch_tokens
-        self._packed = packed
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for people on how its batches are laid out."""
+        notes: tuple[str, ...] = self._module.layouts.notes
+        return notes
 
     @torch.inference_mode()
     def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
         """One raw score (logit of the head) a response."""
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
-        shared = self._module.shares_prompts
-        [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=self._packed, shared=shared)
+        layouts = self._module.layouts
+        [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
         scores = [0.0] * len(rows)
         for indices in plan:
-            batch = collate([rows[i] for i in indices], pad_id=0, packed=self._packed, shared=shared).to(self._device)
+            part = [rows[i] for i in indices]
+            batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(self._device)
             for i, value in zip(indices, self._module(batch).float().tolist(), strict=True):
                 scores[i] = value
         return scores

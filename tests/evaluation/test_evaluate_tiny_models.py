@@ -38,7 +38,7 @@ from tasks.evaluate import STAGE as EVALUATE
 from tasks.runtime.context import ArtifactRef, StageContext
 from tests.conftest import REPOSITORY
 from tests.rollout.sampled import wide_headed_model
-from tests.tiny_models import tiny_model
+from tests.tiny_models import alibi_model, tiny_model
 
 SETTINGS = EvaluateConfig(
     engine=RolloutEngine.hf,
@@ -229,15 +229,27 @@ def test_log_probs_and_perplexity_equal_transformers_own_loss(arch: Any, world: 
     assert math.exp(mean) == pytest.approx(math.exp(total / tokens), rel=1e-4)
 
 
-def test_scoring_does_not_depend_on_how_rows_are_packed(world: World) -> None:
+def test_scoring_does_not_depend_on_how_rows_are_packed(world: World, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(world.base)
     table = read_table("sft", world.data / "sft" / "test.parquet").to_pylist()
     rows = [Renderer(tokenizer).conversation(row["messages"]) for row in table]
-    together = token_logprobs(world.base, rows, SETTINGS)
-    alone = token_logprobs(world.base, rows, SETTINGS.model_copy(update={"micro_batch_tokens": 16}))
+    together = token_logprobs(world.job(tmp_path / "out", world.base), world.base, rows)
+    alone = token_logprobs(world.job(tmp_path / "out", world.base, micro_batch_tokens=16), world.base, rows)
     assert [len(values) for values in together] == [row.n_targets for row in rows]
     for a, b in zip(together, alone, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_scoring_pads_a_model_that_packing_would_mix_up_and_says_so_once(world: World, tmp_path: Path) -> None:
+    model = alibi_model(tmp_path)
+    table = read_table("sft", world.data / "sft" / "test.parquet").to_pylist()
+    rows = [Renderer(load_tokenizer(model)).conversation(row["messages"]) for row in table]
+    job = world.job(tmp_path / "out", model)
+    together = token_logprobs(job, model, rows)
+    alone = [token_logprobs(job, model, [row])[0] for row in rows]
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+    assert job.events.path.read_text().count("batches are padded") == 1
 
 
 def test_the_same_seed_gives_the_same_numbers(world: World, measured: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from flows.presets import (
     resolve,
     set_dotted,
 )
-from rlhf_core.config import LoraSettings, OnlineConfig, RewardSource, SftConfig
+from rlhf_core.config import LoraSettings, OnlineConfig, Packing, RewardSource, SftConfig
 
 VALUES = st.recursive(
     st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
@@ -118,6 +118,22 @@ def test_values_are_read_as_yaml() -> None:
     assert parse_assignments(texts) == {"a.b": 0.02, "c": [1, 2], "d": None, "e": True, "f": "text", "g": "a=b"}
     with pytest.raises(ConfigError, match=r"section\.field=value"):
         parse_assignments(["online.kl_coef"])
+
+
+@pytest.mark.parametrize(
+    ("given", "packing"), [("auto", "auto"), ("on", "on"), ("off", "off"), ("true", "on"), ("false", "off"), ("'off'", "off")]
+)
+def test_packing_is_a_word_and_a_truth_value_of_yaml_still_means_one(given: str, packing: str) -> None:
+    config = resolve(Preset.quickstart, overrides=parse_assignments([f"sft.engine.packing={given}"]))
+    assert config.sft.engine.packing is Packing(packing)
+    assert config.sft.result_fields()["engine"]["packing"] == packing
+    assert resolve(Preset.quickstart).sft.engine.packing is Packing.auto
+
+
+def test_the_form_offers_the_words_for_packing() -> None:
+    schema = PipelineConfig.model_json_schema()["$defs"]
+    assert schema["EngineSettings"]["properties"]["packing"]["$ref"] == "#/$defs/Packing"
+    assert schema["Packing"]["enum"] == ["auto", "on", "off"]
 
 
 def test_a_learning_rate_in_short_scientific_notation_is_a_number() -> None:

@@ -1,5 +1,6 @@
 """A converted checkpoint is the trained model: same numbers, every architecture, every ZeRO stage, adapters or not."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ CASES = [
     ("gpt2", True, 4, 2, "score"),
     ("qwen3", False, 4, 3, "lm"),
     ("gemma", True, 0, 1, "score"),
+    ("llama", True, 0, 3, "score"),
 ]
 
 
@@ -84,6 +86,18 @@ def test_converted_model_gives_what_the_trained_one_gave(
     assert facts["head"] == head
     assert '"from": "base"' in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("head", ["lm", "score"])
+def test_what_is_published_drops_what_its_base_drops(tmp_path: Path, head: str) -> None:
+    base = tiny_model(tmp_path, "gpt2")
+    dropped = {"resid_pdrop": 0.3, "embd_pdrop": 0.2, "attn_pdrop": 0.1}
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | dropped))
+    trained(base, tmp_path / "checkpoint", head, 4, 1)
+    convert_checkpoint(tmp_path / "checkpoint", base, tmp_path / "out", ConvertConfig(), {})
+    published = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {name: published[name] for name in dropped} == dropped
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])

@@ -115,7 +115,7 @@ def test_one_micro_batch_or_several(loss: str, attention: str, path: Path) -> No
         module.zero_grad()
         for start in range(0, len(rows), 2 * pairs_at_a_time):
             part = rows[start : start + 2 * pairs_at_a_time]
-            function(module, collate(part, pad_id=0, packed=packed, shared=module.shares_prompts and packed)).backward()
+            function(module, collate(part, pad_id=0, packed=packed, shared=module.layouts.shared and packed)).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
     for cut in gradients[1:]:
         assert (cut - gradients[0]).norm() <= 1e-6 * gradients[0].norm()

@@ -106,7 +106,7 @@ def test_a_prompt_held_once_gets_its_gradient_from_every_response(
     gradients = []
     for shared in (True, False):
         module = module_of(output, paths[arch], "sdpa")
-        assert module.shares_prompts
+        assert module.layouts.shared
         module.zero_grad()
         values = OUTPUTS[output](module, collate(rows(), pad_id=0, packed=True, shared=shared))
         (values * torch.linspace(-1, 1, values.numel()).view_as(values)).mean().backward()
@@ -117,4 +117,4 @@ def test_a_prompt_held_once_gets_its_gradient_from_every_response(
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_only_attention_by_segment_shares_prompts(arch: Architecture, paths: dict[Architecture, Path]) -> None:
-    assert not module_of("log-probs", paths[arch], "eager").shares_prompts
+    assert not module_of("log-probs", paths[arch], "eager").layouts.shared

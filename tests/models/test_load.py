@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from data_processing.errors import ConfigError
-from rlhf_core.models.load import check_model_folder, load_lm, load_scorer, load_tokenizer, max_positions
+from rlhf_core.models.load import check_model_folder, load_lm, load_scorer, load_tokenizer, max_positions, set_dropout
 from tests.tiny_models import ARCHITECTURES, POSITIONS, Architecture, tiny_model
 
 
@@ -96,6 +96,31 @@ def test_training_mode_computes_what_eval_mode_does(tmp_path: Path, arch: Archit
     model = load_lm(folder, dtype="fp32", attention="sdpa")
     ids = torch.arange(3, 20)[None]
     assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
+
+
+def test_whatever_makes_training_random_is_off_however_its_config_names_it(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "llama")
+    values = {
+        "attention_dropout": 0.1,
+        "embd_pdrop": 0.1,
+        "decoder_layerdrop": 0.2,
+        "drop_path_rate": 0.3,
+        "router_jitter_noise": 0.4,
+    }
+    kept = {"token_dropout": True, "classifier_dropout": None, "dropout_kind": "variational"}
+    edit_config(folder, **values, **kept)
+    config = load_lm(folder, dtype="fp32", attention="sdpa").config
+    assert [getattr(config, name) for name in values] == [0.0] * len(values)
+    assert {name: getattr(config, name) for name in kept} == kept
+
+
+def test_dropout_of_a_nested_config_is_off_and_comes_back() -> None:
+    like = Gemma3Config(text_config={"attention_dropout": 0.1})
+    config = Gemma3Config(text_config={"attention_dropout": 0.1})
+    set_dropout(config, None)
+    assert config.text_config.attention_dropout == 0.0
+    set_dropout(config, like)
+    assert config.text_config.attention_dropout == 0.1
 
 
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rlhf_core.recipes.online_checkpoints import check_same_run
 from rlhf_core.recipes.online_job import OnlineJob
 from rlhf_core.recipes.stop import STOP_FILE_NAME
 from tests.online.runs import REWARD, events, final_weights, metric, online_job, prompts_folder, rollouts
-from tests.tiny_models import tiny_model
+from tests.tiny_models import alibi_model, tiny_model
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.slow]
 
@@ -52,6 +52,16 @@ def test_ppo_raises_the_reward_in_a_few_rounds(ppo_run: OnlineJob) -> None:
     # The critic starts at V = 0 and comes to foresee what responses earn.
     assert metric(ppo_run, "critic/value_mean")[0] == 0.0
     assert metric(ppo_run, "critic/loss")[-1] < metric(ppo_run, "critic/loss")[0] / 2
+
+
+def test_a_model_that_packing_would_mix_up_is_padded_by_every_actor_and_one_line_says_so(tmp_path: Path) -> None:
+    job = online_job(tmp_path, alibi_model(tmp_path), prompts_folder(tmp_path / "data"), method="grpo", kl_coef=0.1)
+    run_online(job)
+    [warning] = [event["message"] for event in events(job, "warning") if "packed" in event["message"]]
+    assert "batches are padded" in warning
+    # Sampler, policy and reference agree: each sees the rows as they are alone.
+    assert max(metric(job, "logprob_gap/max")) < 1e-4
+    assert metric(job, "kl/sequence")[0] == pytest.approx(0.0, abs=1e-4)
 
 
 def test_every_round_reports_what_it_did(ppo_run: OnlineJob) -> None:

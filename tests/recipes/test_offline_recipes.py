@@ -1,6 +1,7 @@
 """SFT, reward model and preference training on tiny models: they learn, and only what the settings say changes the result."""
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from tests.recipes.small_jobs import (
     weights,
     write_data,
 )
-from tests.tiny_models import ARCHITECTURES, Architecture, tiny_model
+from tests.tiny_models import ARCHITECTURES, Architecture, alibi_model, tiny_model
 
 Models = dict[Architecture, Path]
 
@@ -119,6 +120,24 @@ def test_packing_changes_nothing(recipe: str, arch: Architecture, models: Models
         for on in (True, False)
     )
     assert curve(packed, "loss") == pytest.approx(curve(padded, "loss"), abs=1e-5)
+
+
+@every_recipe
+def test_a_model_that_packing_would_mix_up_is_padded_and_one_line_says_so(recipe: str, data: Path, tmp_path: Path) -> None:
+    model = alibi_model(tmp_path)
+    auto, off, alone = (
+        trained(recipe, model, data, tmp_path / name, optimizer=SMOOTH, max_steps=3, engine=engine(**settings))
+        for name, settings in {"auto": {}, "off": {"packing": "off"}, "alone": {"micro_batch_tokens": 16}}.items()
+    )
+    assert curve(auto, "loss") == curve(off, "loss") == pytest.approx(curve(alone, "loss"), abs=1e-5)
+    assert curve(auto, "eval_loss") == curve(off, "eval_loss") == pytest.approx(curve(alone, "eval_loss"), abs=1e-5)
+    [warning] = events(auto, "warning")
+    assert re.search(
+        r"'falcon' .*rows in a packed line are not.*differ by up to [\d.]+ nats; batches are padded", warning["message"]
+    )
+    assert not events(off, "warning")
+    with pytest.raises(ConfigError, match=r"engine\.packing is 'on'"):
+        trained(recipe, model, data, tmp_path / "on", engine=engine(packing="on"))
 
 
 def test_every_step_reports_what_a_user_watches(models: Models, data: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data_processing.errors import ConfigError
+from rlhf_core.config import Packing
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.reward_model import RewardModelScorer
 from tests.tiny_models import Architecture, tiny_model
@@ -27,11 +28,11 @@ def reward_folder(tmp_path: Path, base: Path) -> Path:
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-@pytest.mark.parametrize(("packed", "tokens"), [(True, 64), (False, 64), (True, 16)])
-def test_scores_are_those_of_the_saved_model(tmp_path: Path, arch: Architecture, packed: bool, tokens: int) -> None:
+@pytest.mark.parametrize(("packing", "tokens"), [("on", 64), ("off", 64), ("auto", 16)])
+def test_scores_are_those_of_the_saved_model(tmp_path: Path, arch: Architecture, packing: str, tokens: int) -> None:
     base = tiny_model(tmp_path, arch)
     folder = reward_folder(tmp_path, base)
-    scorer = RewardModelScorer(folder, base, dtype="fp32", attention="sdpa", micro_batch_tokens=tokens, packed=packed)
+    scorer = RewardModelScorer(folder, base, dtype="fp32", attention="sdpa", micro_batch_tokens=tokens, packing=Packing(packing))
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     # Where pad is eos it would read the score before the eos that ends a response.
     model.config.pad_token_id = None
@@ -45,5 +46,5 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     base, other = tiny_model(tmp_path, "llama"), tiny_model(tmp_path, "gpt2")
     with pytest.raises(ConfigError, match="different vocabularies"):
         RewardModelScorer(
-            reward_folder(tmp_path, other), base, dtype="fp32", attention="sdpa", micro_batch_tokens=64, packed=True
+            reward_folder(tmp_path, other), base, dtype="fp32", attention="sdpa", micro_batch_tokens=64, packing=Packing.auto
         )
