@@ -22,6 +22,7 @@ from rlhf_core.batching.collate import collate, target_mask
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import line_tokens, plan_rows
 from rlhf_core.config import EngineSettings, OptimizerSettings
+from rlhf_core.device import device_for
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.head import LogitTransform
 from rlhf_core.models.load import load_lm
@@ -34,7 +35,8 @@ from rlhf_core.objectives.preference import preference_loss
 from rlhf_core.rollout.base import Sampling
 from rlhf_core.rollout.hf_engine import HfGenerator
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GPUS = float(torch.cuda.is_available())
+DEVICE = device_for(GPUS)
 Figures = dict[str, float | None]
 GIB = 2**30
 
@@ -142,7 +144,7 @@ def grpo(size: Size, model: Path) -> Figures:
     prompts = [random_ids(size, draw, size.prompt) for _ in range(size.prompts)]
     engine = _engine(size, model)
     count, length = size.prompts * size.samples, size.prompt + size.response
-    sampler = HfGenerator(model, dtype="bf16", max_model_len=length, max_num_seqs=count, trust_remote_code=False)
+    sampler = HfGenerator(model, dtype="bf16", max_model_len=length, max_num_seqs=count, trust_remote_code=False, gpus=GPUS)
     sampling = Sampling(temperature=1.0, max_new_tokens=size.response, n=size.samples, greedy=False, stop_ids=())
 
     def ours() -> list[list[int]]:
@@ -223,7 +225,7 @@ def _sft_step(size: Size, model: Path, parts: Sequence[Sequence[TokenRow]], pack
 
 
 def _engine(size: Size, model: Path) -> TrainingEngine:
-    settings = EngineSettings(dtype="bf16", zero_stage=1, micro_batch_tokens=size.line)
+    settings = EngineSettings(dtype="bf16", zero_stage=1, micro_batch_tokens=size.line, gpus_per_rank=GPUS)
     policy = PolicyModule(load_lm(model, dtype="bf16", attention=settings.attention))
     return TrainingEngine(policy, optimizer=OptimizerSettings(learning_rate=1e-6), engine=settings, total_steps=10_000)
 

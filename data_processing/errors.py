@@ -23,7 +23,7 @@ class DataError(AlignflowError):
 
 
 class DivergedError(AlignflowError):
-    """NaN or infinite loss, gradient or reward, or sampler and trainer too far apart."""
+    """NaN or infinite loss or gradient, an infinite reward, or sampler and trainer too far apart."""
 
     exit_code = 12
 

@@ -54,7 +54,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         response_ids=IDS,
         logprobs=FLOATS,
         rewards=pa.map_(pa.string(), pa.float64()),
-        reward=pa.float64(),
+        reward=(pa.float64(),),
         length_tokens=pa.int32(),
         finish_reason=pa.string(),
     ),

@@ -82,18 +82,11 @@ class Resampling:
     confidence: float = 0.95
     seed: int = 0
 
-    def weights(self, n: int) -> Iterator[tuple[slice, Floats, Floats]]:
-        """Blocks of draws: their rows, exponential weights `[rows, 1 + n]` and coins `[rows, n]`; `resamples` rows in all."""
-        exponentials, coins = (np.random.default_rng([self.seed, kind]) for kind in (0, 1))
+    def blocks(self, n: int) -> Iterator[slice]:
+        """The rows of the resamples that are drawn at once, `resamples` in all."""
         size = max(1, _CELLS_AT_ONCE // n)
         for start in range(0, self.resamples, size):
-            rows = slice(start, min(start + size, self.resamples))
-            shape = (rows.stop - rows.start, n)
-            yield (
-                rows,
-                exponentials.standard_exponential((shape[0], n + 1)),
-                (coins.random(shape, dtype=np.float32) < 0.5).astype(np.float64),
-            )
+            yield slice(start, min(start + size, self.resamples))
 
     def draws(self, values: Floats, bounds: Bounds = UNBOUNDED) -> Draws:
         """Draws of the means of the columns of `values[n, columns]`; columns share weights and are otherwise apart."""
@@ -104,13 +97,17 @@ class Resampling:
         lowest, highest = (end - centre for end in _unseen(values, bounds))
         kinds = 1 if bounds.complete else 2
         below, above = np.empty((2, kinds, self.resamples, columns))
-        for rows, exponentials, coins in self.weights(n):
+        dirichlet, coins = (np.random.default_rng([self.seed, kind]) for kind in (0, 1))
+        for rows in self.blocks(n):
+            # Exponential weights over their sum have a flat Dirichlet distribution; the first is that of the unseen unit.
+            exponentials = dirichlet.standard_exponential((rows.stop - rows.start, n + 1))
             unseen, total = exponentials[:, :1], exponentials.sum(axis=1, keepdims=True)
             seen = exponentials[:, 1:] @ terms
             below[0, rows], above[0, rows] = (seen + unseen * lowest) / total, (seen + unseen * highest) / total
             if not bounds.complete:
-                taken = coins.sum(axis=1, keepdims=True)
-                half = (coins @ terms) / np.maximum(taken, 1.0)
+                heads = (coins.random((rows.stop - rows.start, n), dtype=np.float32) < 0.5).astype(np.float64)
+                taken = heads.sum(axis=1, keepdims=True)
+                half = (heads @ terms) / np.maximum(taken, 1.0)
                 # No unit taken is no sign flipped, which speaks against no mean whatever.
                 below[1, rows], above[1, rows] = np.where(taken, half, -np.inf), np.where(taken, half, np.inf)
         # Sums in another order differ in the last digits: what may be a tie counts as one.
@@ -170,7 +167,7 @@ class Draws:
         centred, sign = self.values - self.mean, 1.0 if upwards else -1.0
         size = chance
         # The farther the mean is from a bound, the more one unit on it could take away: a fixed point, reached quickly.
-        for _ in range(4):
+        for _ in range(1 if self.bounds == UNBOUNDED else 4):
             moved = self.resampling.draws(centred + sign * size, self.bounds)
             size = chance + size - sign * (moved.low(tail) if upwards else moved.high(tail))
         return np.asarray(size, dtype=np.float64)

@@ -48,10 +48,10 @@ def by_source(
     resampling = Resampling(resamples=config.bootstrap_resamples, confidence=config.confidence, seed=seed)
     table: dict[str, dict[str, Any]] = {}
     for name, evaluation in evaluations.items():
-        for source, intervals in evaluation.source_intervals(resampling).items():
-            interval = intervals.get(comparison.decoding, {}).get(comparison.primary_metric)
-            if interval is not None:
-                table.setdefault(source, {})[name] = interval.to_json()
+        values = evaluation.values.get(comparison.decoding, {}).get(comparison.primary_metric)
+        for source, prompts in evaluation.prompts_of_source.items():
+            if values is not None and (part := values.of(prompts)) is not None:
+                table.setdefault(source, {})[name] = part.interval(resampling).to_json()
     return table
 
 

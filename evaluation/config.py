@@ -40,7 +40,12 @@ class EvaluateConfig(Settings):
     micro_batch_tokens: int = Field(
         512, ge=16, description="Most tokens in one scoring pass; attention costs its square, so a CPU wants few, a GPU many"
     )
-    gpus: float = operational(0.0, "Share of a GPU that is reserved for generation and scoring; 0 runs on CPU", ge=0.0, le=1.0)
+    gpus: float = operational(
+        0.0,
+        "Share of a GPU that is reserved for generation and scoring; 0 runs on the CPU, whatever the machine has",
+        ge=0.0,
+        le=1.0,
+    )
     threads: int = operational(1, "OpenMP threads", ge=1)
     kv_cache_mib: int = operational(256, "vLLM's key-value cache on CPU, in MiB", ge=16)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_processing.errors import ConfigError, DivergedError
 from evaluation.bootstrap import Resampling
+from evaluation.drawn import read_held_out
 from evaluation.generate import generate_answers
 from evaluation.job import Answer, EvaluationJob
 from evaluation.measures import Score
@@ -24,6 +25,9 @@ def evaluate(job: EvaluationJob) -> IntervalTable:
     """
     job.output.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    if "perplexity" in job.config.metrics:
+        # Rows that do not fit the model are known before anything is generated.
+        read_held_out(job)
     answers = generate_answers(job)
     write_predictions(job.output, (answer.to_row(job.model_name) for answer in answers))
     generated = time.monotonic()

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data_processing.errors import DataError
-from data_processing.schemas import read_table
+from evaluation.drawn import read_prompts
 from evaluation.job import Answer, EvaluationJob, Prompt
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.models.load import check_model_folder, load_tokenizer
+from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rollout.base import Generation, Generator, Sampling
 from rlhf_core.rollout.choose import choose_engine, make_generator
 
@@ -40,25 +39,10 @@ def generate_answers(job: EvaluationJob) -> list[Answer]:
         _release_memory()
 
 
-def read_prompts(job: EvaluationJob, renderer: Renderer) -> list[Prompt]:
-    """The drawn test prompts that fit the model, with their tokens."""
-    check_model_folder(job.model, trust_remote_code=True)
-    table = read_table("prompts", job.data / "prompts" / "test.parquet")
-    if table.num_rows == 0:
-        raise DataError("table 'prompts', split 'test' has no rows; give it some, for example by data.test_fraction")
-    drawn = job.draw(table)
-    prompts = [
-        Prompt(row["id"], row["prompt"], row["label"], row["source"], renderer.prompt_ids(row["prompt"]))
-        for row in drawn.to_pylist()
-    ]
-    kept = job.keep_fitting("prompts", table, drawn, [len(prompt.ids) for prompt in prompts], job.config.max_new_tokens)
-    return [prompts[i] for i in kept]
-
-
 def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
     config = job.config
     longest = max(len(prompt.ids) for prompt in prompts)
-    engine, reason = choose_engine(config.engine, job.model)
+    engine, reason = choose_engine(config.engine, job.model, config.gpus)
     job.events.progress(0, 1, f"generating with {engine.value} ({reason})")
     return make_generator(
         engine,
@@ -70,6 +54,7 @@ def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
         gpu_memory_fraction=0.4,
         threads=config.threads,
         trust_remote_code=True,
+        gpus=config.gpus,
     )
 
 
@@ -111,5 +96,4 @@ def _answer(prompt: Prompt, decoding: str, sample: int, generation: Generation, 
 def _release_memory() -> None:
     """Give the engine's weights and cache back before anything is scored."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()

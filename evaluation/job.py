@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from data_processing.schemas import TableName, content_id
 from evaluation.config import EvaluateConfig
-from evaluation.rows import DrawnRow, RowCounts, count_rows, draw_rows, fitting
+from evaluation.rows import RowCounts
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.events import EventLog
 from rlhf_core.rewards.base import ScoredResponse
@@ -22,7 +20,7 @@ class EvaluationJob:
     """One model to be measured; `model_name` stands in the predictions table.
 
     All paths are artifact folders. Code in them is trusted: the base_model stage lets it into the store only where allowed.
-    `counts` says by table which rows were measured; it fills while they are.
+    `counts` says by table which rows were measured, `held_out` holds the rows for perplexity: both fill while they are read.
     """
 
     config: EvaluateConfig
@@ -35,31 +33,7 @@ class EvaluationJob:
     seed: int
     events: EventLog
     counts: dict[TableName, RowCounts] = field(default_factory=dict)
-
-    def draw(self, table: pa.Table) -> pa.Table:
-        """The rows of a test split that this evaluation is to measure; the same for every model that has the seed."""
-        return table.take(draw_rows(table["id"].to_pylist(), _sources(table), self.config.max_prompts, self.seed))
-
-    def keep_fitting(
-        self, name: TableName, table: pa.Table, drawn: pa.Table, tokens: Sequence[int], new_tokens: int
-    ) -> list[int]:
-        """Indices of the drawn rows that fit the model; those that do not are counted, with a warning.
-
-        `tokens` are the rows' lengths. Raises as `evaluation.rows.fitting` does.
-        """
-        rows = [DrawnRow(*row) for row in zip(drawn["id"].to_pylist(), _sources(drawn), tokens, strict=True)]
-        kept = fitting(name, rows, self.model, new_tokens=new_tokens, max_dropped_fraction=self.config.max_dropped_fraction)
-        counts = self.counts[name] = count_rows(rows, kept, _sources(table))
-        if counts.left_out:
-            self.events.warn(
-                f"table '{name}', split 'test': {len(counts.left_out)} of {len(rows)} rows are too long for the model and left out: "
-                + ", ".join(map(str, counts.left_out))
-            )
-        return kept
-
-
-def _sources(table: pa.Table) -> list[str]:
-    return table["source"].to_pylist() if "source" in table.column_names else [""] * table.num_rows
+    held_out: list[tuple[str, TokenRow]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,13 @@ from dataclasses import asdict
 from data_processing.errors import DataError
 from data_processing.procedures_checker import check
 from data_processing.procedures_policy import parse_policy
-from data_processing.schemas import read_table
 from evaluation.config import Metric
+from evaluation.drawn import read_held_out
 from evaluation.faults import procedure_faults
 from evaluation.job import Answer, EvaluationJob
 from evaluation.measures import Measure, Score
-from evaluation.scoring import ATTENTION, check_same_tokens, token_logprobs
-from rlhf_core.batching.templates import Renderer
+from evaluation.scoring import check_same_tokens, token_logprobs
 from rlhf_core.config import Packing
-from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rewards.reward_model import RewardModelScorer
 
 PROCEDURES = {
@@ -70,9 +68,10 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         job.reward_model,
         job.model,
         dtype=job.config.dtype,
-        attention=ATTENTION,
+        attention=None,
         micro_batch_tokens=job.config.micro_batch_tokens,
         packing=Packing.auto,
+        gpus=job.config.gpus,
         trust_remote_code=True,
     )
     for note in scorer.notes:
@@ -110,19 +109,11 @@ def length(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
 
 def perplexity(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     """exp of the mean negative log-likelihood a target token of the drawn rows of the sft test split that fit the model."""
-    path = job.data / "sft" / "test.parquet"
-    if not path.is_file():
+    held_out = read_held_out(job)
+    if not held_out:
         raise NotMeasured("the data has no test split of the sft table")
-    renderer = Renderer(load_tokenizer(job.model, trust_remote_code=True), None)
-    table = read_table("sft", path)
-    if table.num_rows == 0:
-        raise NotMeasured("the test split of the sft table has no rows")
-    drawn = job.draw(table)
-    rows = [renderer.conversation(messages) for messages in drawn["messages"].to_pylist()]
-    kept = job.keep_fitting("sft", table, drawn, [len(row) for row in rows], 0)
-    logprobs = token_logprobs(job, job.model, [rows[i] for i in kept])
-    ids = drawn["id"].to_pylist()
-    return [_row_perplexity(ids[i], values.double().tolist()) for i, values in zip(kept, logprobs, strict=True)]
+    logprobs = token_logprobs(job, job.model, [row for _, row in held_out])
+    return [_row_perplexity(name, values.double().tolist()) for (name, _), values in zip(held_out, logprobs, strict=True)]
 
 
 METRICS: Mapping[Metric, MetricFunction] = {

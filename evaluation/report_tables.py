@@ -90,11 +90,11 @@ def _tests(data: ReportData) -> Markup | None:
     if not tests:
         return None
     measure = data.measures[data.verdict["primary_metric"]]
-    head = tag("tr", *(tag("th", name) for name in ("Model", "Judged", "p", "p, corrected", "Detectable gain")))
+    head = tag("tr", *(tag("th", name) for name in ("Model", "p", "Detectable gain")))
     rows = [_test_row(name, test, measure, data.verdict["min_prompts"]) for name, test in tests.items()]
     note = (
-        f"A model is judged from {data.verdict['min_prompts']} paired prompts on, and differs where the corrected p is at most "
-        f"{1 - data.confidence:.2g}: Holm's correction over the candidates. A true gain of the detectable size is found 4 times in 5."
+        f"A model is judged from {data.verdict['min_prompts']} paired prompts on, and differs where p is at most "
+        f"{1 - data.confidence:.2g}, after Holm's correction over the candidates. A true gain of the detectable size is found 4 times in 5."
     )
     table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
     return join(tag("h3", f"Against {data.verdict['baseline']}"), table, tag("p", note, class_="note"))
@@ -104,12 +104,13 @@ def _test_row(name: str, test: Mapping[str, Any], measure: Measure, needed: int)
     few = test["judgement"] == "too few prompts"
     judged = f"too few prompts: {test['n']} of {needed} needed" if few else test["judgement"]
     detectable = "–" if test["detectable"] is None else shown(test["detectable"], measure)
-    model = tag("td", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name)
-    return tag("tr", model, *(tag("td", text) for text in (judged, _p(test["p"]), _p(test["corrected_p"]), detectable)))
+    dot = tag("span", class_="dotted", style=f"--c:{colour_of(name)}")
+    model = tag("td", dot, name, tag("span", judged, class_="range"))
+    return tag("tr", model, tag("td", _p(test["corrected_p"])), tag("td", detectable))
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+    return "<0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def _sources(data: ReportData) -> Markup | None:
@@ -120,7 +121,12 @@ def _sources(data: ReportData) -> Markup | None:
     models, measure = list(data.verdict["models"]), data.measures[data.verdict["primary_metric"]]
     names = [tag("th", tag("span", class_="dotted", style=f"--c:{colour_of(name)}"), name) for name in models]
     rows = [
-        tag("tr", tag("td", source), tag("td", f"{n['measured']} of {n['of']}"), *_source_cells(data, source, models, measure))
+        tag(
+            "tr",
+            tag("td", source),
+            tag("td", f"{n['measured']}\u00a0of\u00a0{n['of']}"),
+            *_source_cells(data, source, models, measure),
+        )
         for source, n in counts.items()
     ]
     table = tag("table", tag("thead", tag("tr", tag("th", "Source"), tag("th", "Prompts"), *names)), tag("tbody", *rows))

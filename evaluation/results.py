@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,21 +51,23 @@ class Evaluation:
             for decoding, metrics in self.values.items()
         }
 
-    def source_intervals(self, resampling: Resampling) -> dict[str, IntervalTable]:
-        """The same for the prompts of each source, by its name; held-out rows have none."""
-        prompts: dict[str, set[str]] = defaultdict(set)
+    @cached_property
+    def prompts_of_source(self) -> dict[str, set[str]]:
+        """Source -> ids of its prompts, by name; held-out rows have none."""
+        grouped: dict[str, set[str]] = defaultdict(set)
         for row in self.predictions:
             if row.get("source") is not None:
-                prompts[row["source"]].add(row["prompt_id"])
-        return {source: self._of(units, resampling) for source, units in sorted(prompts.items())}
+                grouped[row["source"]].add(row["prompt_id"])
+        return dict(sorted(grouped.items()))
 
-    def _of(self, units: Collection[str], resampling: Resampling) -> IntervalTable:
-        table: IntervalTable = {}
-        for decoding, metrics in self.values.items():
-            for metric, values in metrics.items():
-                if (chosen := values.of(units)) is not None:
-                    table.setdefault(decoding, {})[metric] = chosen.interval(resampling)
-        return table
+    def source_intervals(self, resampling: Resampling) -> dict[str, IntervalTable]:
+        """The intervals over the prompts of each source."""
+        tables: dict[str, IntervalTable] = {}
+        for source, prompts in self.prompts_of_source.items():
+            for decoding, metrics in self.values.items():
+                parts = {metric: part for metric, values in metrics.items() if (part := values.of(prompts)) is not None}
+                tables.setdefault(source, {})[decoding] = {metric: part.interval(resampling) for metric, part in parts.items()}
+        return tables
 
 
 def write_predictions(folder: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -86,7 +86,7 @@ def fitting(table: str, rows: Sequence[DrawnRow], model: Path, *, new_tokens: in
         return list(range(len(rows)))
     room = positions - new_tokens
     overlong = [row for row in rows if row.tokens > room]
-    if len(overlong) == len(rows):
+    if overlong and len(overlong) == len(rows):
         lengths = sorted(row.tokens for row in rows)
         beside = f"evaluate.max_new_tokens={new_tokens} behind " if new_tokens else ""
         raise ConfigError(
@@ -94,11 +94,10 @@ def fitting(table: str, rows: Sequence[DrawnRow], model: Path, *, new_tokens: in
             f"than the {positions} positions of model {model}: shorten answers or rows, or choose a model with more positions"
         )
     if len(overlong) > max_dropped_fraction * len(rows):
-        named = ", ".join(map(str, overlong[:_NAMED_ROWS])) + (", ..." if len(overlong) > _NAMED_ROWS else "")
         raise DataError(
             f"table '{table}', split 'test': {len(overlong)} of the {len(rows)} rows drawn are longer than the {room} tokens that "
             f"the model has room for ({positions} positions less {new_tokens} new tokens), more than "
-            f"evaluate.max_dropped_fraction={max_dropped_fraction} allows: {named}; shorten or remove them, or raise it"
+            f"evaluate.max_dropped_fraction={max_dropped_fraction} allows: {named(overlong)}; shorten or remove them, or raise it"
         )
     return [i for i, row in enumerate(rows) if row.tokens <= room]
 
@@ -109,3 +108,8 @@ def count_rows(rows: Sequence[DrawnRow], kept: Sequence[int], sources: Sequence[
     by_source = {name: (measured[name], size) for name, size in sorted(sizes.items()) if name}
     stays = set(kept)
     return RowCounts(len(kept), len(sources), by_source, [row for i, row in enumerate(rows) if i not in stays])
+
+
+def named(rows: Sequence[DrawnRow]) -> str:
+    """The first few rows in words."""
+    return ", ".join(map(str, rows[:_NAMED_ROWS])) + (", ..." if len(rows) > _NAMED_ROWS else "")

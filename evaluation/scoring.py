@@ -13,11 +13,9 @@ from evaluation.job import EvaluationJob
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
+from rlhf_core.device import device_for
 from rlhf_core.models.load import load_lm, same_tokens
 from rlhf_core.models.modules import PolicyModule
-
-# The attention under which packed rows stay apart (see rlhf_core/models/modules.py).
-ATTENTION = "sdpa"
 
 
 @torch.no_grad()
@@ -28,8 +26,8 @@ def token_logprobs(job: EvaluationJob, model: Path, rows: Sequence[TokenRow], te
     """
     config = job.config
     torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = PolicyModule(load_lm(model, dtype=config.dtype, attention=ATTENTION, trust_remote_code=True).to(device)).eval()
+    device = device_for(config.gpus)
+    module = PolicyModule(load_lm(model, dtype=config.dtype, attention=None, trust_remote_code=True).to(device)).eval()
     found: dict[int, Tensor] = {}
     layouts = module.layouts
     for note in layouts.notes:

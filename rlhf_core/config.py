@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from data_processing.settings import Settings, operational
 
 Dtype = Literal["bf16", "fp32"]
+TemplateArgument = bool | int | float | str | None
 
 
 def _from_bool(value: Any) -> Any:
@@ -26,7 +28,17 @@ class BaseModelConfig(Settings):
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model folder")
     chat_template: str | None = Field(
         None,
-        description="Jinja chat template to use instead of the tokenizer's; null keeps its own, or the plain one if it has none",
+        description="Chat template to use instead of the tokenizer's: the name of a bundled one (deepseek_r1, gpt_oss, qwen3, "
+        "qwen3_thinking), the path of a .jinja file, or Jinja; null keeps its own, or the plain one if it has none",
+    )
+    template_date: datetime.date | None = Field(
+        None,
+        description="The day that a template with a date takes for today, in every stage; null: that of the model folder, "
+        "else the day on which this stage runs",
+    )
+    chat_template_kwargs: dict[str, TemplateArgument] = Field(
+        default_factory=dict,
+        description="Arguments of the chat template in training, generation and evaluation, for example {enable_thinking: false}",
     )
 
 
@@ -74,7 +86,9 @@ class EngineSettings(Settings):
     """How training is laid out on the hardware: ranks, ZeRO, precision, micro-batches."""
 
     world_size: int = Field(1, ge=1, description="Training processes (one a GPU, or one or two on a CPU)")
-    gpus_per_rank: float = Field(0.0, ge=0.0, le=1.0, description="GPUs each rank reserves; 0 trains on CPU")
+    gpus_per_rank: float = Field(
+        0.0, ge=0.0, le=1.0, description="GPUs each rank reserves; 0 computes on the CPU, whatever the machine has"
+    )
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     offload_optimizer: bool = Field(False, description="Keep optimizer states in CPU memory (ZeRO 1-3)")
     dtype: Dtype = Field("bf16", description="Compute precision; bf16 keeps fp32 master weights and needs zero_stage >= 1")
@@ -107,7 +121,11 @@ class TrainingConfig(Settings):
     )
     overlong: Literal["error", "drop"] = Field("error", description="What happens to rows longer than max_length_tokens")
     max_dropped_fraction: float = Field(
-        0.05, ge=0.0, le=1.0, description="Share of dropped rows above which the stage stops (exit 11)"
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="Share of rows that are too long, and share that the chat template cannot render, above which the stage stops "
+        "(exit 11)",
     )
     checkpoint_every_steps: int = operational(20, "Steps between checkpoints to resume from; 0 keeps only the final one", ge=0)
     stall_after_s: float = operational(1800.0, "Seconds without an event after which the stage counts as hung", gt=0)
@@ -237,7 +255,8 @@ class RewardSource(Settings):
     weight: float = Field(1.0, description="Factor in the weighted sum")
     function: str | None = Field(
         None,
-        description="Import path module:function for kind python; called with prompts, responses and labels, returns one float each",
+        description="Import path module:function for kind python; called with prompts, responses and labels. Returns for each response "
+        "a number, None where it does not apply, or NaN where it failed on that one; what it may raise is in docs/rewards.md",
     )
 
     @model_validator(mode="after")
@@ -260,6 +279,20 @@ class OnlineConfig(TrainingConfig):
     mini_batches: int = Field(1, ge=1, description="Optimizer steps a pass")
     rewards: list[RewardSource] = Field(
         default_factory=lambda: [RewardSource(kind="reward_model")], min_length=1, description="Weighted sum of these"
+    )
+    reward_retries: int = operational(
+        5,
+        "Times a reward that failed for a while (time-out, network) is asked again before the stage is ended and tried again",
+        ge=0,
+    )
+    reward_retry_wait_s: float = operational(
+        1.0, "Seconds before it is first asked again; each later wait is twice as long, up to 60 s", gt=0
+    )
+    max_invalid_fraction: float = operational(
+        0.5,
+        "Share of a round's responses without a valid reward (None or NaN) above which the run stops (exit 11)",
+        ge=0.0,
+        le=1.0,
     )
     kl_coef: float = Field(0.02, ge=0.0, description="Weight of the KL to the reference (nats)")
     score_clip: float | None = Field(None, gt=0.0, description="Scores are clipped to +- this; null: not at all")

@@ -8,20 +8,18 @@ what follows it, so training sees exactly the prompts that sampling sees.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from jinja2.exceptions import TemplateError
-
-from data_processing.errors import ConfigError, DataError
+from data_processing.errors import ConfigError
+from rlhf_core.batching.chat_template import ChatTemplate, Message
+from rlhf_core.batching.growing import GrowingTokens, always_splits
+from rlhf_core.batching.rendering import Rendering, read_rendering
 from rlhf_core.batching.rows import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Message = Mapping[str, str]
 
 # For models without a chat template: a heading for every turn, and EOS after every assistant turn.
 PLAIN_TEMPLATE = (
@@ -30,39 +28,36 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 
-_QUESTION: Message = {"role": "user", "content": "Hello"}
-
 
 class Renderer:
     """Tokens of conversations under one chat template.
 
     `chat_template` replaces the tokenizer's own; None keeps that one, or takes the plain one where there is none. `template`
-    is the one in use, complete: give it to the tokenizer that is saved with the model. Raises `ConfigError` for a template
+    is the one in use, complete: give it to the tokenizer that is saved with the model. `rendering` None takes what the
+    tokenizer's model folder carries, so whoever loads a folder renders as everyone does. Raises `ConfigError` for a template
     that fails on one question and answer, does not end answers with a special token, or starts with two BOS tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, rendering: Rendering | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.template: str = chat_template or _own_template(tokenizer) or _plain_template(tokenizer)
-        try:
-            self._heading = self._missing_heading()
-            self._end_token, self._after_end = self._ending()
-            first_ids = self.prompt_ids([_QUESTION])[:2]
-        except DataError as error:
-            raise ConfigError(f"chat_template fails on one question and answer: {error}") from error
-        if first_ids == [tokenizer.bos_token_id] * 2:
+        self._text = ChatTemplate(tokenizer, self.template, rendering or _own_rendering(tokenizer))
+        self._end_id: int = tokenizer.convert_tokens_to_ids(self._text.end_token)
+        self._split = self._text.end_token if always_splits(tokenizer, self._text.end_token) else None
+        if self.prompt_ids([{"role": "user", "content": "Hello"}])[:2] == [tokenizer.bos_token_id] * 2:
             raise ConfigError(f"chat_template starts conversations with {tokenizer.bos_token!r} twice: remove one from it")
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end a response: the one that ends an assistant turn, and EOS where that is another one."""
-        end_of_turn: int = self.tokenizer.convert_tokens_to_ids(self._end_token)
         eos = self.tokenizer.eos_token_id
-        return [end_of_turn] if eos is None or eos == end_of_turn else [end_of_turn, eos]
+        return [self._end_id] if eos is None or eos == self._end_id else [self._end_id, eos]
 
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
         """What the sampler is given: the prompt's messages and the opening of an assistant turn."""
-        return self._encode(self._opening(prompt))
+        return self._encode(self._text.opening(prompt))
 
     def prompt_and_response(self, prompt: Sequence[Message], response: Sequence[Message]) -> TokenRow:
         """Prompt, then response; targets are the assistant turns of the response. Starts with `prompt_ids(prompt)`."""
@@ -74,91 +69,24 @@ class Renderer:
 
     def _row(self, messages: Sequence[Message], first_target: int) -> TokenRow:
         """Row whose targets are the assistant turns from message `first_target` on; without any it is the bare prompt."""
-        text, ids, is_target = "", list[int](), list[bool]()
+        text, tokens = "", GrowingTokens(self._encode, self._split)
+        is_target: list[bool] = []
         for i in range(first_target, len(messages)):
             if messages[i]["role"] != "assistant":
                 continue
-            opening, answer = self._turn(messages[: i + 1])
+            opening, answer = self._text.turn(messages[: i + 1])
             if not opening.startswith(text):
-                raise _rewrites(f"assistant turns before message {i}")
-            for piece, learnt in ((opening.removeprefix(text), False), (answer, True)):
-                new_ids = self._continue(text, ids, piece)
-                text, ids, is_target = text + piece, ids + new_ids, is_target + [learnt] * len(new_ids)
-        ids = ids or self.prompt_ids(messages)
+                raise self._text.rewrites(i, text, opening)
+            is_target += [False] * tokens.add(opening.removeprefix(text))
+            is_target += [True] * tokens.add(answer)
+            tokens.end_turn(self._end_id)
+            text = opening + answer
+        ids = tokens.ids or self.prompt_ids(messages)
         return TokenRow(ids, is_target or [False] * len(ids))
-
-    def _turn(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """Texts before and of the last message, an assistant turn; the second ends with the token that ends the turn."""
-        opening, rendered = self._opening(messages[:-1]), self._render(messages, add_generation_prompt=False)
-        if not rendered.startswith(opening) or not rendered.endswith(self._end_token + self._after_end):
-            raise _rewrites(f"message {len(messages) - 1}, an assistant turn,")
-        return opening, rendered.removeprefix(opening).removesuffix(self._after_end)
-
-    def _continue(self, text: str, ids: list[int], piece: str) -> list[int]:
-        """Tokens of `piece` after `text`, whose tokens are `ids`: as in the whole text, unless a merge would change `ids`."""
-        whole = self._encode(text + piece)
-        return whole[len(ids) :] if whole[: len(ids)] == ids else self._encode(piece)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
-
-    def _opening(self, messages: Sequence[Message]) -> str:
-        if not messages:
-            raise DataError("a conversation starts with an assistant turn: put a user or system turn before it")
-        return self._render(messages, add_generation_prompt=True) + self._heading
-
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                plain, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise DataError(f"the chat template refuses a conversation with roles {roles}: {error}") from error
-        return text
-
-    def _missing_heading(self) -> str:
-        """Heading of an assistant turn where the template leaves it out of its generation prompt; else empty."""
-        before = self._render([_QUESTION], add_generation_prompt=False)
-        if self._render([_QUESTION], add_generation_prompt=True) != before:
-            return ""
-        heading = _shared_start(*self._two_answers()).removeprefix(before)
-        # A bare space belongs to the answer: tokenizers join it to the first word.
-        return heading if heading.strip() else ""
-
-    def _ending(self) -> tuple[str, str]:
-        """The special token that ends an assistant turn, and the text from there to the end of the rendering."""
-        first, second = self._two_answers()
-        ending = _shared_start(first[::-1], second[::-1])[::-1]
-        added = self.tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
-        found = [(ending.index(token), token) for token in special if token in ending]
-        if not found:
-            raise ConfigError(
-                f"chat_template ends assistant turns with {ending!r}, which holds no special token of the tokenizer, so a model "
-                "would never learn to stop: end them with {{ eos_token }}"
-            )
-        start, token = min(found)
-        return token, ending[start + len(token) :]
-
-    def _two_answers(self) -> tuple[str, str]:
-        """Renderings that differ in the assistant's content alone."""
-        zero, one = ({"role": "assistant", "content": content} for content in "01")
-        return self._render([_QUESTION, zero], False), self._render([_QUESTION, one], False)
-
-
-def _shared_start(one: str, other: str) -> str:
-    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def _rewrites(where: str) -> ConfigError:
-    return ConfigError(
-        f"chat_template renders {where} differently once the conversation goes on (templates that drop earlier reasoning do), so "
-        "its tokens cannot be told from the user's: give rows with a single assistant turn, or a template that keeps turns as "
-        "they were in model.chat_template"
-    )
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -166,6 +94,11 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
     template: str = tokenizer.get_chat_template()
     return template
+
+
+def _own_rendering(tokenizer: PreTrainedTokenizerBase) -> Rendering:
+    """What the folder says that the tokenizer was loaded from; a tokenizer made in memory has none."""
+    return read_rendering(tokenizer.name_or_path) if tokenizer.name_or_path else Rendering()
 
 
 def _plain_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -24,6 +24,7 @@ from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.cluster.distributed import free_address, set_rank_environment
 from rlhf_core.cluster.weights import Arrays, to_arrays
 from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings
+from rlhf_core.device import device_for, placed
 
 if TYPE_CHECKING:
     from rlhf_core.engine.engine import TrainingEngine
@@ -56,10 +57,14 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class MiniBatch:
-    """The rows (by number) of one optimizer step. Rows without a gradient may be left out of `rows`, never out of `totals`."""
+    """The rows (by number) of one optimizer step. Rows without a gradient may be left out of `rows`, never out of `totals`.
+
+    `step` is its number (from 0) among all that the run has planned: what the learning rate hangs on.
+    """
 
     rows: list[int]
     totals: Totals
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,10 @@ class MicroLoss(Protocol):
 
 
 class ScoringWorker:
-    """A frozen model that gives values for rows; on its own it is the reference of online training."""
+    """A frozen model that gives values for rows; on its own it is the reference of online training.
+
+    It is one process, but `world_size` is that of the policy: it computes what each of the policy's ranks would, in turn.
+    """
 
     module: PolicyModule | ScoreModule
     device: torch.device
@@ -105,7 +113,7 @@ class ScoringWorker:
 
     def setup(self, setup: ModelSetup) -> tuple[str, ...]:
         """Load the causal LM at `setup.model`; returns lines for people. Raises what loading raises."""
-        from rlhf_core.models.load import compute_device, load_lm
+        from rlhf_core.models.load import load_lm
         from rlhf_core.models.modules import PolicyModule
 
         self._remember(setup)
@@ -115,12 +123,12 @@ class ScoringWorker:
             attention=setup.engine.attention,
             trust_remote_code=setup.trust_remote_code,
         )
-        self.device = compute_device()
+        self.device, self.world_size = device_for(setup.engine.gpus_per_rank), setup.engine.world_size
         self.module = PolicyModule(lm.to(self.device), setup.engine.packing).eval().requires_grad_(False)
         return self.module.layouts.notes
 
     def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
-        """`forward` on this rank's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of other ranks.
+        """`forward` on this process's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of others.
 
         The rows are cut as `TrainingWorker.train` cuts them, so that the same weights give the same bits there.
         """
@@ -140,7 +148,11 @@ class ScoringWorker:
 
     def _plan(self, rows: Sequence[TokenRow]) -> list[list[int]]:
         layouts, max_tokens = self.module.layouts, self._engine_settings.micro_batch_tokens
-        return plan_rows(rows, max_tokens, self.world_size, packed=layouts.packed, shared=layouts.shared)[self.rank]
+        return self._share(plan_rows(rows, max_tokens, self.world_size, packed=layouts.packed, shared=layouts.shared))
+
+    def _share(self, plan: list[list[list[int]]]) -> list[list[int]]:
+        """This process's micro-batches of a plan for all ranks: here every rank's that has rows."""
+        return [cut for cuts in plan for cut in cuts if cut]
 
     def _batch(self, rows: Sequence[TokenRow]) -> ModelBatch:
         layouts = self.module.layouts
@@ -175,6 +187,10 @@ class TrainingWorker(ScoringWorker):
     def _load(self, setup: ModelSetup) -> nn.Module:
         raise NotImplementedError
 
+    def _share(self, plan: list[list[list[int]]]) -> list[list[int]]:
+        """As many as every other rank has, also where some are empty: ranks meet in each."""
+        return plan[self.rank]
+
     def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """As `ScoringWorker.predict`, with the current weights."""
         with self.engine.evaluating():
@@ -203,7 +219,7 @@ class TrainingWorker(ScoringWorker):
             return parts["loss"]
 
         cuts = self._plan([rows[i] for i in mini_batch.rows])
-        step = self.engine.train_step([partial(micro, [mini_batch.rows[i] for i in cut]) for cut in cuts])
+        step = self.engine.train_step([partial(micro, [mini_batch.rows[i] for i in cut]) for cut in cuts], mini_batch.step)
         return UpdateStats(dict(shares), step.grad_norm, step.learning_rate, time.monotonic() - began, outputs)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
@@ -223,7 +239,7 @@ class PolicyWorker(TrainingWorker):
     """The policy: a causal LM with adapters."""
 
     def _load(self, setup: ModelSetup) -> nn.Module:
-        from rlhf_core.models.load import compute_device, load_lm
+        from rlhf_core.models.load import load_lm
         from rlhf_core.models.lora import add_lora
         from rlhf_core.models.modules import PolicyModule
 
@@ -235,7 +251,7 @@ class PolicyWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(lm, setup.lora)
-        return PolicyModule(lm.to(compute_device()), setup.engine.packing)
+        return PolicyModule(placed(lm, setup.engine), setup.engine.packing)
 
     def predict_reference(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """As `predict`, with the weights that training started from: those below the adapters, which must be there."""
@@ -258,7 +274,7 @@ class CriticWorker(TrainingWorker):
     """The critic: a value a token from a backbone with a score head."""
 
     def _load(self, setup: ModelSetup) -> nn.Module:
-        from rlhf_core.models.load import compute_device, load_scorer
+        from rlhf_core.models.load import load_scorer
         from rlhf_core.models.lora import add_lora
         from rlhf_core.models.modules import ScoreModule
 
@@ -271,4 +287,4 @@ class CriticWorker(TrainingWorker):
         )
         if setup.lora.rank:
             add_lora(scorer, setup.lora)
-        return ScoreModule(scorer.to(compute_device()), setup.engine.packing)
+        return ScoreModule(placed(scorer, setup.engine), setup.engine.packing)

@@ -13,13 +13,22 @@ from torch._C._distributed_c10d import HashStore
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def init_distributed() -> None:
-    """Join the process group that the rank variables describe; without them, a group of this process alone. Idempotent."""
+def init_distributed(device: torch.device) -> None:
+    """Join the process group that the rank variables describe; without them, a group of this process alone. Idempotent.
+
+    `device` says between what it sends: NCCL between GPUs, gloo between CPUs.
+    """
     import deepspeed
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    # DeepSpeed took a GPU if it saw one when it was first imported, which transformers does.
+    if device.type == "cpu" and get_accelerator().device_name() != "cpu":
+        set_accelerator(CPU_Accelerator())
 
     # DeepSpeed's shared-memory op serves inference only, and would be compiled here for the better part of a minute.
     deepspeed.ops.__compatible_ops__ = {}
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         if not dist.is_initialized():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from data_processing.errors import AlignflowError, OutOfMemoryError
+
+# How soon a wait notices that it should end.
+POLL_S = 0.5
 
 
 class ActorFailedError(RuntimeError):
@@ -76,10 +80,13 @@ class Group:
             ray.kill(actor)
 
 
-def wait(*groups: Sequence[Call], timeout_s: float, beside: Sequence[Call] = ()) -> list[list[Any]]:
+def wait(
+    *groups: Sequence[Call], timeout_s: float, beside: Sequence[Call] = (), meanwhile: Callable[[], None] | None = None
+) -> list[list[Any]]:
     """Results of the calls, a list a group, in order. The first failure raises at once, however long the others would take.
 
-    `beside` are calls that need not end here, but whose failure ends the wait like that of the others.
+    `beside` are calls that need not end here, but whose failure ends the wait like that of the others. `meanwhile` is called
+    every `POLL_S` seconds; what it raises ends the wait too, and the calls go on unheard.
 
     Alignflow's own errors keep their class (and so their exit code); others become `ActorFailedError` with the actor's
     traceback. `timeout_s` without a result of any call raises `ActorFailedError` too, naming the calls still open.
@@ -89,11 +96,29 @@ def wait(*groups: Sequence[Call], timeout_s: float, beside: Sequence[Call] = ())
     open_refs = list(labels)
     results: dict[Any, Any] = {}
     while wanted - results.keys():
-        done, open_refs = ray.wait(open_refs, timeout=timeout_s)
+        done, open_refs = _first_done(open_refs, timeout_s, meanwhile)
         if not done:
             raise ActorFailedError(f"no answer within {timeout_s:g} s from {', '.join(labels[ref] for ref in open_refs)}")
         results[done[0]] = _result(done[0], labels[done[0]])
     return [[results[call.ref] for call in calls] for calls in groups]
+
+
+def are_done(calls: Sequence[Call]) -> bool:
+    """Whether all calls have ended, in whatever way."""
+    done, _ = ray.wait([call.ref for call in calls], num_returns=len(calls), timeout=0)
+    return len(done) == len(calls)
+
+
+def _first_done(refs: list[Any], timeout_s: float, meanwhile: Callable[[], None] | None) -> tuple[list[Any], list[Any]]:
+    """The first of `refs` to end and the others; none of them after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while (left_s := deadline - time.monotonic()) > 0:
+        done, others = ray.wait(refs, timeout=min(POLL_S, left_s) if meanwhile else left_s)
+        if done:
+            return done, others
+        if meanwhile:
+            meanwhile()
+    return [], refs
 
 
 def _result(ref: Any, label: str) -> Any:

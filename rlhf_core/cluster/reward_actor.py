@@ -12,7 +12,7 @@ from pathlib import Path
 from rlhf_core.config import EngineSettings, RewardSource
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.build import build_reward
-from rlhf_core.rewards.compose import ComposedReward, Rewards
+from rlhf_core.rewards.compose import ComposedReward, Retries, Rewards
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class RewardSetup:
     policy_model: Path
     reward_model: Path | None
     engine: EngineSettings
+    retries: Retries
     trust_remote_code: bool
 
 
@@ -38,10 +39,11 @@ class RewardWorker:
             policy_model=setup.policy_model,
             reward_model=setup.reward_model,
             engine=setup.engine,
+            retries=setup.retries,
             trust_remote_code=setup.trust_remote_code,
         )
         return self.reward.notes
 
     def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
-        """The weighted sum and what it is made of."""
+        """The weighted sum and what it is made of; raises what `ComposedReward.score` raises."""
         return self.reward.score(responses)

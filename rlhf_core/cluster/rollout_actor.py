@@ -25,6 +25,7 @@ class RolloutSetup:
     gpu_memory_fraction: float
     threads: int
     trust_remote_code: bool
+    gpus: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class RolloutWorker:
         """Start the engine; returns its name and why it was chosen."""
         from rlhf_core.rollout.choose import choose_engine, make_generator
 
-        chosen, reason = choose_engine(setup.engine, setup.model)
+        chosen, reason = choose_engine(setup.engine, setup.model, setup.gpus)
         self.generator = make_generator(
             chosen,
             setup.model,
@@ -55,6 +56,7 @@ class RolloutWorker:
             gpu_memory_fraction=setup.gpu_memory_fraction,
             threads=setup.threads,
             trust_remote_code=setup.trust_remote_code,
+            gpus=setup.gpus,
         )
         return f"{self.generator.name} ({reason})"
 

@@ -11,12 +11,21 @@ from pydantic import Field
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
+from rlhf_core.batching.rendering import RENDERING_NAME
 from rlhf_core.config import Dtype, LoraSettings
 
 POLICY_NAME = "policy.json"
 TRAINER_STATE_NAME = "trainer_state.json"
 WEIGHTS_NAME = "zero"
-TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    RENDERING_NAME,
+)
 
 
 class PolicyDescription(Settings):
@@ -55,7 +64,7 @@ def read_policy(checkpoint: Path) -> PolicyDescription:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files, chat template included, from one model folder to another."""
+    """Copy the tokenizer's files, with the chat template and what it renders with, from one model folder to another."""
     for pattern in TOKENIZER_PATTERNS:
         for path in source.glob(pattern):
             if path.is_file():

@@ -64,9 +64,9 @@ def latest_checkpoint(resume_dir: Path) -> Path | None:
     return None
 
 
-def random_state() -> dict[str, Any]:
-    """States of every generator that training draws from in this process."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+def random_state(device: torch.device) -> dict[str, Any]:
+    """States of every generator that training on `device` draws from in this process."""
+    cuda = torch.cuda.get_rng_state() if device.type == "cuda" else None
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.cluster.distributed import init_distributed, rank, world_size
 from rlhf_core.config import EngineSettings, OptimizerSettings
+from rlhf_core.device import device_for
 from rlhf_core.engine.artifact import write_artifact
 from rlhf_core.engine.checkpoint import STATE_NAME, random_state, read_manifest, set_random_state, write_checkpoint
 from rlhf_core.engine.optimizer import deepspeed_config, learning_rate_at, make_optimizer
@@ -47,7 +48,7 @@ class TrainingEngine:
 
         if total_steps < 1:
             raise ConfigError(f"total_steps={total_steps}: training needs at least one optimizer step")
-        init_distributed()
+        init_distributed(device_for(engine.gpus_per_rank))
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         module.train()
         self.module = module
@@ -81,15 +82,19 @@ class TrainingEngine:
         """Number of ranks."""
         return world_size()
 
-    def train_step(self, losses: Iterable[Callable[[], Tensor]]) -> StepStats:
+    def train_step(self, losses: Iterable[Callable[[], Tensor]], schedule_step: int | None = None) -> StepStats:
         """Run forward and backward of each micro-batch, then one optimizer step.
+
+        It has the learning rate of step `schedule_step` (from 0) of the schedule; None: of as many as were taken before, which
+        is another number where some of those planned were left out.
 
         Each callable runs one forward pass and returns this rank's sum over the micro-batch, already divided by the
         global denominator (scalar, on the graph, 0 where a rank has no row). All ranks give the same number of them.
         Raises `DivergedError` on every rank, weights unchanged, if the loss or the gradient norm is not finite.
         """
         forwards = list(losses)
-        learning_rate = learning_rate_at(self.steps_done, self._total_steps, self._optimizer_settings)
+        place = self.steps_done if schedule_step is None else schedule_step
+        learning_rate = learning_rate_at(place, self._total_steps, self._optimizer_settings)
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)
@@ -133,7 +138,7 @@ class TrainingEngine:
 
         def write(part: Path) -> None:
             self._save_weights(part)
-            torch.save(random_state(), part / f"random_{self.rank}.pt")
+            torch.save(random_state(self.device), part / f"random_{self.rank}.pt")
             if self.rank == 0:
                 (part / STATE_NAME).write_text(text, encoding="utf-8")
 

@@ -26,7 +26,10 @@ from rlhf_core.models.attention import attend_plainly, attends_by_segment
 PROMPT_TOKENS, RESPONSE_TOKENS = 12, (20, 13)
 # Readings that are no further apart (nats, the largest over tokens) are the same.
 BOUND = 1e-4
-# What rounding may add to that (nats, the mean over tokens) where a row is seen not to depend on its neighbour.
+# What rounding may do (nats, the mean over tokens) where a row is seen not to depend on its neighbour. Measured on a CPU, the
+# largest over tokens: in fp32 sound models differ by at most 8e-6 (70 tiny architectures) and 4e-5 (the packaged one, mean 6e-7),
+# leaking ones by 0.03 to 8. In bf16 sound ones differ by up to 0.4 (tiny mixtures of experts, where rounding changes who is
+# asked) and 0.33 (the packaged one, mean 0.06), leaking ones by 0.004 to 10: there the size does not tell, the neighbour does.
 ROUNDING, LOW_PRECISION_ROUNDING = 1e-4, 0.25
 # How much more a row may change with its neighbour in a line than in a padded batch. There it changes not at all, but for
 # mixtures of experts on some kernels, whose rounding depends on how many tokens an expert gets.

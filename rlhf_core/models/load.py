@@ -73,9 +73,10 @@ def same_tokens(path: Path, other: Path, *, trust_remote_code: bool) -> bool:
     return bool(one == two)
 
 
-def load_lm(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_lm(path: Path, *, dtype: Dtype, attention: str | None, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model in folder `path`, on the CPU, in eval mode, without dropout.
 
+    `attention` None takes SDPA where the model has it, and eager attention elsewhere.
     Raises `ConfigError` where the folder is incomplete: no weight is ever filled in at random.
     """
     from transformers import AutoModelForCausalLM
@@ -86,7 +87,9 @@ def load_lm(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool
     return model
 
 
-def load_scorer(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False, new_head: bool) -> PreTrainedModel:
+def load_scorer(
+    path: Path, *, dtype: Dtype, attention: str | None, trust_remote_code: bool = False, new_head: bool
+) -> PreTrainedModel:
     """A model with one score a sequence (head `score`, [1, hidden]), on the CPU, in eval mode, without dropout.
 
     `new_head` True puts a head of zeros on a causal LM, so that every score starts at 0. False expects a saved scorer;
@@ -107,12 +110,9 @@ def load_scorer(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: 
     return model
 
 
-def compute_device() -> torch.device:
-    """Where models of this process compute."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _load(auto: Any, path: Path, dtype: Dtype, attention: str, trust: bool, **extra: Any) -> tuple[PreTrainedModel, set[str]]:
+def _load(
+    auto: Any, path: Path, dtype: Dtype, attention: str | None, trust: bool, **extra: Any
+) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of the weights that its folder lacks."""
     from transformers import AutoConfig
 
@@ -124,7 +124,7 @@ def _load(auto: Any, path: Path, dtype: Dtype, attention: str, trust: bool, **ex
         set_dropout(config, None)
         model, info = auto.from_pretrained(**source, config=config, **settings)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"model folder {path} cannot be loaded with attention '{attention}': {error}") from error
+        raise ConfigError(f"model folder {path} cannot be loaded with attention '{attention or 'auto'}': {error}") from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # in code that comes with a folder it may have a rate that no config names
             module.p = 0.0

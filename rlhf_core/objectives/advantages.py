@@ -41,23 +41,26 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, all_sum: AllSum = local_sum) -> T
     return centred / variance.clamp(min=1e-8).sqrt()
 
 
-def group_advantages(rewards_PK: Tensor, kind: GroupKind) -> Tensor:
-    """Advantages [P, K] of K >= 2 samples a prompt against one another.
+def group_advantages(rewards_PK: Tensor, kind: GroupKind, valid_PK: Tensor | None = None) -> Tensor:
+    """Advantages [P, K] of K >= 2 samples a prompt against one another; 0 where a sample is not valid or has no other.
 
     `rloo`: less the mean of the others (arXiv 2402.14740). `group_mean`: less the group's mean (Dr. GRPO, arXiv 2503.20783).
     `group_norm`: that, divided by the group's unbiased standard deviation + 1e-9 (GRPO, arXiv 2402.03300). Raises
-    `ValueError` for K < 2.
+    `ValueError` for K < 2. Without `valid_PK` all samples are valid; the others take no part in means and deviations.
     """
     samples = rewards_PK.shape[-1]
     if samples < 2:
         raise ValueError(f"group advantages compare samples of one prompt: {samples} a prompt given, at least 2 needed")
     # In fp64: rounding in the mean of equal rewards must stay far below the 1e-9 beside the standard deviation.
-    rewards = rewards_PK.detach().double()
-    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    valid = torch.ones_like(rewards_PK, dtype=torch.bool) if valid_PK is None else valid_PK
+    rewards = masked(rewards_PK.detach().double(), valid)
+    count = valid.sum(dim=-1, keepdim=True)
+    centred = masked(rewards - rewards.sum(dim=-1, keepdim=True) / count.clamp(min=1), valid)
     if kind == "rloo":
-        centred = centred * samples / (samples - 1)
+        centred = centred * count / (count - 1).clamp(min=1)
     elif kind == "group_norm":
-        centred = centred / (rewards.std(dim=-1, keepdim=True) + 1e-9)
+        variance = centred.square().sum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)
+        centred = centred / (variance.sqrt() + 1e-9)
     return centred.to(torch.promote_types(rewards_PK.dtype, torch.float32))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from data_processing.errors import DataError
 from data_processing.schemas import read_table
+from rlhf_core.batching.refused import render_rows
 from rlhf_core.batching.rows import TokenRow, apply_overlong
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import TrainingConfig
@@ -49,45 +50,51 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """What a run trains on and is measured on; `n_dropped` overlong rows are in neither."""
+    """What a run trains on and is measured on; `n_dropped` overlong rows and the `refused` ones (a line each) are in neither."""
 
     train: list[Example]
     validation: list[Example]
     n_dropped: int
+    refused: tuple[str, ...] = ()
 
 
 def conversation(renderer: Renderer, row: Mapping[str, Any]) -> Example:
-    """A row of the sft table: the assistant turns are the targets."""
-    return Example(row["id"], (renderer.conversation(row["messages"]),))
+    """A row of the sft table: the assistant turns are the targets. Raises `DataError` where there is none."""
+    tokens = renderer.conversation(row["messages"])
+    if not tokens.n_targets:
+        raise DataError("not a single token to learn from: a row needs an assistant turn")
+    return Example(row["id"], (tokens,))
 
 
 def pair(renderer: Renderer, row: Mapping[str, Any]) -> Example:
-    """A row of the preference table: (chosen, rejected), each behind the shared prompt."""
+    """A row of the preference table: (chosen, rejected), each behind the shared prompt. Raises `DataError` for a tie."""
     chosen, rejected = (renderer.prompt_and_response(row["prompt"], row[name]) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise DataError("chosen and rejected have the same tokens: they differ at most in what the chat template does not render")
     return Example(row["id"], (chosen, rejected), margin=row["margin"] or 0.0)
 
 
-def read_examples(data: Path, table: TrainingTable, split: str, render: Callable[[Mapping[str, Any]], Example]) -> list[Example]:
-    """The rows of one split, rendered; raises `DataError` naming the row that cannot be, or the setting that makes the table.
+def read_examples(
+    data: Path,
+    table: TrainingTable,
+    split: str,
+    render: Callable[[Mapping[str, Any]], Example],
+    max_refused_fraction: float = 0.0,
+) -> tuple[list[Example], list[str]]:
+    """The rows of one split, rendered, and a line for each that cannot be.
 
-    A missing validation split has no rows; a missing training split is an error.
+    A missing validation split has no rows; a missing training split is a `DataError` that names the settings that make it.
+    Raises as `render_rows` does.
     """
     path = data / table / f"{split}.parquet"
     if not path.is_file():
         if split == "validation":
-            return []
+            return [], []
         raise DataError(
             f"{data} has no {table}/{split}.parquet: this stage trains on the '{table}' table, which the prepare_data stage "
             f"makes from {MADE_BY[table]}; set one of them and run prepare_data again"
         )
-    return [_rendered(table, number, row, render) for number, row in enumerate(read_table(table, path).to_pylist())]
-
-
-def _rendered(table: str, number: int, row: dict[str, Any], render: Callable[[Mapping[str, Any]], Example]) -> Example:
-    try:
-        return render(row)
-    except DataError as error:
-        raise DataError(f"table '{table}', row {number} (id {row['id']}): {error}") from error
+    return render_rows(table, read_table(table, path).to_pylist(), render, max_refused_fraction)
 
 
 def digest(examples: Sequence[Example]) -> str:
@@ -100,9 +107,8 @@ def digest(examples: Sequence[Example]) -> str:
 
 
 def keep_fitting(examples: Sequence[Example], config: TrainingConfig) -> list[Example]:
-    """The examples whose every row has a target and fits `max_length_tokens`; raises `DataError` as `overlong` asks."""
-    # The row that decides: one without a target if there is any, else the longest.
-    deciding = [min(example.rows, key=lambda row: (row.n_targets > 0, -len(row))) for example in examples]
+    """The examples whose every row fits `max_length_tokens`; raises `DataError` as `overlong` asks."""
+    deciding = [max(example.rows, key=len) for example in examples]
     ids = [example.id for example in examples]
     kept = apply_overlong(deciding, ids, config.max_length_tokens, config.overlong, config.max_dropped_fraction)
     return [examples[i] for i in kept]

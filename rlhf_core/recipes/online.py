@@ -5,7 +5,6 @@ Read `run_online` and `_round` top to bottom for the method; the pieces live bes
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,10 @@ from typing import Any
 
 from data_processing.errors import ConfigError, DivergedError, PreemptedError
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.cluster.group import Call, Group, wait
+from rlhf_core.cluster.group import Call, wait
 from rlhf_core.models.load import check_model_folder, load_tokenizer
-from rlhf_core.recipes.online_alarms import Alarms, useless_conditions
-from rlhf_core.recipes.online_checkpoints import check_same_run, checkpoint_folder, latest_checkpoints
+from rlhf_core.recipes.online_alarms import Alarms, check_rewards, useless_conditions
+from rlhf_core.recipes.online_checkpoints import Checkpoints
 from rlhf_core.recipes.online_job import OnlineJob
 from rlhf_core.recipes.online_losses import ResponseValues
 from rlhf_core.recipes.online_methods import METHODS, Method
@@ -34,8 +33,8 @@ def run_online(job: OnlineJob) -> None:
     """Run all rounds from the latest checkpoint on, and write the policy as a checkpoint artifact with its rollouts.
 
     Raises `ConfigError` and `DataError` for what cannot work, `DivergedError` for NaN, for a sampler too far from the
-    trainer and for rounds that teach nothing, `PreemptedError` after saving when asked to stop, `ActorFailedError` with
-    the actor's traceback when one dies.
+    trainer and for rounds that teach nothing, `PreemptedError` when asked to stop, `TransientRewardError` for a reward that
+    stays away, `ActorFailedError` with the actor's traceback when one dies. Rounds done are saved first, where they can be.
     """
     check_job(job)
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
@@ -80,30 +79,29 @@ class OnlineRun:
     alarms: Alarms = field(init=False)
     sampler: Sampler = field(init=False)
     updates: Updates = field(init=False)
+    checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
         self.alarms = Alarms(self.job.events)
         self.sampler = Sampler(self.job, self.workers, self.renderer, self.prompts)
         self.updates = Updates(self.job, self.method, self.workers, self._wait)
+        self.checkpoints = Checkpoints(self.job, self.workers.trained, self.alarms, self.sampler, digest(self.prompts))
 
     def train(self) -> None:
         """All rounds that are left, then the artifact."""
         job, total = self.job, self.job.config.steps
-        done = self._resume()
+        done = self.checkpoints.resume()
         for note in self.workers.notes:
             job.events.warn_once(note)
         job.events.progress(done, total, f"sampling with {self.workers.engine} from {len(self.prompts)} prompts")
-        for step in range(done, total):
-            if stop_requested(job.resume):
-                self._save(step)
-                raise PreemptedError(f"asked to stop after {step} of {total} rounds; a checkpoint is saved to go on from")
-            metrics = self._round(step)
-            job.events.metrics(step + 1, metrics)
-            job.events.progress(step + 1, total, f"round {step + 1}/{total}: {round_line(metrics)}")
-            every = job.config.checkpoint_every_steps
-            if every and (step + 1) % every == 0 and step + 1 < total:
-                self._save(step + 1)
-        self._finish()
+        with self.checkpoints.kept():
+            for step in range(done, total):
+                self._stop_if_asked()
+                metrics = self._round(step)
+                job.events.metrics(step + 1, metrics)
+                job.events.progress(step + 1, total, f"round {step + 1}/{total}: {round_line(metrics)}")
+                self.checkpoints.round_is_done()
+            self._finish()
 
     def _round(self, step: int) -> dict[str, float]:
         """Round `step` (from 0): returns its metrics."""
@@ -131,7 +129,7 @@ class OnlineRun:
         config = self.job.config
         self.sampler.begin(step, version=step)
         clock.lap("sync")
-        rollouts = self.sampler.collect(step)
+        rollouts = self.sampler.collect(step, self._stop_if_asked)
         clock.lap("wait")
         if config.async_steps and step + 1 < config.steps:
             self.sampler.begin(step + 1, version=step)
@@ -151,60 +149,43 @@ class OnlineRun:
         if workers.critic is not None:
             calls["critic"] = workers.critic.call("predict", ResponseValues(), rows)
         try:
-            results = dict(zip(calls, self._wait(*calls.values()), strict=True))
+            results = dict(zip(calls, self._wait(*calls.values(), may_stop=True), strict=True))
         except DivergedError:
-            nothing = [math.nan] * len(rows)
-            write_rollouts(self.job.resume / "bad_rollouts.parquet", step + 1, rollouts, nothing, {})
+            write_rollouts(self.job.resume / "bad_rollouts.parquet", step + 1, rollouts, [None] * len(rows), {})
             raise
         [rewards] = results.pop("reward")
         write_rollouts(self._rollouts_path(step), step + 1, rollouts, rewards.total, rewards.by_source)
+        check_rewards(step, rewards, self.job.config, self.job.events)
         values = {role: added(ranks) for role, ranks in results.items()}
         return Scored(rewards, values.get("policy"), values.get("reference"), values.get("critic"))
 
     def _update(self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets) -> dict[str, float]:
         """Train on the round's rollouts, and keep them apart where that breaks the run."""
+        self.checkpoints.round_begins_to_train()
         try:
             return self.updates.run(step, rollouts, scored, targets)
         except DivergedError:
             shutil.copy2(self._rollouts_path(step), self.job.resume / "bad_rollouts.parquet")
             raise
 
-    def _resume(self) -> int:
-        """Rounds done by earlier attempts; loads their state."""
-        found = latest_checkpoints(self.job.resume, list(self._trained))
-        if found is None:
-            return 0
-        loaded = self._wait(*[group.call("load", found[role]) for role, group in self._trained.items()])
-        state = loaded[0][0]
-        check_same_run(state, self._identity(), found["policy"])
-        self.alarms.counts = dict(state["alarms"])
-        self.sampler.restore(state["in_flight"])
-        return int(state["step"])
-
-    def _save(self, step: int) -> None:
-        """Keep the state after `step` rounds, with the round that is in flight.
-
-        The policy comes last, so that its checkpoint is never without its critic's.
-        """
-        state = {"step": step, "alarms": self.alarms.counts, "in_flight": self.sampler.state(), **self._identity()}
-        for role, group in reversed(self._trained.items()):
-            self._wait(group.call("save", checkpoint_folder(self.job.resume, role, step), state))
-
-    @property
-    def _trained(self) -> dict[str, Group]:
-        critic = self.workers.critic
-        return {"policy": self.workers.policy} | ({"critic": critic} if critic is not None else {})
-
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be gone on from."""
-        return {"prompts_sha256": digest(self.prompts), "settings": {**self.job.config.result_fields(), "seed": self.job.seed}}
-
     def _finish(self) -> None:
         self._wait(self.workers.policy.call("save_final", self.job.output))
         shutil.copytree(self.job.resume / "rollouts", self.job.output / "rollouts", dirs_exist_ok=True)
 
-    def _wait(self, *calls: Sequence[Call]) -> list[list[Any]]:
-        return wait(*calls, timeout_s=self.job.config.stall_after_s, beside=self.sampler.in_flight)
+    def _wait(self, *calls: Sequence[Call], may_stop: bool = False) -> list[list[Any]]:
+        return wait(
+            *calls,
+            timeout_s=self.job.config.stall_after_s,
+            beside=self.sampler.in_flight,
+            meanwhile=self._stop_if_asked if may_stop else None,
+        )
+
+    def _stop_if_asked(self) -> None:
+        """Not called amid a round's update, which is quicker done than done again."""
+        if stop_requested(self.job.resume):
+            done = self.checkpoints.done
+            kept = "a checkpoint is saved to go on from" if done else "there is nothing to keep yet"
+            raise PreemptedError(f"asked to stop after {done} of {self.job.config.steps} rounds; {kept}")
 
     def _rollouts_path(self, step: int) -> Path:
         return self.job.resume / "rollouts" / f"step-{step + 1:05d}.parquet"

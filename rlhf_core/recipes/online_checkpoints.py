@@ -1,16 +1,108 @@
-"""Checkpoints of an online run: the policy's and the critic's of one round belong together."""
+"""Checkpoints of an online run: when its state is kept, and where. The policy's and the critic's of one round belong together."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_processing.errors import ConfigError, DataError
+from data_processing.errors import AlignflowError, ConfigError, DataError, PreemptedError
+from rlhf_core.cluster.group import ActorFailedError, Group, wait
 from rlhf_core.engine.checkpoint import read_manifest
+from rlhf_core.recipes.online_alarms import Alarms
+from rlhf_core.recipes.online_job import OnlineJob
+from rlhf_core.recipes.online_sampler import Sampler
+
+# What the state in a checkpoint looks like.
+FORMAT = 2
 
 logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """How many rounds are `done`, and their state in the resume folder: saved now and then, and when the run ends early."""
+
+    def __init__(self, job: OnlineJob, trained: dict[str, Group], alarms: Alarms, sampler: Sampler, prompts_sha256: str) -> None:
+        self.done = 0
+        self._job, self._trained, self._alarms, self._sampler = job, trained, alarms, sampler
+        self._identity = {
+            "format": FORMAT,
+            "prompts_sha256": prompts_sha256,
+            "settings": {**job.config.result_fields(), "seed": job.seed},
+        }
+        self._saved = 0
+        # Whether the actors' weights are those after `done` rounds.
+        self._is_whole = True
+
+    def resume(self) -> int:
+        """Load what earlier attempts saved; returns the rounds they had done."""
+        found = latest_checkpoints(self._job.resume, list(self._trained))
+        if found is None:
+            return 0
+        calls = [group.call("load", found[role]) for role, group in self._trained.items()]
+        state = wait(*calls, timeout_s=self._job.config.stall_after_s)[0][0]
+        check_same_run(state, self._identity, found["policy"])
+        self._alarms.counts = dict(state["alarms"])
+        self._sampler.restore(state["drawn"])
+        self.done = self._saved = int(state["step"])
+        return self.done
+
+    def round_begins_to_train(self) -> None:
+        """From here to `round_is_done` the weights are no round's: nothing can be saved."""
+        self._is_whole = False
+
+    def round_is_done(self) -> None:
+        """Another round is done; saved if it is its turn."""
+        self._sampler.forget(self.done)
+        self.done += 1
+        self._is_whole = True
+        every = self._job.config.checkpoint_every_steps
+        if every and self.done % every == 0 and self.done < self._job.config.steps:
+            self._sampler.settle(self.done)
+            self._save()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever ends the run inside, the rounds done are saved before it leaves, unless it was amid a round's update.
+
+        A run that was asked to stop has to; for one that failed, its own error counts, and what hinders saving is a warning.
+        """
+        try:
+            yield
+        except PreemptedError:
+            self._leave()
+            raise
+        except Exception:
+            try:
+                self._leave()
+            except Exception as hindrance:
+                self._job.events.warn(
+                    f"rounds {self._saved + 1} to {self.done} are lost, as they could not be saved: {hindrance}"
+                )
+            raise
+
+    def _leave(self) -> None:
+        if not self._is_whole or self.done == self._saved:
+            return
+        if self._sampler.owes(self.done):
+            # At once: drawing may take longer than there is time for.
+            self._save()
+        with suppress(AlignflowError, ActorFailedError):
+            self._sampler.settle(self.done)
+        self._save()
+
+    def _save(self) -> None:
+        """Keep the state after the rounds done, with what is drawn for the next ones.
+
+        The policy comes last, so that its checkpoint is never without its critic's.
+        """
+        state = {"step": self.done, "alarms": self._alarms.counts, "drawn": self._sampler.state(), **self._identity}
+        for role, group in reversed(self._trained.items()):
+            folder = checkpoint_folder(self._job.resume, role, self.done)
+            wait(group.call("save", folder, state), timeout_s=self._job.config.stall_after_s)
+        self._saved = self.done
 
 
 def checkpoint_folder(resume: Path, role: str, step: int) -> Path:
@@ -31,6 +123,11 @@ def latest_checkpoints(resume: Path, roles: Sequence[str]) -> dict[str, Path] | 
 
 def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:
     """Raise `DataError` or `ConfigError` where a checkpoint was made with other prompts or settings than this run has."""
+    if state.get("format") != identity["format"]:
+        raise ConfigError(
+            f"checkpoint {folder} was made by another version of alignflow (format {state.get('format', 1)}, this one reads "
+            f"{identity['format']}): remove {folder.parent.parent} to start anew"
+        )
     if state["prompts_sha256"] != identity["prompts_sha256"]:
         raise DataError(
             f"checkpoint {folder} was made with other prompts (table, chat template or tokenizer changed): "

@@ -14,33 +14,44 @@ from rlhf_core.rewards.compose import Rewards
 
 
 def rollout_metrics(rollouts: Rollouts, rewards: Rewards, samples_per_prompt: int, step: int) -> dict[str, float]:
-    """Rewards by source, lengths (tokens), and the shares that tell a sampler or a reward that teaches nothing.
+    """Rewards, in all and by source, of the responses that have one; lengths (tokens), and the shares that tell a sampler or a reward that teaches nothing.
 
     `sampled_entropy` is the mean -log-prob (nats) of what was drawn: an unbiased estimate of the policy's entropy a token.
     `staleness` is how many rounds of training the weights that drew round `step` (from 0) lack.
     """
-    total = torch.tensor(rewards.total, dtype=torch.float64)
-    groups = total.view(-1, samples_per_prompt)
     lengths = rollouts.mask.sum(1)
     metrics = {
-        "reward/mean": total.mean(),
-        "reward/std": total.std(correction=0),
-        "reward/min": total.min(),
-        "reward/max": total.max(),
-        "zero_variance_share": (groups == groups[:, :1]).all(1).double().mean(),
+        **_spread("reward", rewards.total, "mean", "std", "min", "max"),
         "response_tokens/mean": lengths.mean(),
         "response_tokens/max": lengths.max(),
         "sampled_entropy": -rollouts.sampler_logprobs.sum() / lengths.sum(),
     }
     for name, values in rewards.by_source.items():
-        source = torch.tensor(values, dtype=torch.float64)
-        metrics |= {f"reward/{name}/mean": source.mean(), f"reward/{name}/std": source.std(correction=0)}
+        metrics |= _spread(f"reward/{name}", values, "mean", "std")
     return {name: float(value) for name, value in metrics.items()} | {
+        "reward/invalid_share": rewards.invalid_share,
+        "zero_variance_share": zero_variance_share(rewards.total, samples_per_prompt),
         "truncated_share": rollouts.truncated_share,
         "staleness": float(step - min(generation.weight_version for generation in rollouts.generations)),
         "seconds/generate": rollouts.seconds,
         "generated_tokens_per_s": float(lengths.sum()) / rollouts.seconds,
     }
+
+
+def zero_variance_share(rewards: Sequence[float | None], samples_per_prompt: int) -> float:
+    """Share of the groups whose rewards are all equal, or which have fewer than two: they teach a group method nothing."""
+    groups = [rewards[i : i + samples_per_prompt] for i in range(0, len(rewards), samples_per_prompt)]
+    return sum(len(set(group) - {None}) < 2 for group in groups) / len(groups)
+
+
+def _spread(prefix: str, values: Sequence[float | None], *names: str) -> dict[str, Tensor]:
+    """Statistics of the numbers among `values`; none where there is no number."""
+    numbers = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
+    numbers = numbers[~numbers.isnan()]
+    if not len(numbers):
+        return {}
+    found = {"mean": numbers.mean(), "std": numbers.std(correction=0), "min": numbers.min(), "max": numbers.max()}
+    return {f"{prefix}/{name}": found[name] for name in names}
 
 
 def sampler_gap_metrics(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
@@ -93,8 +104,9 @@ def round_line(metrics: Mapping[str, float]) -> str:
         f"{name.split('/')[1]} {value:.3f}" for name, value in metrics.items() if name.count("/") == 2 and name.endswith("/mean")
     )
     kl = f"kl {metrics['kl/sequence']:.3f} nats a response, " if "kl/sequence" in metrics else ""
+    reward = f"reward {metrics['reward/mean']:.3f} ({sources})" if "reward/mean" in metrics else "no reward"
     return (
-        f"reward {metrics['reward/mean']:.3f} ({sources}), {kl}"
+        f"{reward}, {kl}"
         f"{metrics['response_tokens/mean']:.0f} tokens, {metrics['truncated_share']:.0%} cut, "
         f"{metrics['seconds/round']:.1f} s"
     )

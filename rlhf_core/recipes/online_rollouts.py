@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +16,10 @@ from torch import Tensor
 from data_processing.errors import DataError
 from data_processing.schemas import read_table, to_table, write_table
 from rlhf_core.batching.balance import order
+from rlhf_core.batching.chat_template import Message
+from rlhf_core.batching.refused import named, render_rows
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.batching.templates import Message, Renderer
+from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.actors import MiniBatch, Totals
 from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.config import OnlineConfig
@@ -37,7 +41,7 @@ class Prompt:
 def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Prompt]:
     """The training prompts that leave room for a whole response.
 
-    Raises `DataError` without prompts, and for overlong ones as `overlong` and `max_dropped_fraction` say.
+    Raises `DataError` without prompts, for overlong ones as `overlong` and `max_dropped_fraction` say, and as `render_rows` does.
     """
     path = job.data / "prompts" / "train.parquet"
     if not path.is_file():
@@ -46,7 +50,13 @@ def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Pro
             "set data.procedures.prompt_rows or sources in data.prompts, and run prepare_data again"
         )
     table = read_table("prompts", path).to_pylist()
-    prompts = [Prompt(row["id"], row["prompt"], row["label"], renderer.prompt_ids(row["prompt"])) for row in table]
+
+    def render(row: Mapping[str, Any]) -> Prompt:
+        return Prompt(row["id"], row["prompt"], row["label"], renderer.prompt_ids(row["prompt"]))
+
+    prompts, refused = render_rows("prompts", table, render, job.config.max_dropped_fraction)
+    if refused:
+        job.events.warn(f"{len(refused)} prompts were left out: {named(refused)}")
     room = job.config.max_length_tokens - job.config.rollout.max_new_tokens
     overlong = [prompt.id for prompt in prompts if len(prompt.ids) > room]
     if overlong and (job.config.overlong == "error" or len(overlong) > job.config.max_dropped_fraction * len(prompts)):
@@ -93,16 +103,19 @@ def mini_batch_plan(n_rows: int, samples: int, *, passes: int, mini_batches: int
 
 
 def mini_batches(
-    plan: Sequence[Sequence[int]], rows: Sequence[TokenRow], has_gradient: Sequence[bool] | None = None
+    plan: Sequence[Sequence[int]], rows: Sequence[TokenRow], has_gradient: Sequence[bool] | None = None, *, first_step: int = 0
 ) -> list[MiniBatch]:
-    """The plan with its denominators, those of all rows; rows, and mini-batches, without a gradient are left out."""
+    """The plan with its denominators, those of all rows; rows, and mini-batches, without a gradient are left out.
+
+    The first of the plan is optimizer step `first_step` of the run, and those left out count: the schedule goes by the plan.
+    """
 
     def tokens(numbers: Sequence[int]) -> float:
         return float(sum(rows[i].n_targets for i in numbers))
 
     kept = [[i for i in numbers if has_gradient is None or has_gradient[i]] for numbers in plan]
-    pairs = zip(plan, kept, strict=True)
-    return [MiniBatch(part, Totals(tokens(whole), len(whole), tokens(part))) for whole, part in pairs if part]
+    numbered = enumerate(zip(plan, kept, strict=True), start=first_step)
+    return [MiniBatch(part, Totals(tokens(whole), len(whole), tokens(part)), step) for step, (whole, part) in numbered if part]
 
 
 @dataclass(frozen=True)
@@ -152,9 +165,12 @@ def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Rend
 
 
 def write_rollouts(
-    path: Path, step: int, rollouts: Rollouts, total: Sequence[float], by_source: Mapping[str, Sequence[float]]
+    path: Path, step: int, rollouts: Rollouts, total: Sequence[float | None], by_source: Mapping[str, Sequence[float | None]]
 ) -> None:
-    """Keep a round as a `rollouts` table; `total` and `by_source` are the rewards, one a response. `step` counts from 1."""
+    """Keep a round as a `rollouts` table; `total` and `by_source` are the rewards, one a response. `step` counts from 1.
+
+    A response without a reward has none in the table, and a source that gave it none, or NaN, has none there.
+    """
     samples_per_prompt = {prompt.id: 0 for prompt in rollouts.prompts}
     rows = []
     for i, (prompt, generation) in enumerate(zip(rollouts.prompts, rollouts.generations, strict=True)):
@@ -167,7 +183,7 @@ def write_rollouts(
                 "prompt_ids": prompt.ids,
                 "response_ids": generation.response_ids,
                 "logprobs": generation.logprobs,
-                "rewards": [(name, values[i]) for name, values in by_source.items()],
+                "rewards": [(name, _finite(values[i])) for name, values in by_source.items()],
                 "reward": total[i],
                 "length_tokens": len(generation.response_ids),
                 "finish_reason": generation.finish_reason,
@@ -175,3 +191,7 @@ def write_rollouts(
         )
         samples_per_prompt[prompt.id] += 1
     write_table("rollouts", to_table("rollouts", rows), path)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

@@ -66,37 +66,48 @@ class Updates:
         """
         config = self._config
         metrics = {} if scored.logprobs is None else self._see_logprobs(step, rollouts, scored, scored.logprobs, rollouts.mask)
+        plan = self._plan(step, scored.rewards.is_valid)
+        critic = self._start_critic(step, rollouts, scored, targets, plan)
+        if trains_policy(self._method, config, step):
+            metrics |= self._train_policy(step, rollouts, scored, targets, plan)
+        if critic:
+            assert scored.values is not None and targets.returns is not None, "the critic is trained on both"
+            metrics |= critic_metrics(scored.values, targets.returns, rollouts.mask * _column(scored.rewards.is_valid))
+            metrics |= update_metrics(self._wait(critic)[0], "critic/")
+        return metrics
+
+    def _plan(self, step: int, is_valid: Sequence[bool]) -> list[list[int]]:
+        """Row numbers of each optimizer step that round `step` plans; responses without a reward are in none."""
+        config = self._config
         plan = mini_batch_plan(
-            len(rollouts.rows),
+            len(is_valid),
             config.samples_per_prompt,
             passes=config.updates_per_step,
             mini_batches=config.mini_batches,
             seed=self._job.seed,
             step=step,
         )
-        critic = self._start_critic(rollouts, scored, targets, plan)
-        if trains_policy(self._method, config, step):
-            metrics |= self._train_policy(step, rollouts, scored, targets, plan)
-        if scored.values is not None and targets.returns is not None:
-            metrics |= critic_metrics(scored.values, targets.returns, rollouts.mask)
-            metrics |= update_metrics(self._wait(critic)[0], "critic/")
-        return metrics
+        return [[i for i in rows if is_valid[i]] for rows in plan]
 
-    def _start_critic(self, rollouts: Rollouts, scored: Scored, targets: Targets, plan: Sequence[Sequence[int]]) -> list[Call]:
-        if self._workers.critic is None or scored.values is None or targets.returns is None:
+    def _start_critic(
+        self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets, plan: Sequence[Sequence[int]]
+    ) -> list[Call]:
+        """The critic's updates under way; none without a critic, or without a response to learn from."""
+        batches = mini_batches(plan, rollouts.rows, first_step=step * len(plan))
+        if self._workers.critic is None or scored.values is None or targets.returns is None or not batches:
             return []
         fields = {"values": scored.values, "returns": targets.returns}
-        objective = CriticObjective(self._config.value_clip)
-        return self._workers.critic.call("train", objective, rollouts.rows, fields, mini_batches(plan, rollouts.rows))
+        return self._workers.critic.call("train", CriticObjective(self._config.value_clip), rollouts.rows, fields, batches)
 
     def _train_policy(
         self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets, plan: Sequence[Sequence[int]]
     ) -> dict[str, float]:
         every_row = self._method.every_row_has_a_gradient(self._config)
         has_gradient = None if every_row else targets.advantages.any(1).tolist()
-        batches = mini_batches(plan, rollouts.rows, has_gradient)
+        rounds_before = step - (self._config.critic_warmup_steps if self._method.critic else 0)
+        batches = mini_batches(plan, rollouts.rows, has_gradient, first_step=rounds_before * len(plan))
         metrics: dict[str, float] = {
-            "policy/skipped_share": 1 - sum(len(batch.rows) for batch in batches) / sum(map(len, plan)),
+            "policy/skipped_share": 1 - sum(len(batch.rows) for batch in batches) / max(1, sum(map(len, plan))),
             "policy/skipped_steps": len(plan) - len(batches),
         }
         fields = self._fields(rollouts, scored, targets)
@@ -153,6 +164,11 @@ class Updates:
 def added(ranks: Sequence[Tensor]) -> Tensor:
     """One tensor from those of all ranks: each gives its own rows and zeros elsewhere."""
     return torch.stack(list(ranks)).sum(0)
+
+
+def _column(flags: Sequence[bool]) -> Tensor:
+    """[B, 1], 1 where the flag is set."""
+    return torch.tensor(flags, dtype=torch.float32)[:, None]
 
 
 def response_logprobs(config: OnlineConfig) -> ResponseLogprobs:

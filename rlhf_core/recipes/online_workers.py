@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from ray.util.placement_group import remove_placement_group
 
+from data_processing.errors import PreemptedError
 from rlhf_core.cluster.actors import CriticWorker, ModelSetup, PolicyWorker, ScoringWorker
 from rlhf_core.cluster.group import ActorSpec, Call, Group, wait
 from rlhf_core.cluster.placement import connected, reserve
@@ -15,6 +17,8 @@ from rlhf_core.cluster.reward_actor import RewardSetup, RewardWorker
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
 from rlhf_core.recipes.online_job import OnlineJob
 from rlhf_core.recipes.online_methods import METHODS, Method
+from rlhf_core.recipes.stop import stop_requested
+from rlhf_core.rewards.compose import Retries
 
 # Actors of a CPU run take turns more than they compute at once; with a whole core each they would not fit on two.
 CPU_SHARE = 0.2
@@ -36,6 +40,11 @@ class Workers:
     critic: Group | None
     engine: str
     notes: list[str]
+
+    @property
+    def trained(self) -> dict[str, Group]:
+        """The actors whose weights change, by role."""
+        return {"policy": self.policy} | ({"critic": self.critic} if self.critic is not None else {})
 
 
 @contextmanager
@@ -78,23 +87,36 @@ def _specs(job: OnlineJob, method: Method) -> list[ActorSpec]:
 
 
 def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: int) -> Workers:
-    config, timeout_s = job.config, job.config.rollout.start_timeout_s
+    config = job.config
+
+    def stop_if_asked() -> None:
+        if stop_requested(job.resume):
+            raise PreemptedError("asked to stop while the actors were starting; the next attempt goes on where this one began")
+
+    wait_for = partial(wait, timeout_s=config.rollout.start_timeout_s, meanwhile=stop_if_asked)
     trained = [groups[role] for role in ("policy", "critic") if role in groups]
-    addresses = wait(*[group.call("address") for group in trained], timeout_s=timeout_s)
-    wait(*[group.join(address) for group, [address, *_] in zip(trained, addresses, strict=True)], timeout_s=timeout_s)
+    addresses = wait_for(*[group.call("address") for group in trained])
+    wait_for(*[group.join(address) for group, [address, *_] in zip(trained, addresses, strict=True)])
     calls: list[list[Call]] = [
         groups["rollout"].call("setup", _rollout_setup(job)),
         groups["policy"].call("setup", _model_setup(job, method, pad_id)),
         groups["reward"].call(
             "setup",
-            RewardSetup(config.rewards, job.model, job.reward_model, config.engine, job.trust_remote_code),
+            RewardSetup(
+                config.rewards,
+                job.model,
+                job.reward_model,
+                config.engine,
+                Retries(config.reward_retries, config.reward_retry_wait_s),
+                job.trust_remote_code,
+            ),
         ),
     ]
     if "reference" in groups:
         calls.append(groups["reference"].call("setup", _model_setup(job, method, pad_id)))
     if "critic" in groups:
         calls.append(groups["critic"].call("setup", _critic_setup(job, method, pad_id)))
-    [[engine], *told] = wait(*calls, timeout_s=timeout_s)
+    [[engine], *told] = wait_for(*calls)
     notes = [note for ranks in told for lines in ranks for note in lines]
     return Workers(
         groups["policy"], groups.get("reference"), groups["reward"], groups["rollout"], groups.get("critic"), engine, notes
@@ -146,4 +168,5 @@ def _rollout_setup(job: OnlineJob) -> RolloutSetup:
         gpu_memory_fraction=rollout.gpu_memory_fraction,
         threads=rollout.threads,
         trust_remote_code=job.trust_remote_code,
+        gpus=config.engine.gpus_per_rank,
     )

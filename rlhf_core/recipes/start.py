@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import torch
 
+from rlhf_core.batching.refused import named
 from rlhf_core.config import Dtype
+from rlhf_core.device import placed
 from rlhf_core.engine.engine import TrainingEngine
-from rlhf_core.models.load import check_model_folder, compute_device, load_tokenizer
+from rlhf_core.models.load import check_model_folder, load_tokenizer
 from rlhf_core.models.lora import add_lora
 from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.recipes.examples import Example, Splits, TrainingTable, keep_fitting, read_examples
@@ -30,11 +32,14 @@ def check_and_load_tokenizer(job: TrainingJob[Any]) -> Any:
 
 
 def load_examples(job: TrainingJob[Any], table: TrainingTable, render: Callable[[Mapping[str, Any]], Example]) -> Splits:
-    """Training and validation rows, rendered, without the overlong ones where the settings drop those."""
-    train, validation = (read_examples(job.data, table, split, render) for split in ("train", "validation"))
+    """Training and validation rows, rendered, without the refused ones, and without the overlong where the settings drop those."""
+    limit = job.config.max_dropped_fraction
+    (train, refused), (validation, also_refused) = (
+        read_examples(job.data, table, split, render, limit) for split in ("train", "validation")
+    )
     kept_train, kept_validation = keep_fitting(train, job.config), keep_fitting(validation, job.config)
     n_dropped = len(train) + len(validation) - len(kept_train) - len(kept_validation)
-    return Splits(kept_train, kept_validation, n_dropped)
+    return Splits(kept_train, kept_validation, n_dropped, (*refused, *also_refused))
 
 
 def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
@@ -52,7 +57,7 @@ def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
     )
     if config.lora.rank:
         add_lora(model, config.lora)
-    return model.to(compute_device())
+    return placed(model, config.engine)
 
 
 def start_engine(job: TrainingJob[Any], module: PolicyModule | ScoreModule, total_steps: int) -> TrainingEngine:
@@ -72,7 +77,10 @@ def finish(job: TrainingJob[Any], engine: TrainingEngine, splits: Splits, facts:
     if splits.n_dropped:
         limit = job.config.max_length_tokens
         job.events.warn(f"{splits.n_dropped} rows longer than max_length_tokens={limit} were dropped")
+    if splits.refused:
+        job.events.warn(f"{len(splits.refused)} rows were left out: {named(splits.refused)}")
     if not splits.validation:
         job.events.warn("the data has no validation split for this stage, so nothing was measured on unseen rows")
-    rows = {"train_rows": len(splits.train), "validation_rows": len(splits.validation), "dropped_rows": splits.n_dropped}
-    job.events.summary({**rows, **facts})
+    rows = {"train_rows": len(splits.train), "validation_rows": len(splits.validation)}
+    left_out = {"dropped_rows": splits.n_dropped, "refused_rows": len(splits.refused)}
+    job.events.summary({**rows, **left_out, **facts})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlhf_core.batching.templates import Message
+from rlhf_core.batching.chat_template import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,9 @@ class Scorer(Protocol):
         """The source's name in metrics and tables."""
         ...
 
-    def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number a response, in order. Raises rather than give a made-up number."""
+    def score(self, responses: Sequence[ScoredResponse]) -> Sequence[float | None]:
+        """One number a response, in order: None where the source does not apply to it, NaN where it failed on it alone.
+
+        Raises `TransientRewardError` for what may work at the next try; anything else it raises is final.
+        """
         ...

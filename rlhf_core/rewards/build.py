@@ -7,7 +7,7 @@ from pathlib import Path
 from data_processing.errors import ConfigError
 from rlhf_core.config import EngineSettings, RewardSource
 from rlhf_core.rewards.base import Scorer
-from rlhf_core.rewards.compose import ComposedReward
+from rlhf_core.rewards.compose import ComposedReward, Retries
 from rlhf_core.rewards.procedures import ProceduresScorer
 from rlhf_core.rewards.python_function import PythonScorer
 
@@ -19,10 +19,11 @@ def build_reward(
     reward_model: Path | None,
     engine: EngineSettings,
     trust_remote_code: bool,
+    retries: Retries | None = None,
 ) -> ComposedReward:
     """Load every source. Raises `ConfigError` for a reward model that is asked for but not given."""
     return ComposedReward(
-        [(_scorer(source, policy_model, reward_model, engine, trust_remote_code), source.weight) for source in sources]
+        [(_scorer(source, policy_model, reward_model, engine, trust_remote_code), source.weight) for source in sources], retries
     )
 
 
@@ -47,5 +48,6 @@ def _scorer(
         attention=engine.attention,
         micro_batch_tokens=engine.micro_batch_tokens,
         packing=engine.packing,
+        gpus=engine.gpus_per_rank,
         trust_remote_code=trust_remote_code,
     )

@@ -1,35 +1,70 @@
-"""Several sources of reward, weighted and summed; what each gave is kept beside the sum."""
+"""Several sources of reward, weighted and summed; what each gave is kept beside the sum, and what it could not give is marked."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
-from data_processing.errors import DivergedError
 from rlhf_core.rewards.base import ScoredResponse, Scorer
+from rlhf_core.rewards.errors import InfiniteRewardError, TransientRewardError
 
-
-class InvalidRewardError(DivergedError):
-    """A source gave NaN or an infinite number; the message names source, response and value."""
+LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """`total[i]` is the weighted sum for response i, `by_source[name][i]` what a source gave before weighting."""
+    """`total[i]` is the weighted sum for response i, None where it is invalid; `by_source[name][i]` is what a source gave.
 
-    total: list[float]
-    by_source: Mapping[str, list[float]]
+    A source gives None where it does not apply to a response: the sum is that of the others. It gives NaN where it failed
+    on it: the response is invalid, as is one that no source applies to. `asked_again` says which calls were repeated, and why.
+    """
+
+    total: list[float | None]
+    by_source: Mapping[str, Sequence[float | None]]
+    asked_again: tuple[str, ...] = ()
+
+    @property
+    def is_valid(self) -> list[bool]:
+        """The responses that have a reward."""
+        return [value is not None for value in self.total]
+
+    @property
+    def invalid_share(self) -> float:
+        """Share of the responses without a reward."""
+        return self.total.count(None) / len(self.total)
+
+    def why_invalid(self) -> str:
+        """Which sources left responses without a reward, and how many."""
+        failed = {name: sum(map(_failed, values)) for name, values in self.by_source.items()}
+        unclaimed = sum(all(value is None for value in values) for values in zip(*self.by_source.values(), strict=True))
+        reasons = [f"reward '{name}' gave NaN for {n}" for name, n in failed.items() if n]
+        return ", ".join(reasons + [f"none of {list(self.by_source)} applies to {unclaimed}"] * bool(unclaimed))
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a call that may work at the next try is made again, `wait_s` seconds later, each time twice as long."""
+
+    count: int = 0
+    wait_s: float = 1.0
+
+    def pause_s(self, tries: int) -> float:
+        """Seconds to wait after that many tries, at most `LONGEST_WAIT_S`."""
+        return min(self.wait_s * 2.0 ** (tries - 1), LONGEST_WAIT_S)
 
 
 class ComposedReward:
     """A weighted sum of scorers; a name that repeats gets a number (`length`, `length_2`)."""
 
-    def __init__(self, scorers: Sequence[tuple[Scorer, float]]) -> None:
+    def __init__(self, scorers: Sequence[tuple[Scorer, float]], retries: Retries | None = None) -> None:
         names = [scorer.name for scorer, _ in scorers]
         repeats = [names[:i].count(name) for i, name in enumerate(names)]
         unique = [f"{name}_{n + 1}" if n else name for name, n in zip(names, repeats, strict=True)]
         self._sources = [(name, scorer, weight) for name, (scorer, weight) in zip(unique, scorers, strict=True)]
+        self._retries = retries or Retries()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -37,18 +72,47 @@ class ComposedReward:
         return tuple(note for _, scorer, _ in self._sources for note in getattr(scorer, "notes", ()))
 
     def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
-        """Ask every source. Raises `InvalidRewardError` for a number that is not finite: an error is not a reward."""
-        by_source = {name: scorer.score(responses) for name, scorer, _ in self._sources}
-        for name, values in by_source.items():
-            _check_finite(name, values, responses)
-        total = [sum(weight * by_source[name][i] for name, _, weight in self._sources) for i in range(len(responses))]
-        return Rewards(total, by_source)
+        """Ask every source, one that may answer at the next try again and again.
+
+        Raises `TransientRewardError` for one that still does not, `InfiniteRewardError` for an infinite number.
+        """
+        by_source: dict[str, Sequence[float | None]] = {}
+        asked_again: list[str] = []
+        for name, scorer, _ in self._sources:
+            by_source[name] = self._ask(name, scorer, responses, asked_again)
+            _check_finite(name, by_source[name], responses)
+        return Rewards([self._sum(by_source, i) for i in range(len(responses))], by_source, tuple(asked_again))
+
+    def _ask(
+        self, name: str, scorer: Scorer, responses: Sequence[ScoredResponse], asked_again: list[str]
+    ) -> Sequence[float | None]:
+        for tries in count(1):
+            try:
+                return scorer.score(responses)
+            except TransientRewardError as error:
+                if tries > self._retries.count:
+                    raise TransientRewardError(
+                        f"reward '{name}' failed {tries} times in a row, at last with: {error}; the rounds done are kept, and the "
+                        "stage is tried again. online.reward_retries and online.reward_retry_wait_s say how long to wait here"
+                    ) from error
+                asked_again.append(f"reward '{name}' is asked again: {error}")
+                time.sleep(self._retries.pause_s(tries))
+        raise AssertionError("the loop has no other end")
+
+    def _sum(self, by_source: Mapping[str, Sequence[float | None]], i: int) -> float | None:
+        parts = [weight * value for name, _, weight in self._sources if (value := by_source[name][i]) is not None]
+        total = sum(parts)
+        return None if not parts or math.isnan(total) else total
 
 
-def _check_finite(name: str, values: Sequence[float], responses: Sequence[ScoredResponse]) -> None:
+def _failed(value: float | None) -> bool:
+    return value is not None and math.isnan(value)
+
+
+def _check_finite(name: str, values: Sequence[float | None], responses: Sequence[ScoredResponse]) -> None:
     for value, response in zip(values, responses, strict=True):
-        if not math.isfinite(value):
-            raise InvalidRewardError(
+        if value is not None and math.isinf(value):
+            raise InfiniteRewardError(
                 f"reward '{name}' gave {value} for prompt {response.prompt_id}, response {response.text[:200]!r}:"
-                " every response needs a finite number; fix the reward, it is not replaced by 0"
+                " a reward is a finite number; fix the source, or let it give NaN for a response that it cannot score"
             )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.rewards.errors import TransientRewardError, is_transient
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -40,20 +43,54 @@ class PythonScorer:
         """The function's own name."""
         return self._path.partition(":")[2]
 
-    def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
-        """Raises `ConfigError` naming the function where it raises, or returns anything but one number a response."""
+    def score(self, responses: Sequence[ScoredResponse]) -> list[float | None]:
+        """What the function returned, one value a response; see `Scorer.score`.
+
+        Raises `TransientRewardError` where it raised what `is_transient` says may work at the next try. Anything else that it
+        raises or returns is `ConfigError`, naming the function and the line of it.
+        """
+        values = self._call(responses)
+        try:
+            numbers = [_number(value) for value in values]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"reward function '{self._path}' must return a list of numbers, not {values!r:.200}: one a response, None where "
+                "it does not apply, NaN where it failed on this one"
+            ) from error
+        if len(numbers) != len(responses):
+            raise ConfigError(f"reward function '{self._path}' returned {len(numbers)} numbers for {len(responses)} responses")
+        return numbers
+
+    def _call(self, responses: Sequence[ScoredResponse]) -> Any:
         try:
             values = self._function(
                 prompts=[list(r.prompt) for r in responses],
                 responses=[r.text for r in responses],
                 labels=[r.label for r in responses],
             )
-        except Exception as error:
-            raise ConfigError(f"reward function '{self._path}' raised {type(error).__name__}: {error}") from error
-        try:
-            numbers = [float(value) for value in values]
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"reward function '{self._path}' must return a list of numbers, not {values!r:.200}") from error
-        if len(numbers) != len(responses):
-            raise ConfigError(f"reward function '{self._path}' returned {len(numbers)} numbers for {len(responses)} responses")
-        return numbers
+            return list(values) if isinstance(values, Iterator) else values
+        except MemoryError:
+            raise
+        except (Exception, SystemExit) as error:
+            where = f"raised {type(error).__name__}: {error}{_last_user_line(error)}, scoring {len(responses)} responses"
+            message = f"reward function '{self._path}' {where}"
+            if is_transient(error):
+                raise TransientRewardError(message) from error
+            raise ConfigError(
+                f"{message}; it is not called again. Where the next try may work it should raise "
+                "rlhf_core.rewards.errors.TransientRewardError, where one response is at fault return NaN for it"
+            ) from error
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{value!r} is a text")
+    return None if value is None else float(value)
+
+
+def _last_user_line(error: BaseException) -> str:
+    """Where it happened: the innermost line that belongs to no library, the first being ours."""
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))] or frames
+    return f" (line {own[-1].lineno} of {own[-1].filename}: {own[-1].line})" if own else ""

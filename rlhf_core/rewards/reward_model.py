@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from data_processing.errors import ConfigError
+from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.config import Dtype, Packing
-from rlhf_core.models.load import compute_device, load_scorer, same_tokens
+from rlhf_core.device import device_for
+from rlhf_core.models.load import load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.rewards.base import ScoredResponse
 
@@ -20,7 +22,7 @@ from rlhf_core.rewards.base import ScoredResponse
 class RewardModelScorer:
     """Scores the very token ids that were sampled, so the reward model must share the policy's vocabulary.
 
-    `micro_batch_tokens` bounds one forward pass. Raises `ConfigError` where the vocabularies differ.
+    `micro_batch_tokens` bounds one forward pass; with `gpus` above 0 it runs on a GPU. Raises `ConfigError` where the vocabularies differ.
     """
 
     name = "reward_model"
@@ -31,9 +33,10 @@ class RewardModelScorer:
         policy_model: Path,
         *,
         dtype: Dtype,
-        attention: str,
+        attention: str | None,
         micro_batch_tokens: int,
         packing: Packing,
+        gpus: float = 0.0,
         trust_remote_code: bool = False,
     ) -> None:
         if not same_tokens(model, policy_model, trust_remote_code=trust_remote_code):
@@ -41,7 +44,7 @@ class RewardModelScorer:
                 f"reward model {model} and policy {policy_model} have different vocabularies: train the reward model from the same base"
             )
         scorer = load_scorer(model, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, new_head=False)
-        self._device = compute_device()
+        self._device = device_for(gpus)
         self._module = ScoreModule(scorer.to(self._device), packing).eval()
         self._micro_batch_tokens = micro_batch_tokens
 
@@ -53,7 +56,7 @@ class RewardModelScorer:
 
     @torch.inference_mode()
     def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One raw score (logit of the head) a response."""
+        """One raw score (logit of the head) a response. Raises `DivergedError` for one that is not finite."""
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
         layouts = self._module.layouts
         [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
@@ -61,6 +64,16 @@ class RewardModelScorer:
         for indices in plan:
             part = [rows[i] for i in indices]
             batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(self._device)
-            for i, value in zip(indices, self._module(batch).float().tolist(), strict=True):
+            for i, value in zip(indices, _checked(self._module(batch).float()).tolist(), strict=True):
                 scores[i] = value
         return scores
+
+
+def _checked(scores: Tensor) -> Tensor:
+    broken = scores[~scores.isfinite()]
+    if len(broken):
+        raise DivergedError(
+            f"{len(broken)} of {len(scores)} scores are not finite, the first is reward={float(broken[0])}: the reward model's "
+            "weights or arithmetic are broken; train it anew with a lower learning rate, or use dtype 'fp32'"
+        )
+    return scores

@@ -14,14 +14,16 @@ from rlhf_core.config import Dtype, RolloutEngine
 from rlhf_core.rollout.base import Generator
 
 
-def choose_engine(engine: RolloutEngine, model: Path) -> tuple[RolloutEngine, str]:
+def choose_engine(engine: RolloutEngine, model: Path, gpus: float = 0.0) -> tuple[RolloutEngine, str]:
     """The engine that `engine` means for the model folder, and the reason in words. Imports vLLM unless `hf` is asked for.
+
+    `gpus` are those reserved for it; 0 generates on the CPU.
 
     Raises `ConfigError` where `vllm` is asked for and cannot serve the model.
     """
     if engine is RolloutEngine.hf:
         return RolloutEngine.hf, "asked for"
-    obstacle = _vllm_obstacle(model)
+    obstacle = _vllm_obstacle(model, gpus)
     if obstacle is None:
         return RolloutEngine.vllm, "asked for" if engine is RolloutEngine.vllm else "vLLM imports and knows the architecture"
     if engine is RolloutEngine.vllm:
@@ -40,15 +42,21 @@ def make_generator(
     gpu_memory_fraction: float,
     threads: int,
     trust_remote_code: bool,
+    gpus: float = 0.0,
 ) -> Generator:
     """Start an engine on the model folder. `max_model_len` bounds prompt plus response (tokens), `max_num_seqs` what runs at once."""
     torch.set_num_threads(threads)
-    chosen, _ = choose_engine(engine, model)
+    chosen, _ = choose_engine(engine, model, gpus)
     if chosen is RolloutEngine.hf:
         from rlhf_core.rollout.hf_engine import HfGenerator
 
         return HfGenerator(
-            model, dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs, trust_remote_code=trust_remote_code
+            model,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            trust_remote_code=trust_remote_code,
+            gpus=gpus,
         )
     from rlhf_core.rollout.vllm_engine import VllmGenerator
 
@@ -60,17 +68,19 @@ def make_generator(
         kv_cache_mib=kv_cache_mib,
         gpu_memory_fraction=gpu_memory_fraction,
         trust_remote_code=trust_remote_code,
+        gpus=gpus,
     )
 
 
-def _vllm_obstacle(model: Path) -> str | None:
-    """Why vLLM cannot serve the model folder, or None."""
+def _vllm_obstacle(model: Path, gpus: float) -> str | None:
+    """Why vLLM cannot serve the model folder on the GPUs reserved, or on the CPU, or None."""
     from rlhf_core.rollout.vllm_engine import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
     try:
         # `import vllm` passes beside a broken torchvision; this import does not.
         from vllm import LLM, ModelRegistry
+        from vllm.platforms import current_platform
     except (ImportError, RuntimeError, OSError) as error:
         return f"vLLM does not import here ({type(error).__name__}: {error})"
     del LLM
@@ -78,7 +88,9 @@ def _vllm_obstacle(model: Path) -> str | None:
     architectures: list[str] = config.get("architectures") or []
     if not set(architectures) & set(ModelRegistry.get_supported_archs()):
         return f"vLLM does not know the architecture {architectures}"
-    return None if torch.cuda.is_available() else _cpu_kernel_obstacle(config)
+    if current_platform.is_cpu() != (gpus == 0):
+        return f"this vLLM is built for {current_platform.device_type}, and {gpus:g} GPUs are reserved"
+    return None if gpus else _cpu_kernel_obstacle(config)
 
 
 def _cpu_kernel_obstacle(config: dict[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from data_processing.errors import ConfigError
 from rlhf_core.config import Dtype
+from rlhf_core.device import device_for
 from rlhf_core.models.load import load_lm
 from rlhf_core.rollout.base import Generation, Sampling, check_prompts
 from rlhf_core.rollout.packed_linear import pack_linear_layers
@@ -32,14 +33,16 @@ class HfGenerator:
     """Batched sampling with a key-value cache; implements `rlhf_core.rollout.base.Generator`.
 
     A prompt is computed once, however many responses are drawn to it. `max_num_seqs` responses are drawn at a time; prompt
-    and response together hold at most `max_model_len` tokens.
+    and response together hold at most `max_model_len` tokens. With `gpus` above 0 it runs on a GPU.
     """
 
     name = "hf"
 
-    def __init__(self, model: Path, *, dtype: Dtype, max_model_len: int, max_num_seqs: int, trust_remote_code: bool) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        lm = load_lm(model, dtype=dtype, attention="sdpa", trust_remote_code=trust_remote_code)
+    def __init__(
+        self, model: Path, *, dtype: Dtype, max_model_len: int, max_num_seqs: int, trust_remote_code: bool, gpus: float = 0.0
+    ) -> None:
+        device = device_for(gpus)
+        lm = load_lm(model, dtype=dtype, attention=None, trust_remote_code=trust_remote_code)
         self._model: PreTrainedModel = lm.to(device).eval()
         pack_linear_layers(self._model)
         self._device = device

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlhf_core.config import Dtype
+from rlhf_core.device import device_for
 from rlhf_core.rollout.base import Generation, Sampling, check_prompts
 
 # Read by vLLM when it is imported and when the engine starts. One process: quick start, half the memory, no orphans.
@@ -30,7 +30,7 @@ MIN_BATCHED_TOKENS = 2048
 class VllmGenerator:
     """vLLM with weights that are replaced in place; implements `rlhf_core.rollout.base.Generator`.
 
-    On a CPU the key-value cache takes `kv_cache_mib`; on a GPU vLLM takes `gpu_memory_fraction` of its memory.
+    On a CPU the key-value cache takes `kv_cache_mib`; on a GPU (`gpus` above 0) vLLM takes `gpu_memory_fraction` of its memory.
     """
 
     name = "vllm"
@@ -45,11 +45,12 @@ class VllmGenerator:
         kv_cache_mib: int,
         gpu_memory_fraction: float,
         trust_remote_code: bool,
+        gpus: float = 0.0,
     ) -> None:
         os.environ.update(ENVIRONMENT)
         from vllm import LLM
 
-        on_gpu = torch.cuda.is_available()
+        on_gpu = device_for(gpus).type == "cuda"
         place: dict[str, Any] = (
             {"gpu_memory_utilization": gpu_memory_fraction}
             if on_gpu

@@ -6,10 +6,13 @@ tokens of the SentencePiece-like tokenizers a space stands where the tokenizer p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from rlhf_core.batching.rendering import Rendering
+from rlhf_core.batching.templates import Renderer
 
 CONVERSATION = [
     {"role": "user", "content": "How are you?"},
@@ -49,7 +52,10 @@ THINKING = (
 
 @dataclass(frozen=True)
 class Case:
-    """A template with its tokenizer. `spans` are those of `messages`; `stop` and `bos` are token strings."""
+    """A template with its tokenizer. `spans` are those of `messages`; `stop` and `bos` are token strings.
+
+    `keeps_turns`: a turn renders alike whatever follows. `trims`: white space around contents is not rendered.
+    """
 
     name: str
     tokenizer: PreTrainedTokenizerFast
@@ -58,6 +64,13 @@ class Case:
     spans: list[tuple[str, bool]]
     stop: list[str]
     bos: str | None = None
+    rendering: Rendering = field(default_factory=Rendering)
+    keeps_turns: bool = True
+    trims: bool = False
+
+    def renderer(self) -> Renderer:
+        """The renderer under test."""
+        return Renderer(self.tokenizer, self.template, self.rendering)
 
 
 def byte_level(special: list[str], *, bos: str | None, eos: str, adds_bos: bool = False) -> PreTrainedTokenizerFast:
@@ -184,6 +197,7 @@ def cases() -> list[Case]:
                 ("<think>\n\n</think>\n\nFine, thanks.<|im_end|>", True),
             ],
             stop=["<|im_end|>"],
+            keeps_turns=False,
         ),
         Case(
             name="plain",

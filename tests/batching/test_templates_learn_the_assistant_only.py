@@ -1,4 +1,4 @@
-"""Golden masks of six templates, and what holds for any conversation under them."""
+"""Golden masks of templates as models have them, and what holds for any conversation under them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import copy
 from pathlib import Path
 
 import pytest
+from family_cases import family_cases
 from hypothesis import given
 from hypothesis import strategies as st
 from template_cases import CHATML, CONVERSATION, GEMMA, THINKING, Case, byte_level, cases, sentence_piece, spans_of
 from transformers import AutoTokenizer
 
 from data_processing.errors import ConfigError, DataError
+from rlhf_core.batching.rendering import write_rendering
 from rlhf_core.batching.templates import Renderer
 
-CASES = cases()
+CASES = cases() + family_cases()
 each_template = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 IM_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -27,19 +29,19 @@ contents = st.lists(
 
 @each_template
 def test_golden_masks(case: Case) -> None:
-    row = Renderer(case.tokenizer, case.template).conversation(case.messages)
+    row = case.renderer().conversation(case.messages)
     assert spans_of(case.tokenizer, row.ids, row.is_target) == case.spans
 
 
 @each_template
 def test_stop_ids_are_the_end_of_turn_and_eos(case: Case) -> None:
     expected = [case.tokenizer.convert_tokens_to_ids(token) for token in case.stop]
-    assert Renderer(case.tokenizer, case.template).stop_ids == expected
+    assert case.renderer().stop_ids == expected
 
 
 @each_template
 def test_there_is_one_bos_where_the_template_has_one_and_none_elsewhere(case: Case) -> None:
-    row = Renderer(case.tokenizer, case.template).conversation(case.messages)
+    row = case.renderer().conversation(case.messages)
     if case.bos is None:
         assert row.ids[0] != case.tokenizer.bos_token_id
     else:
@@ -48,29 +50,36 @@ def test_there_is_one_bos_where_the_template_has_one_and_none_elsewhere(case: Ca
 
 @each_template
 def test_text_path_equals_token_path(case: Case) -> None:
-    renderer = Renderer(case.tokenizer, case.template)
+    renderer = case.renderer()
     text = case.tokenizer.apply_chat_template(
-        case.messages[:1], chat_template=renderer.template, tokenize=False, add_generation_prompt=True
+        case.messages[:1],
+        chat_template=renderer.template,
+        tokenize=False,
+        add_generation_prompt=True,
+        **case.rendering.arguments(),
     )
     assert case.tokenizer.encode(text, add_special_tokens=False) == renderer.prompt_ids(case.messages[:1])
 
 
 @each_template
 def test_the_template_in_use_saved_with_the_tokenizer_gives_the_same_tokens(case: Case, tmp_path: Path) -> None:
-    renderer = Renderer(case.tokenizer, case.template)
+    renderer = case.renderer()
     tokenizer = copy.deepcopy(case.tokenizer)
     tokenizer.chat_template = renderer.template
     tokenizer.save_pretrained(tmp_path)
+    write_rendering(case.rendering, tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert Renderer(loaded).conversation(case.messages) == renderer.conversation(case.messages)
-    applied = loaded.apply_chat_template(case.messages[:1], add_generation_prompt=True, return_dict=False)
+    applied = loaded.apply_chat_template(
+        case.messages[:1], add_generation_prompt=True, return_dict=False, **case.rendering.arguments()
+    )
     assert applied == renderer.prompt_ids(case.messages[:1])
 
 
 @each_template
 @given(question=contents, answer=contents)
 def test_any_answer_is_learnt_whole_and_after_the_prompt_that_sampling_sees(case: Case, question: str, answer: str) -> None:
-    renderer = Renderer(case.tokenizer, case.template)
+    renderer = case.renderer()
     prompt = [{"role": "user", "content": question}]
     row = renderer.prompt_and_response(prompt, [{"role": "assistant", "content": answer}])
     prompt_ids = renderer.prompt_ids(prompt)
@@ -78,23 +87,23 @@ def test_any_answer_is_learnt_whole_and_after_the_prompt_that_sampling_sees(case
     assert row.is_target == [False] * len(prompt_ids) + [True] * (len(row) - len(prompt_ids))
     assert row.ids[-1] == renderer.stop_ids[0]
     learnt = case.tokenizer.decode(row.ids[len(prompt_ids) :], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    assert answer in learnt
+    assert (answer.strip() if case.trims else answer) in learnt
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name != "thinking"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in CASES if case.keeps_turns], ids=lambda case: case.name)
 @given(texts=st.lists(contents, min_size=2, max_size=6))
 def test_every_turn_of_any_conversation_has_its_own_mask(case: Case, texts: list[str]) -> None:
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-    row = Renderer(case.tokenizer, case.template).conversation(messages)
+    row = case.renderer().conversation(messages)
     learnt = [text for text, is_target in spans_of(case.tokenizer, row.ids, row.is_target) if is_target]
-    answers = [text for i, text in enumerate(texts) if i % 2]
+    answers = [text.strip() if case.trims else text for i, text in enumerate(texts) if i % 2]
     assert len(learnt) == len(answers)
     assert all(answer in span and span.endswith(case.stop[0]) for answer, span in zip(answers, learnt, strict=True))
 
 
 @each_template
 def test_only_the_response_is_learnt_after_a_prompt_with_answers(case: Case) -> None:
-    renderer = Renderer(case.tokenizer, case.template)
+    renderer = case.renderer()
     row = renderer.prompt_and_response(CONVERSATION[:3], CONVERSATION[3:])
     prompt_ids = renderer.prompt_ids(CONVERSATION[:3])
     assert row.ids[: len(prompt_ids)] == prompt_ids
@@ -103,7 +112,7 @@ def test_only_the_response_is_learnt_after_a_prompt_with_answers(case: Case) -> 
 
 def test_a_template_that_drops_earlier_reasoning_is_refused_for_several_answers() -> None:
     renderer = Renderer(byte_level(IM_TOKENS, bos=None, eos="<|im_end|>"), THINKING)
-    with pytest.raises(ConfigError, match=r"give rows with a single assistant turn"):
+    with pytest.raises(DataError, match=r"give rows with a single assistant turn"):
         renderer.conversation(CONVERSATION)
 
 

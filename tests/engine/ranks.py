@@ -11,11 +11,15 @@ import torch
 from data_processing.errors import DivergedError
 from rlhf_core.cluster.distributed import init_distributed, rank, world_size
 from rlhf_core.engine.checkpoint import latest_checkpoint
+from rlhf_core.engine.engine import TrainingEngine
+from rlhf_core.models.layouts import Layouts
+from rlhf_core.models.load import load_lm
+from rlhf_core.models.modules import PolicyModule
 from tests.engine.training import Run, start, step, token_rows
 
 
 def fail_on_rank_one(kind: str) -> None:
-    init_distributed()
+    init_distributed(torch.device("cpu"))
     if rank() == 1:
         if kind == "diverged":
             raise DivergedError("loss is nan")
@@ -26,7 +30,7 @@ def fail_on_rank_one(kind: str) -> None:
 
 
 def who_am_i(job: None) -> tuple[int, int, int]:
-    init_distributed()
+    init_distributed(torch.device("cpu"))
     return rank(), world_size(), torch.get_num_threads()
 
 
@@ -45,3 +49,12 @@ def save_and_resume(job: tuple[Run, Path]) -> list[bool]:
     step(resumed, run, token_rows())
     pairs = zip(engine.module.parameters(), resumed.module.parameters(), strict=True)
     return [same_random, all(torch.equal(a, b) for a, b in pairs)]
+
+
+def layouts_where_rank_one_pads(run: Run) -> Layouts:
+    """The layouts that an engine's ranks go by after one of them could not pack."""
+    module = PolicyModule(load_lm(run.model, dtype=run.engine.dtype, attention="sdpa"))
+    if os.environ["RANK"] == "1":
+        module.layouts = Layouts(packed=False, shared=False)
+    layouts: Layouts = TrainingEngine(module, optimizer=run.optimizer, engine=run.engine, total_steps=1).module.layouts
+    return layouts

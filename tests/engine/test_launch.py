@@ -12,7 +12,8 @@ import torch
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.cluster.launch import launch
 from rlhf_core.config import EngineSettings, LoraSettings
-from tests.engine.ranks import fail_on_rank_one, save_and_resume, who_am_i
+from rlhf_core.models.layouts import Layouts
+from tests.engine.ranks import fail_on_rank_one, layouts_where_rank_one_pads, save_and_resume, who_am_i
 from tests.engine.training import Run, train
 from tests.tiny_models import tiny_model
 
@@ -45,6 +46,11 @@ class TestTwoRanks:
 
     def test_every_rank_has_its_place_and_threads(self) -> None:
         assert launch(who_am_i, None, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60) == (0, 2, 1)
+
+    def test_what_one_rank_cannot_pack_none_packs(self, tmp_path: Path) -> None:
+        run = Run(tiny_model(tmp_path, "llama"), EngineSettings(world_size=2, dtype="fp32"))
+        layouts = launch(layouts_where_rank_one_pads, run, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60)
+        assert layouts == Layouts(packed=False, shared=False)
 
     @pytest.mark.parametrize(
         ("kind", "error", "message"),

@@ -336,7 +336,7 @@ def test_rows_that_do_not_fit_the_model_are_left_out_counted_and_named(world: Wo
     assert metrics_of(tmp_path / "out")["held_out"]["perplexity"]["n"] == 20
     warnings = [event["message"] for event in events_of(job, "warning")]
     assert len(warnings) == 2
-    assert "1 of 21 rows are too long for the model and left out: 'b-long'" in warnings[0]
+    assert "1 of 21 rows are too long for the model and left out: 'b-long'" in warnings[1]
 
 
 @pytest.mark.parametrize("table", ["prompts", "sft"])
@@ -347,6 +347,7 @@ def test_more_rows_that_do_not_fit_than_tolerated_stop_the_stage(table: str, wor
     job = world.job(tmp_path / "out", model, metrics=["length", "perplexity"])
     with pytest.raises(DataError, match=rf"table '{table}', split 'test': 1 of the 2 rows drawn .*max_dropped_fraction=0.05"):
         evaluate(dataclasses.replace(job, data=tmp_path, base=model))
+    assert not (tmp_path / "out" / "predictions.parquet").exists()
 
 
 def test_data_without_test_prompts_is_refused(world: World, tmp_path: Path) -> None:

@@ -88,6 +88,33 @@ def test_the_forest_plot_has_a_mark_for_every_model_and_every_difference(page: A
     assert places[0] < places[1] < places[3]
 
 
+def test_it_says_how_many_prompts_of_which_source_were_measured(data: ReportData, page: Any) -> None:
+    primary = page.get_element_by_id("primary")
+    assert "64 of 192 test prompts; 1 too long for the model" in text_of(primary.xpath("p[@class='lead']")[0])
+    rows = [text_of(row) for row in primary.xpath(".//table")[1].xpath(".//tbody/tr")]
+    assert [row.split(" 0.")[0] for row in rows] == ["procedures 42 of 128", "my-prompts 22 of 64"]
+    own = data.sources["my-prompts"]["online"]
+    assert own["n"] == 22
+    assert rows[1].endswith(f"{own['mean']:.2f} {own['low']:.2f} – {own['high']:.2f}")
+
+
+def test_it_says_how_sure_each_difference_is_and_what_could_have_been_found(data: ReportData, page: Any) -> None:
+    table = page.get_element_by_id("primary").xpath(".//table")[0]
+    test = data.verdict["tests"]["preference"]
+    cells = [text_of(cell) for cell in table.xpath(".//tbody/tr")[1].iter("td")]
+    assert cells == [f"preference {test['judgement']}", f"{test['corrected_p']:.2g}", f"{test['detectable']:.2f}"]
+    assert "Holm's correction over the candidates" in text_of(page.get_element_by_id("primary"))
+
+
+def test_too_few_prompts_are_no_verdict_and_colour_nothing(tmp_path: Path) -> None:
+    (tmp_path / "compare").mkdir()
+    write_comparison(write_evaluations(tmp_path, 5), CompareConfig(), tmp_path / "compare", 0, EventLog(tmp_path / "e.jsonl"))
+    page = html.document_fromstring(render_report(assemble(tmp_path / "compare", {}, "", (), ())))
+    assert text_of(page.get_element_by_id("verdict")).startswith("No verdict Too few prompts: 5 of 20 needed")
+    assert "too few prompts: 5 of 20 needed" in text_of(page.get_element_by_id("primary"))
+    assert not page.xpath("//*[contains(@class, 'delta good') or contains(@class, 'delta bad')]")
+
+
 def test_samples_show_prompt_answers_scores_and_faults_side_by_side(data: ReportData, page: Any) -> None:
     samples = page.get_element_by_id("samples").xpath(".//article")
     assert len(samples) == 6

@@ -6,17 +6,21 @@ import pytest
 from tiny_models import tiny_model
 
 from data_processing.errors import ConfigError
-from rlhf_core.batching.templates import PLAIN_TEMPLATE
+from rlhf_core.batching.chat_templates import read_template
+from rlhf_core.batching.rendering import Rendering, read_rendering
+from rlhf_core.batching.templates import PLAIN_TEMPLATE, Renderer
 from rlhf_core.config import BaseModelConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models.load import load_tokenizer
 from tasks.base_model import STAGE, fingerprint
 from tasks.runtime.context import StageContext
 
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+
 
 def run(config: BaseModelConfig, tmp_path: Path) -> Path:
     output = tmp_path / "output"
-    output.mkdir()
+    output.mkdir(parents=True)
     events = EventLog(tmp_path / "events.jsonl")
     STAGE.run(StageContext(config, {}, {}, output, tmp_path / "resume", 0, 1, events))
     return output
@@ -38,9 +42,36 @@ def test_model_without_template_gets_the_plain_one_and_its_source_stays_untouche
 
 
 def test_chat_template_of_the_settings_wins(tmp_path: Path) -> None:
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
-    output = run(BaseModelConfig(path=str(tiny_model(tmp_path, "llama", tied=True)), chat_template=template), tmp_path)
-    assert load_tokenizer(output).chat_template == template
+    output = run(BaseModelConfig(path=str(tiny_model(tmp_path, "llama", tied=True)), chat_template=TEMPLATE), tmp_path)
+    assert load_tokenizer(output).chat_template == TEMPLATE
+
+
+def test_a_bundled_template_and_a_file_are_written_into_the_model_and_belong_to_its_fingerprint(tmp_path: Path) -> None:
+    source, own = str(tiny_model(tmp_path, "llama", tied=True)), tmp_path / "own.jinja"
+    own.write_text(TEMPLATE)
+    bundled = BaseModelConfig(path=source, chat_template="qwen3")
+    assert load_tokenizer(run(bundled, tmp_path / "bundled")).chat_template == read_template("qwen3")
+    named = BaseModelConfig(path=source, chat_template=str(own))
+    assert load_tokenizer(run(named, tmp_path / "named")).chat_template == TEMPLATE
+    before = fingerprint(named)
+    own.write_text(TEMPLATE + " ")
+    assert len({str(seen) for seen in (before, fingerprint(named), fingerprint(bundled))}) == 3
+
+
+def test_arguments_of_the_template_are_kept_and_those_of_the_settings_win(tmp_path: Path) -> None:
+    template = "{% if loud is defined %}{{ loud }}{{ fast }}{% endif %}" + TEMPLATE
+    first = {"path": str(tiny_model(tmp_path, "llama", tied=True)), "chat_template": template}
+    output = run(BaseModelConfig(**first, chat_template_kwargs={"loud": 1, "fast": "no"}), tmp_path / "first")
+    again = run(BaseModelConfig(path=str(output), chat_template_kwargs={"fast": True}), tmp_path / "again")
+    renderer = Renderer(load_tokenizer(again))
+    assert renderer.tokenizer.decode(renderer.prompt_ids([{"role": "user", "content": "?"}])).startswith("1True<user>")
+
+
+def test_the_artifact_of_a_template_without_a_date_has_none(tmp_path: Path) -> None:
+    source = str(tiny_model(tmp_path, "llama", tied=True))
+    assert read_rendering(run(BaseModelConfig(path=source), tmp_path / "undated")) == Rendering()
+    with pytest.raises(ConfigError, match=r"template_date=2026-03-01.*asks for no date"):
+        run(BaseModelConfig(path=source, template_date="2026-03-01"), tmp_path / "dated")
 
 
 def test_fingerprint_follows_the_content_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3Config
+from transformers import AutoModelForCausalLM, BloomConfig, Gemma3Config
 
 from data_processing.errors import ConfigError
 from rlhf_core.models.load import check_model_folder, load_lm, load_scorer, load_tokenizer, max_positions, set_dropout
@@ -87,6 +87,16 @@ def test_weights_are_never_filled_in_at_random(tmp_path: Path) -> None:
 def test_an_unknown_attention_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="flash_attention_2"):
         load_lm(tiny_model(tmp_path, "llama"), dtype="bf16", attention="flash_attention_2")
+
+
+def test_attention_left_open_is_sdpa_where_the_model_has_it(tmp_path: Path) -> None:
+    bloom = BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
+    AutoModelForCausalLM.from_config(bloom).save_pretrained(tmp_path / "bloom")
+    with pytest.raises(ConfigError, match="'sdpa'"):
+        load_lm(tmp_path / "bloom", dtype="fp32", attention="sdpa")
+    folders = tmp_path / "bloom", tiny_model(tmp_path, "llama")
+    chosen = [load_lm(folder, dtype="fp32", attention=None).config._attn_implementation for folder in folders]
+    assert chosen == ["eager", "sdpa"]
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])

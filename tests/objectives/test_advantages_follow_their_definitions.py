@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_core.objectives.advantages import discounted_returns, gae, group_advantages, whiten
+from rlhf_core.objectives.advantages import GroupKind, discounted_returns, gae, group_advantages, whiten
 from rlhf_core.objectives.kl import shape_rewards
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
@@ -51,6 +51,21 @@ def test_group_mean_and_norm_are_taken_within_a_prompt() -> None:
     rewards = torch.tensor([[0.0, 2.0], [100.0, 104.0]])
     assert group_advantages(rewards, "group_mean").tolist() == [[-1.0, 1.0], [-2.0, 2.0]]
     torch.testing.assert_close(group_advantages(rewards, "group_norm"), torch.tensor([[-1.0, 1.0]] * 2) * 0.5**0.5)
+
+
+@pytest.mark.parametrize("kind", ["rloo", "group_mean", "group_norm"])
+def test_samples_that_are_not_valid_are_as_if_they_were_not_there(kind: GroupKind) -> None:
+    rewards = torch.tensor([[1.0, 9e9, 2.0, 6.0], [3.0, 1.0, 4.0, torch.nan]])
+    valid = torch.tensor([[True, False, True, True], [True, True, True, False]])
+    found = group_advantages(rewards, kind, valid)
+    torch.testing.assert_close(found[valid].view(2, 3), group_advantages(rewards[valid].view(2, 3), kind))
+    assert not found[~valid].any()
+
+
+@pytest.mark.parametrize("kind", ["rloo", "group_mean", "group_norm"])
+def test_a_sample_with_no_other_to_compare_with_has_no_advantage(kind: GroupKind) -> None:
+    valid = torch.tensor([[True, False], [False, False]])
+    assert group_advantages(torch.tensor([[5.0, 1.0], [2.0, 3.0]]), kind, valid).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("kind", ["rloo", "group_mean", "group_norm"])

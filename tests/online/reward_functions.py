@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,41 @@ def constant(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[
     return [0.5] * len(responses)
 
 
-def nan_once_trained(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
-    """The labels name a file that counts the calls; the third one gives NaN."""
+def infinite_once_trained(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
+    """The labels name a file that counts the calls; the third one gives infinity."""
+    values = vowels(prompts, responses, labels)
+    return [*values[:-1], float("inf")] if _call_number(labels) == 3 else values
+
+
+def away_once_trained(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
+    """The labels name a file that counts the calls; the third and the fourth find no network."""
+    if _call_number(labels) in (3, 4):
+        raise ConnectionError("the judge is away")
+    return vowels(prompts, responses, labels)
+
+
+def endless_once_trained(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
+    """The labels name a file that counts the calls; the third does not end."""
+    if _call_number(labels) == 3:
+        time.sleep(600)
+    return vowels(prompts, responses, labels)
+
+
+def patchy(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float | None]:
+    """Nothing for the first response of a round, NaN for the second; the labels' file counts rounds, the first one is flat."""
+    values = constant(prompts, responses, labels) if _call_number(labels) == 1 else vowels(prompts, responses, labels)
+    return [None, float("nan"), *values[2:]]
+
+
+def _call_number(labels: Sequence[str | None]) -> int:
+    """How many calls there were, this one included."""
     calls = Path(str(labels[0]))
     calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
-    values = vowels(prompts, responses, labels)
-    return [*values[:-1], float("nan")] if len(calls.read_text()) == 3 else values
+    return len(calls.read_text())
+
+
+def no_idea(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[None]:
+    return [None] * len(responses)
 
 
 def dies(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:

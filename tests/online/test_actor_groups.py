@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from data_processing.errors import ConfigError, DivergedError
+from data_processing.errors import ConfigError, DivergedError, PreemptedError
 from rlhf_core.cluster.group import ActorFailedError, ActorSpec, Group, wait
 from rlhf_core.cluster.placement import reserve
 
@@ -102,6 +102,23 @@ def test_silence_ends_at_the_deadline(single: Group) -> None:
     wait(single.call("pid"), timeout_s=60)
     with pytest.raises(ActorFailedError, match=r"no answer within 1 s from single \(rank 0\) in sleep"):
         wait(single.call("sleep"), timeout_s=1)
+
+
+def test_a_wait_is_ended_by_what_it_does_meanwhile(single: Group) -> None:
+    wait(single.call("pid"), timeout_s=60)
+    calls = 0
+
+    def stop() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise PreemptedError("asked to stop")
+
+    start = time.monotonic()
+    with pytest.raises(PreemptedError, match="asked to stop"):
+        wait(single.call("sleep"), timeout_s=100, meanwhile=stop)
+    assert time.monotonic() - start < 10
+    assert calls == 2
 
 
 def test_no_room_says_what_was_asked_and_what_there_is() -> None:

@@ -45,9 +45,9 @@ def test_at_learning_rate_0_sampling_ahead_changes_nothing(model: Path, tmp_path
 
 
 def ahead_job(folder: Path, model: Path) -> OnlineJob:
-    """A run that meets a NaN reward in the third round where `folder/calls` does not count past it."""
+    """A run that meets an infinite reward in the third round where `folder/calls` does not count past it."""
     data = prompts_folder(folder / "data", label=str(folder / "calls"))
-    rewards = [{"kind": "python", "function": f"{REWARD}:nan_once_trained"}]
+    rewards = [{"kind": "python", "function": f"{REWARD}:infinite_once_trained"}]
     return online_job(
         folder,
         model,
@@ -72,7 +72,7 @@ def test_a_resumed_run_goes_on_with_the_round_that_was_in_flight(model: Path, tm
     # Stale weights show as a gap that the corrections weigh; the first round has none.
     assert metric(whole, "logprob_gap/mean")[0] < 1e-5 < metric(whole, "logprob_gap/mean")[1]
     assert metric(whole, "policy/correction_weight")[0] == pytest.approx(1.0, abs=1e-4)
-    with pytest.raises(DivergedError, match="gave nan"):
+    with pytest.raises(DivergedError, match="gave inf"):
         run_online(broken)
     run_online(broken)
     assert events(broken, "progress")[3]["done"] == 2

@@ -12,9 +12,10 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from data_processing.errors import ConfigError, DataError
+from data_processing.errors import ConfigError, DataError, PreemptedError
 from rlhf_core.cluster.group import ActorFailedError
 from rlhf_core.recipes.online import run_online
+from rlhf_core.recipes.stop import STOP_FILE_NAME
 from tests.online.runs import events, online_job, prompts_folder
 from tests.tiny_models import tiny_model
 
@@ -75,6 +76,15 @@ def test_a_dead_sampler_ends_the_run_at_once(tmp_path: Path, moment: str) -> Non
         time.sleep(0.1)
     assert not own_actors()
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_actors_start_is_not_waited_with(tmp_path: Path) -> None:
+    job = online_job(tmp_path, tiny_model(tmp_path), prompts_folder(tmp_path / "data"), method="grpo")
+    (job.resume / STOP_FILE_NAME).touch()
+    with pytest.raises(PreemptedError, match="while the actors were starting"):
+        run_online(job)
+    assert not job.events.path.exists()
 
 
 @pytest.mark.slow

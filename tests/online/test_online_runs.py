@@ -29,9 +29,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ppo_job(folder: Path, model: Path) -> OnlineJob:
-    """PPO that meets a NaN reward in the third round where `folder/calls` does not count past it."""
+    """PPO that meets an infinite reward in the third round where `folder/calls` does not count past it."""
     data = prompts_folder(folder / "data", label=str(folder / "calls"))
-    rewards = [{"kind": "python", "function": f"{REWARD}:nan_once_trained"}]
+    rewards = [{"kind": "python", "function": f"{REWARD}:infinite_once_trained"}]
     return online_job(
         folder, model, data, method="ppo", steps=PPO_ROUNDS, rewards=rewards, checkpoint_every_steps=2, kl_coef=1e-6
     )
@@ -67,7 +67,7 @@ def test_a_model_that_packing_would_mix_up_is_padded_by_every_actor_and_one_line
 def test_every_round_reports_what_it_did(ppo_run: OnlineJob) -> None:
     reported = set(events(ppo_run, "metrics")[0]["values"])
     expected = {
-        "reward/mean", "reward/std", "reward/nan_once_trained/mean", "kl/token", "kl/sequence", "sampled_entropy",
+        "reward/mean", "reward/std", "reward/infinite_once_trained/mean", "kl/token", "kl/sequence", "sampled_entropy",
         "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/grad_norm", "policy/learning_rate",
         "logprob_gap/mean", "logprob_gap/max", "logprob_gap/ratio", "response_tokens/mean", "truncated_share",
         "zero_variance_share", "policy/seconds", "critic/loss", "critic/explained_variance", "critic/grad_norm", "seconds/generate", "seconds/wait",
@@ -90,11 +90,11 @@ def test_prompts_come_once_an_epoch_and_samples_carry_their_weights(ppo_run: Onl
     assert len({(row["step"], row["prompt_id"], row["sample"]) for row in rows}) == len(rows)
 
 
-def test_a_nan_reward_stops_the_run_and_the_resumed_run_is_the_uninterrupted_one(
+def test_an_infinite_reward_stops_the_run_and_the_resumed_run_is_the_uninterrupted_one(
     ppo_run: OnlineJob, model: Path, tmp_path: Path
 ) -> None:
     job = ppo_job(tmp_path, model)
-    with pytest.raises(DivergedError, match=r"reward 'nan_once_trained' gave nan for prompt p\d"):
+    with pytest.raises(DivergedError, match=r"reward 'infinite_once_trained' gave inf for prompt p\d"):
         run_online(job)
     kept = read_table("rollouts", job.resume / "bad_rollouts.parquet")
     assert set(kept["step"].to_pylist()) == {3}
@@ -115,13 +115,22 @@ def test_a_checkpoint_of_other_settings_or_prompts_is_not_gone_on_from(ppo_run: 
     check_same_run(state, state, newest)
     with pytest.raises(ConfigError, match=r"other values of \['kl_coef'\]"):
         check_same_run(state, {**state, "settings": {**state["settings"], "kl_coef": 0.5}}, newest)
+    with pytest.raises(ConfigError, match=r"made by another version of alignflow \(format 1, this one reads 2\)"):
+        check_same_run({name: value for name, value in state.items() if name != "format"}, state, newest)
     with pytest.raises(DataError, match="other prompts"):
         check_same_run(state, {**state, "prompts_sha256": "another"}, newest)
 
 
 def test_grpo_on_two_ranks_learns_across_a_preemption(model: Path, tmp_path: Path) -> None:
     job = online_job(
-        tmp_path, model, prompts_folder(tmp_path / "data"), method="grpo", steps=PPO_ROUNDS, engine__world_size=2, mini_batches=2
+        tmp_path,
+        model,
+        prompts_folder(tmp_path / "data"),
+        method="grpo",
+        steps=PPO_ROUNDS,
+        engine__world_size=2,
+        mini_batches=2,
+        kl_coef=1e-6,
     )
     stopper = threading.Thread(target=_stop_after, args=(job, 4))
     stopper.start()
@@ -136,6 +145,8 @@ def test_grpo_on_two_ranks_learns_across_a_preemption(model: Path, tmp_path: Pat
     rewards = metric(job, "reward/mean")
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
     assert max(metric(job, "logprob_gap/mean")) < 1e-5
+    # The reference is one process, but cuts its rows as the two ranks do.
+    assert metric(job, "kl/sequence")[0] == 0.0 < metric(job, "kl/sequence")[-1]
 
 
 def test_at_learning_rate_0_nothing_moves_and_every_ratio_is_1(tmp_path: Path) -> None:

@@ -1,27 +1,63 @@
 """What was drawn comes back from a checkpoint as it was, and is refused where its weights are too old."""
 
 import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.util.placement_group import remove_placement_group
 
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.cluster.group import ActorSpec, Group
+from rlhf_core.cluster.placement import reserve
+from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.online_rollouts import read_prompts
 from rlhf_core.recipes.online_sampler import Sampler
 from rlhf_core.recipes.online_workers import Workers
+from rlhf_core.rollout.base import Generation
 from tests.online.runs import online_job, prompts_folder
 from tests.tiny_models import tiny_model
 
-# Nothing here is drawn, so no actor is called.
+# Actors' processes cannot import this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+# Without a rollout actor nothing is drawn, so none is called.
 NO_ACTORS: Any = None
 
 
-def sampler(folder: Path, **settings: Any) -> Sampler:
+class SlowActor:
+    """Draws one response in two seconds, with the weights that it was sent last."""
+
+    version = 0
+
+    def weights(self, dtype: str) -> None:
+        return None
+
+    def update_weights(self, weights: None, version: int) -> None:
+        self.version = version
+
+    def generate(self, prompts: Sequence[Any], sampling: Any, seed: int) -> Sampled:
+        time.sleep(2)
+        return Sampled([[Generation([5], [-0.1], "stop", self.version)] for _ in prompts], 2.0)
+
+
+@pytest.fixture
+def slow_workers(ray_local: None) -> Iterator[Workers]:
+    placement = reserve([{"CPU": 0.2}], timeout_s=60)
+    group = Group(ActorSpec("rollout", SlowActor, 1, 0, {"CPU": 0.2}, 1), placement)
+    yield Workers(policy=group, reference=None, reward=group, rollout=group, critic=None, engine="slow")
+    group.kill()
+    remove_placement_group(placement)
+
+
+def sampler(folder: Path, workers: Workers = NO_ACTORS, **settings: Any) -> Sampler:
     job = online_job(folder, tiny_model(folder), prompts_folder(folder / "data"), prompts_per_step=1, **settings)
     renderer = Renderer(load_tokenizer(job.model))
-    workers: Workers = NO_ACTORS
     return Sampler(job, workers, renderer, read_prompts(job, renderer))
 
 
@@ -34,20 +70,39 @@ def drawn(step: int, version: int) -> dict[str, Any]:
 def test_the_round_in_flight_survives_a_checkpoint(tmp_path: Path) -> None:
     state = json.loads(json.dumps(drawn(3, 2)))
     ahead = sampler(tmp_path, async_steps=1)
-    assert ahead.state() is None
-    ahead.restore(state)
-    assert ahead.state() == state
+    assert ahead.state() == []
+    ahead.restore([state])
+    assert ahead.state() == [state]
     # It is drawn already: beginning it again asks nobody.
     ahead.begin(3, version=3)
     rollouts = ahead.collect(3)
     assert [g.finish_reason for g in rollouts.generations] == ["stop", "length"]
     assert rollouts.sampler_logprobs.tolist()[0] == pytest.approx([-0.1, -2.3456789])
-    assert ahead.state() is None
+    # It is kept until it was trained on: what fails until then must not cost a round that is drawn.
+    assert ahead.state() == [state]
+    ahead.forget(3)
+    assert ahead.state() == []
 
 
 @pytest.mark.parametrize(("async_steps", "version"), [(0, 2), (1, 1), (1, 4)])
 def test_weights_that_are_too_old_or_not_there_yet_are_an_error(tmp_path: Path, async_steps: int, version: int) -> None:
     late = sampler(tmp_path, async_steps=async_steps)
-    late.restore(drawn(3, version))
+    late.restore([drawn(3, version)])
     with pytest.raises(RuntimeError, match=rf"versions \[{version}\]; allowed are {3 - async_steps} to 3"):
         late.collect(3)
+
+
+def test_only_a_round_that_older_weights_draw_is_waited_for(tmp_path: Path, slow_workers: Workers) -> None:
+    ahead = sampler(tmp_path, slow_workers, async_steps=1)
+    ahead.begin(3, version=2)
+    # The weights after two rounds can draw it again after a restart; those after three cannot.
+    assert not ahead.owes(2)
+    assert ahead.owes(3)
+    assert ahead.state() == []
+    ahead.settle(2)
+    assert ahead.state() == []
+    ahead.settle(3)
+    [state] = ahead.state()
+    assert state["step"] == 3
+    assert state["groups"][0][0]["weight_version"] == 2
+    assert not ahead.owes(3)

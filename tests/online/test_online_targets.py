@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,12 @@ REFERENCE = LOGPROBS - 0.5
 SCORES = [1.0, 3.0, 2.0, 2.0]
 
 
-def targets(method: str, **settings: object) -> Targets:
+def targets(method: str, scores: Sequence[float | None] = SCORES, **settings: object) -> Targets:
     config = OnlineConfig.model_validate({"method": method, "prompts_per_step": 2, "samples_per_prompt": 2, **settings})
     return compute_targets(
         METHODS[config.method],
         config,
-        SCORES,
+        scores,
         mask=MASK,
         logprobs=LOGPROBS,
         reference=REFERENCE,
@@ -57,6 +58,38 @@ def test_grpo_compares_within_prompts_and_leaves_the_kl_to_the_loss() -> None:
     torch.testing.assert_close(result.advantages, torch.tensor([-unit, unit, 0, 0])[:, None] * MASK)
     torch.testing.assert_close(result.token_rewards.sum(1), torch.tensor(SCORES))
     assert result.returns is None
+
+
+def test_a_response_without_a_reward_counts_nowhere_in_ppo() -> None:
+    settings = {"kl_coef": 0.1, "gae_lambda": 0.9}
+    found = targets("ppo", [1.0, None, 2.0, 2.0], **settings)
+    others = [0, 2, 3]
+    config = OnlineConfig.model_validate({"method": "ppo", "prompts_per_step": 3, "samples_per_prompt": 1, **settings})
+    alone = compute_targets(
+        METHODS[config.method],
+        config,
+        [1.0, 2.0, 2.0],
+        mask=MASK[others],
+        logprobs=LOGPROBS[others],
+        reference=REFERENCE[others],
+        values=torch.zeros(3, 3),
+    )
+    assert found.returns is not None and alone.returns is not None
+    for got, expected in [(found.advantages, alone.advantages), (found.returns, alone.returns)]:
+        torch.testing.assert_close(got[others], expected)
+        assert not got[1].any()
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+@pytest.mark.parametrize("scores", [[None] * 4, [None, None, 1.0, 2.0], [None, 3.0, None, None]])
+def test_groups_without_rewards_teach_nothing_and_stay_finite(method: str, scores: list[float | None]) -> None:
+    result = targets(method, scores, kl_coef=0.0)
+    valid = torch.tensor([score is not None for score in scores])
+    assert result.advantages.isfinite().all()
+    assert not result.advantages[~valid].any()
+    if method == "grpo":
+        # One sample has nothing to be compared with.
+        assert result.advantages[valid].any() == (valid.view(2, 2).all(1).any())
 
 
 def test_score_clip_bounds_what_advantages_see() -> None:
@@ -94,6 +127,7 @@ def test_groups_that_do_not_fit_into_mini_batches_are_cut() -> None:
     ("metrics", "name"),
     [
         ({"truncated_share": 1.0}, "responses were cut"),
+        ({"reward/invalid_share": 1.0}, "no response has a valid reward"),
         ({"zero_variance_share": 1.0}, "rewards of each prompt are equal"),
         ({"policy/grad_norm": 0.0}, "gradient is exactly 0"),
     ],
@@ -101,6 +135,7 @@ def test_groups_that_do_not_fit_into_mini_batches_are_cut() -> None:
 def test_rounds_that_teach_nothing_warn_then_stop(tmp_path: Path, metrics: dict[str, float], name: str) -> None:
     healthy = {
         "truncated_share": 0.1,
+        "reward/invalid_share": 0.0,
         "zero_variance_share": 0.5,
         "reward/mean": 0.3,
         "reward/std": 0.1,

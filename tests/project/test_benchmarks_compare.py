@@ -38,7 +38,7 @@ def test_our_recipes_meet_the_rows_in_the_peers_order(tmp_path: Path) -> None:
     maker, work = RowMaker(QUICK.shape), Work(tmp_path)
     work.write("sft", QUICK.shape, [[maker.sft(3 + s + i) for i in range(4)] for s in range(3)], SEED)
     renderer = Renderer(load_tokenizer(work.model))
-    examples = read_examples(work.data, "sft", "train", lambda row: conversation(renderer, row))
+    examples = read_examples(work.data, "sft", "train", lambda row: conversation(renderer, row))[0]
     cursor = plan_cursor(len(examples), 4, 1.0, None, SEED)
     for step, rows in enumerate(work.steps()):
         ours = [examples[i].rows[0] for i in cursor.batch(step)]

@@ -1,4 +1,4 @@
-"""The wheel, installed in another place, imports from there and brings its presets."""
+"""The wheel, installed in another place, imports from there and brings its presets and chat templates."""
 
 import subprocess
 import sys
@@ -15,6 +15,7 @@ for name in ("flows.cli", "flows.config", "tasks.runtime.worker", "evaluation.co
     module = importlib.import_module(name)
     assert module.__file__.startswith(sys.argv[1]), (name, module.__file__)
 assert files("deployments.presets").joinpath("quickstart.yaml").is_file()
+assert files("rlhf_core.batching.chat_templates").joinpath("qwen3.jinja").is_file()
 """
 
 

@@ -37,7 +37,7 @@ class ActorRun:
 
 def gradients_of(runs: Mapping[str, Callable[[], None]]) -> dict[str, list[Tensor]]:
     """Each run's gradients before clipping, one vector an optimizer step; the function that ranks run. For ZeRO 1 to 3."""
-    init_distributed()
+    init_distributed(torch.device("cpu"))
     return {name: _gradients(run) for name, run in runs.items()}
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from data_processing.errors import ConfigError, DivergedError
 from data_processing.procedures_optimal import optimal_procedure, render
@@ -14,6 +15,7 @@ from rlhf_core.config import EngineSettings, RewardSource
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.build import build_reward
 from rlhf_core.rewards.compose import ComposedReward
+from rlhf_core.rewards.errors import TransientRewardError
 from rlhf_core.rewards.procedures import ProceduresScorer
 
 MODULE = """
@@ -23,12 +25,33 @@ def labelled(*, prompts, responses, labels):
     return [float(label == text) for label, text in zip(labels, responses)]
 def breaks(prompts, responses, labels):
     raise RuntimeError("the service is down")
+def leaves(prompts, responses, labels):
+    raise SystemExit(3)
+def parses(prompts, responses, labels):
+    import json
+    return [json.loads(text) for text in responses]
+def lazy(prompts, responses, labels):
+    for text in responses:
+        yield 1.0 / len(text)
+def lazy_and_broken(prompts, responses, labels):
+    yield 1.0
+    raise RuntimeError("half of it")
+def nothing(prompts, responses, labels):
+    pass
+def other_names(texts):
+    return [1.0 for _ in texts]
 def short(prompts, responses, labels):
     return [1.0]
 def words(prompts, responses, labels):
     return ["good" for _ in responses]
-def nan(prompts, responses, labels):
-    return [0.0] * (len(responses) - 1) + [float("nan")]
+def digits(prompts, responses, labels):
+    return ["1.0" for _ in responses]
+def dicts(prompts, responses, labels):
+    return [{"score": 1.0} for _ in responses]
+def infinite(prompts, responses, labels):
+    return [0.0] * (len(responses) - 1) + [float("inf")]
+def letters(prompts, responses, labels):
+    return [None if text == "skip" else float("nan") if text == "fail" else len(text) for text in responses]
 """
 
 
@@ -72,6 +95,14 @@ def test_the_same_function_twice_keeps_two_columns() -> None:
     ("name", "said"),
     [
         ("breaks", "RuntimeError: the service is down"),
+        ("breaks", 'reward_functions_for_tests.py: raise RuntimeError("the service is down")), scoring 2 responses'),
+        ("parses", "py: return [json.loads(text) for text in responses])"),
+        ("leaves", "raised SystemExit: 3"),
+        ("lazy_and_broken", "raised RuntimeError: half of it"),
+        ("other_names", "raised TypeError: other_names() got an unexpected keyword argument"),
+        ("nothing", "must return a list of numbers, not None"),
+        ("digits", "must return a list of numbers, not ['1.0', '1.0']"),
+        ("dicts", "must return a list of numbers, not [{'score': 1.0}, {'score': 1.0}]: one a response"),
         ("short", "1 numbers for 2 responses"),
         ("words", "must return a list of numbers"),
     ],
@@ -83,9 +114,38 @@ def test_a_broken_function_is_named(name: str, said: str) -> None:
 
 
 @pytest.mark.usefixtures("functions")
-def test_nan_stops_and_names_function_and_response() -> None:
-    with pytest.raises(DivergedError, match=r"reward 'nan' gave nan for prompt p1, response 'the text'"):
-        composed(("nan", 1.0)).score(responses("fine", "the text"))
+def test_an_infinite_reward_stops_and_names_function_and_response() -> None:
+    with pytest.raises(DivergedError, match=r"reward 'infinite' gave inf for prompt p1, response 'the text'"):
+        composed(("infinite", 1.0)).score(responses("fine", "the text"))
+
+
+@pytest.mark.usefixtures("functions")
+def test_none_leaves_the_sum_to_the_others_and_nan_makes_a_response_invalid() -> None:
+    rewards = composed(("letters", 2.0), ("length", 0.5)).score(responses("abc", "skip", "fail"))
+    assert rewards.total == [7.5, 2.0, None]
+    assert rewards.is_valid == [True, True, False]
+    assert rewards.invalid_share == pytest.approx(1 / 3)
+    assert rewards.why_invalid() == "reward 'letters' gave NaN for 1"
+    alone = composed(("letters", 2.0)).score(responses("abc", "skip", "fail", "skip"))
+    assert alone.total == [6.0, None, None, None]
+    assert alone.why_invalid() == "reward 'letters' gave NaN for 1, none of ['letters'] applies to 2"
+
+
+@pytest.mark.usefixtures("functions")
+def test_a_function_may_be_a_generator() -> None:
+    assert composed(("lazy", 1.0)).score(responses("a", "bb")).total == [1.0, 0.5]
+
+
+@pytest.mark.usefixtures("functions")
+def test_what_a_function_raises_for_a_while_is_passed_on_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    import reward_functions_for_tests
+
+    def times_out(**arguments: object) -> list[float]:
+        raise requests.ReadTimeout("30 s")
+
+    monkeypatch.setattr(reward_functions_for_tests, "breaks", times_out)
+    with pytest.raises(TransientRewardError, match=r"failed 1 times.*breaks' raised ReadTimeout: 30 s \(line"):
+        composed(("breaks", 1.0)).score(responses("a"))
 
 
 @pytest.mark.usefixtures("functions")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from data_processing.errors import ConfigError
+from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.config import Packing
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.reward_model import RewardModelScorer
@@ -40,6 +40,17 @@ def test_scores_are_those_of_the_saved_model(tmp_path: Path, arch: Architecture,
         expected = [float(model(torch.tensor([[*r.prompt_ids, *r.response_ids]])).logits) for r in RESPONSES]
     assert scorer.score(RESPONSES) == pytest.approx(expected, abs=1e-5)
     assert len({round(score, 4) for score in expected}) == 3
+
+
+def test_a_score_that_is_not_finite_is_no_fault_of_a_response(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path)
+    folder = reward_folder(tmp_path, base)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    torch.nn.init.constant_(model.score.weight, torch.nan)
+    model.save_pretrained(folder)
+    scorer = RewardModelScorer(folder, base, dtype="fp32", attention="sdpa", micro_batch_tokens=64, packing=Packing.auto)
+    with pytest.raises(DivergedError, match="3 of 3 scores are not finite, the first is reward=nan: the reward model's weights"):
+        scorer.score(RESPONSES)
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:

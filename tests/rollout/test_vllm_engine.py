@@ -32,7 +32,9 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.actor: Any = ray.remote(RolloutWorker).options(num_cpus=0).remote()
-        self.name = ray.get(self.actor.setup.remote(RolloutSetup(RolloutEngine.vllm, folder, "fp32", 96, 16, 16, 0.3, 1, False)))
+        self.name = ray.get(
+            self.actor.setup.remote(RolloutSetup(RolloutEngine.vllm, folder, "fp32", 96, 16, 16, 0.3, 1, False, 0.0))
+        )
 
     def generate(self, settings: Sampling, seed: int = 5) -> list[list[Generation]]:
         return ray.get(self.actor.generate.remote(PROMPTS, settings, seed)).groups

@@ -1,0 +1,194 @@
+"""Conversations to text under one chat template: what stands before an assistant turn, and what the turn itself is.
+
+Nothing is guessed about a template's make: each text is compared with what the template renders for the same beginning, and
+what does not fit is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError
+
+from data_processing.errors import ConfigError, DataError
+from rlhf_core.batching.chat_templates import BUNDLED, marks, read_template
+from rlhf_core.batching.rendering import Rendering, check_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, str]
+
+_QUESTION: Message = {"role": "user", "content": "Hello"}
+# The two answers that the template is tried with.
+_ZERO, _ONE = ([_QUESTION, {"role": "assistant", "content": content}] for content in "01")
+_OPEN_TAG = re.compile(r"\s*<(\w+)>\s*")
+_SHOWN_CHARACTERS = 40
+
+
+class ChatTemplate:
+    """One template, tried with one question and answer.
+
+    `end_token` is the special token that ends an assistant turn. Raises `ConfigError` for a template that fails on a question
+    and an answer, leaves contents out, or does not end answers with a special token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, rendering: Rendering) -> None:
+        check_arguments(rendering.chat_template_kwargs, template)
+        self._tokenizer, self._template = tokenizer, template
+        self._arguments = rendering.arguments()
+        try:
+            self._choose_contents()
+            self.end_token, self._after_end = self._ending()
+            self._heading = self._missing_heading()
+            self._unanswered = self._unanswered_opening()
+        except DataError as error:
+            raise ConfigError(f"chat_template fails on one question and answer: {error}") from error
+
+    def opening(self, messages: Sequence[Message]) -> str:
+        """The text that an answer to `messages` follows: they, and the opening of an assistant turn."""
+        if not messages:
+            raise DataError("a conversation starts with an assistant turn: put a user or system turn before it")
+        return self._render(messages, add_generation_prompt=True) + self._heading
+
+    def turn(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """Texts before and of the last message, an assistant turn; the second ends with the token that ends the turn."""
+        *before, answer = messages
+        opening = self.opening(before)
+        thought, content = self._thought(answer["content"])
+        rendered = self._render([*before, {"role": "assistant", "content": content}], add_generation_prompt=False)
+        start = opening.removesuffix(self._unanswered) if thought else opening
+        where, end = f"message {len(before)}, an assistant turn,", self.end_token + self._after_end
+        if not rendered.startswith(start):
+            prompted, got = _difference(start, rendered)
+            raise DataError(
+                f"the chat template does not render {where} behind the prompt that sampling is given (the prompt has {prompted!r} "
+                f"where the turn has {got!r}): change the row, or give another template in model.chat_template"
+            )
+        if not rendered.endswith(end):
+            raise DataError(
+                f"the chat template ends {where} with {rendered[-_SHOWN_CHARACTERS:]!r}, but a plain answer with {end!r}: change the "
+                "row, or give another template in model.chat_template"
+            )
+        return opening, thought + rendered.removeprefix(start).removesuffix(self._after_end)
+
+    def rewrites(self, number: int, before: str, after: str) -> DataError:
+        """The error for a conversation whose turns before message `number` render as `after`, having been learnt as `before`."""
+        was, now = _difference(before, after)
+        fitting = ", ".join(self._bundled_alike)
+        return DataError(
+            f"the chat template renders the turns before message {number} otherwise once it follows ({was!r} becomes {now!r}; "
+            "templates that drop earlier reasoning do): give rows with a single assistant turn, or set model.chat_template to one "
+            "that keeps turns as they were" + (f" (bundled for these control tokens: {fitting})" if fitting else "")
+        )
+
+    @cached_property
+    def _bundled_alike(self) -> list[str]:
+        """The bundled templates whose control tokens this tokenizer has, with a generation prompt that ends as this one's."""
+        end = self.opening([_QUESTION])[-8:]
+        known = set(self._tokenizer.get_vocab())
+        fitting = [(name, text) for name in BUNDLED if marks(text := read_template(name)) <= known and text != self._template]
+        return [name for name, text in fitting if self._applied(text, [_QUESTION], True).endswith(end)]
+
+    def _thought(self, content: str) -> tuple[str, str]:
+        """What an answer begins with before the template's rendering of the rest, and that rest.
+
+        Where the generation prompt opens a think block, an answer goes on inside it: with its own reasoning, up to and with
+        the closing tag, or by closing the block at once.
+        """
+        if not self._unanswered:
+            return "", content
+        tag = self._unanswered.strip()
+        close = tag.replace("<", "</")
+        opened = content.lstrip().startswith(tag)
+        # What the generation prompt has of the block already is left out.
+        inside = content.lstrip().removeprefix(tag).removeprefix(self._unanswered.partition(tag)[2]) if opened else content
+        reasoning, closed, answer = inside.rpartition(close)
+        if opened and not closed:
+            raise DataError(f"an assistant turn opens {tag} and never closes it: end the reasoning with {close}")
+        if not closed:
+            return f"\n{close}\n\n", content
+        rest = answer.lstrip()
+        return reasoning + close + answer.removesuffix(rest), rest
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        plain = [{"role": message["role"], "content": self._content(message["content"])} for message in messages]
+        try:
+            return self._applied(self._template, plain, add_generation_prompt)
+        except TemplateError as error:
+            raise DataError(f"the chat template refuses a conversation with roles {_roles(messages)}: {error}") from error
+        except Exception as error:  # what a faulty expression raises: a TypeError, a KeyError, anything
+            raise ConfigError(
+                f"chat_template fails on a conversation with roles {_roles(messages)}: {type(error).__name__}: {error}; correct it, "
+                "or give another in model.chat_template"
+            ) from error
+
+    def _applied(self, template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt, **self._arguments
+        )
+        return text
+
+    def _content(self, text: str) -> str | list[dict[str, str]]:
+        return [{"type": "text", "text": text}] if self._takes_parts else text
+
+    def _choose_contents(self) -> None:
+        """Texts; or lists of parts, as templates of multimodal families have it, where texts would not be rendered at all."""
+        for takes_parts in (False, True):
+            self._takes_parts = takes_parts
+            zero, one = self._two_answers()
+            if zero != one:
+                return
+        raise ConfigError("chat_template renders the content of an answer as nothing: give another in model.chat_template")
+
+    def _missing_heading(self) -> str:
+        """Heading of an assistant turn where the template leaves it out of its generation prompt; else empty."""
+        before = self._render([_QUESTION], add_generation_prompt=False)
+        if self._render([_QUESTION], add_generation_prompt=True) != before:
+            return ""
+        heading = _shared_start(*self._two_answers()).removeprefix(before)
+        # A bare space belongs to the answer: tokenizers join it to the first word.
+        return heading if heading.strip() else ""
+
+    def _unanswered_opening(self) -> str:
+        """The opening tag of a think block that ends the generation prompt and is not rendered before an answer; else empty."""
+        opening = self.opening([_QUESTION])
+        end = opening.removeprefix(_shared_start(opening, self._two_answers()[0]))
+        return end if _OPEN_TAG.fullmatch(end) else ""
+
+    def _ending(self) -> tuple[str, str]:
+        """The special token that ends an assistant turn, and the text from there to the end of the rendering."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special} | set(self._tokenizer.all_special_tokens)
+        first, second = self._two_answers()
+        ending = _shared_start(first[::-1], second[::-1])[::-1]
+        found = [(ending.index(token), token) for token in special if token in ending]
+        if not found:
+            raise ConfigError(
+                f"chat_template ends assistant turns with {ending!r}, which holds no special token of the tokenizer, so a model "
+                "would never learn to stop: end them with {{ eos_token }}"
+            )
+        start, token = min(found)
+        return token, ending[start + len(token) :]
+
+    def _two_answers(self) -> tuple[str, str]:
+        """Renderings that differ in the assistant's content alone."""
+        return self._render(_ZERO, add_generation_prompt=False), self._render(_ONE, add_generation_prompt=False)
+
+
+def _roles(messages: Sequence[Message]) -> str:
+    return ", ".join(message["role"] for message in messages)
+
+
+def _shared_start(one: str, other: str) -> str:
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _difference(one: str, other: str) -> tuple[str, str]:
+    """Both texts from where they part, cut to what can be shown."""
+    start = len(_shared_start(one, other))
+    return one[start : start + _SHOWN_CHARACTERS], other[start : start + _SHOWN_CHARACTERS]
