@@ -11,6 +11,7 @@ from flows.config import OptionalStage, PipelineConfig
 from flows.machine import free_disk_gib
 from flows.plan import Plan, has_work
 from flows.waiting import answers, is_reachable
+from rlhf_core.config import OnlineMethod
 from tasks.runtime.config import ExecutorKind
 from tasks.runtime.home import Home
 
@@ -24,6 +25,7 @@ def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
         _check_model(config)
     if "online" in plan and plan["online"].runs and config.has(OptionalStage.online):
         _check_rewards(config)
+    _check_scorers(config, plan)
     check_servers(config, home)
 
 
@@ -66,6 +68,16 @@ def _check_model(config: PipelineConfig) -> None:
         from rlhf_core.models.load import check_model_folder
 
         check_model_folder(folder, trust_remote_code=config.model.trust_remote_code)
+
+
+def _check_scorers(config: PipelineConfig, plan: Plan) -> None:
+    """Reward model and critic are made of the base model, which need not have what it takes."""
+    folder = Path(config.model.path).expanduser()
+    made = {"reward_model"} if config.online.method is not OnlineMethod.ppo else {"reward_model", "online"}
+    if folder.is_dir() and any(plan[stage].runs for stage in made & set(plan)):
+        from rlhf_core.models.load import check_has_scorer
+
+        check_has_scorer(folder)
 
 
 def _check_rewards(config: PipelineConfig) -> None:

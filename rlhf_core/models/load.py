@@ -23,6 +23,7 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 HEAD_WEIGHT = "score.weight"
+SCORER_CLASS = "AutoModelForSequenceClassification"
 # Settings that make training mode random, under the names that configs have for them.
 RANDOM = re.compile("dropout|pdrop|drop_?path|layer_?drop|drop_rate|jitter")
 
@@ -42,6 +43,20 @@ def check_model_folder(path: Path, *, trust_remote_code: bool = False, max_lengt
             f"set it to at most {positions} or choose a model with more"
         )
     _check_torchvision()
+
+
+def check_has_scorer(path: Path) -> None:
+    """Raise `ConfigError` unless there is a model with a score a sequence for the type of model in folder `path`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    config = _read_config(path)
+    model_type = config.get("model_type")
+    if model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES or SCORER_CLASS in config.get("auto_map", {}):
+        return
+    raise ConfigError(
+        f"model folder {path}: transformers has no sequence classifier for model type '{model_type}', so no reward model and no "
+        "critic can be made of it; choose another model, or train without them"
+    )
 
 
 def max_positions(path: Path) -> int | None:
@@ -97,6 +112,7 @@ def load_scorer(
     """
     from transformers import AutoModelForSequenceClassification
 
+    check_has_scorer(path)
     model, missing = _load(AutoModelForSequenceClassification, path, dtype, attention, trust_remote_code, num_labels=1)
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
