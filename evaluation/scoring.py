@@ -16,8 +16,7 @@ from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.models.load import load_lm, same_tokens
 from rlhf_core.models.modules import PolicyModule
 
-# The attention under which packed rows stay apart (see rlhf_core/models/modules.py).
-ATTENTION = "sdpa"
+ATTENTION = "auto"
 
 
 @torch.no_grad()

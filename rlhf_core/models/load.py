@@ -118,7 +118,9 @@ def _load(auto: Any, path: Path, dtype: Dtype, attention: str, trust: bool, **ex
 
     _check_loadable(path, trust)
     source = {"pretrained_model_name_or_path": path, "local_files_only": True, "trust_remote_code": trust}
-    settings = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention, "output_loading_info": True}
+    # Left to itself transformers takes SDPA where the model has it, else eager attention.
+    implementation = None if attention == "auto" else attention
+    settings = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": implementation, "output_loading_info": True}
     try:
         config = AutoConfig.from_pretrained(**source, **extra)
         set_dropout(config, None)

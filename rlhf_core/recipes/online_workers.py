@@ -15,6 +15,7 @@ from rlhf_core.cluster.reward_actor import RewardSetup, RewardWorker
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
 from rlhf_core.recipes.online_job import OnlineJob
 from rlhf_core.recipes.online_methods import METHODS, Method
+from rlhf_core.recipes.start import REHEARSAL_NAME
 
 # Actors of a CPU run take turns more than they compute at once; with a whole core each they would not fit on two.
 CPU_SHARE = 0.2
@@ -95,6 +96,7 @@ def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: in
     if "critic" in groups:
         calls.append(groups["critic"].call("setup", _critic_setup(job, method, pad_id)))
     [[engine], *told] = wait(*calls, timeout_s=timeout_s)
+    wait(groups["policy"].call("rehearse", job.resume / REHEARSAL_NAME), timeout_s=timeout_s)
     notes = [note for ranks in told for lines in ranks for note in lines]
     return Workers(
         groups["policy"], groups.get("reference"), groups["reward"], groups["rollout"], groups.get("critic"), engine, notes

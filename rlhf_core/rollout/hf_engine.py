@@ -39,7 +39,7 @@ class HfGenerator:
 
     def __init__(self, model: Path, *, dtype: Dtype, max_model_len: int, max_num_seqs: int, trust_remote_code: bool) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        lm = load_lm(model, dtype=dtype, attention="sdpa", trust_remote_code=trust_remote_code)
+        lm = load_lm(model, dtype=dtype, attention="auto", trust_remote_code=trust_remote_code)
         self._model: PreTrainedModel = lm.to(device).eval()
         pack_linear_layers(self._model)
         self._device = device
