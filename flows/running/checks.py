@@ -7,11 +7,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_processing.errors import ConfigError
+from flows.graph.nodes import Node, ancestors
 from flows.graph.plan import Plan, has_work
 from flows.services.health import answers, is_reachable
 from flows.services.machine import free_disk_gib
 from flows.settings.config import PipelineConfig
-from rlhf_core.config import BaseModelConfig, OnlineConfig
+from rlhf_core.config import BaseModelConfig, OnlineConfig, OnlineMethod, RewardModelConfig
 from tasks.runtime.contract.config import ExecutorKind
 from tasks.runtime.contract.home import Home
 
@@ -32,6 +33,7 @@ def check_what_runs(config: PipelineConfig, plan: Plan, home: Home) -> None:
             _check_model(settings)
         if isinstance(settings, OnlineConfig):
             _check_rewards(settings)
+    _check_scorers(plan)
 
 
 def check_servers(config: PipelineConfig, home: Home) -> None:
@@ -73,6 +75,23 @@ def _check_model(model: BaseModelConfig) -> None:
         from rlhf_core.models.load import check_model_folder
 
         check_model_folder(folder, trust_remote_code=model.trust_remote_code)
+
+
+def _check_scorers(plan: Plan) -> None:
+    """Reward model and critic are made of the base model, which need not have what it takes."""
+    graph = {name: planned.node for name, planned in plan.items()}
+    made = [name for name, planned in plan.items() if planned.runs and _trains_scorer(planned.node)]
+    for node in (graph[name] for name in sorted(ancestors(graph, made))):
+        if isinstance(node.settings, BaseModelConfig) and (folder := Path(node.settings.path).expanduser()).is_dir():
+            from rlhf_core.models.load import check_has_scorer
+
+            check_has_scorer(folder)
+
+
+def _trains_scorer(node: Node) -> bool:
+    return isinstance(node.settings, RewardModelConfig) or (
+        isinstance(node.settings, OnlineConfig) and node.settings.method is OnlineMethod.ppo
+    )
 
 
 def _check_rewards(online: OnlineConfig) -> None:

@@ -132,7 +132,7 @@ class TrainingEngine:
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Write a checkpoint to resume exactly from: weights, optimizer, schedule, every rank's random state, and `state` (JSON).
 
-        `folder` appears whole or not at all; of its siblings only the newest is kept.
+        `folder` appears whole or not at all; of its siblings only the newest few stay (`KEPT_CHECKPOINTS`).
         """
         text = json.dumps({"steps_done": self.steps_done, "caller": state}, allow_nan=False)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,14 @@ from data_processing.errors import ConfigError
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import ConvertConfig
 from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, copy_tokenizer, read_policy
-from rlhf_core.models.load import TORCH_DTYPES, load_lm, load_scorer, load_tokenizer, set_dropout
-from rlhf_core.models.lora import add_lora, merged_state_dict
+from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer, set_dropout
+from rlhf_core.models.lora import add_lora, merged_tensors
 
 PROBE_TOKENS = 16
+GIB = 1 << 30
+# Settings of generation that have an effect only with do_sample, and only with num_beams.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("early_stopping", "length_penalty")
 _OPTIMIZER, _FLAT = "optimizer_state_dict", "single_partition_of_fp32_groups"
 
 
@@ -28,26 +34,10 @@ def convert_checkpoint(
     Weights are merged in fp32 and rounded once. Raises `ConfigError` where checkpoint and base do not fit, and where the
     written folder does not give exactly the outputs of the model in memory.
     """
-    from transformers import AutoConfig
-
     policy = read_policy(checkpoint)
-    trained = _loaded(base, policy, "fp32", new_head=policy.head == "score")
-    if policy.lora is not None:
-        add_lora(trained, policy.lora)
-    _put_in(trained, _trained_weights(checkpoint), everything=False)
-    state = merged_state_dict(trained, TORCH_DTYPES[config.dtype])
-    del trained
-    model = _loaded(base, policy, config.dtype, new_head=policy.head == "score")
-    _put_in(model, state, everything=True)
-    output.mkdir(parents=True, exist_ok=True)
-    copy_tokenizer(checkpoint, output)
-    if policy.head == "score":
-        _tell_padding_from_the_end(model, output)
-    else:
-        _tell_where_responses_stop(model, output)
-    # It was loaded without dropout; what is published is set as its base is.
-    set_dropout(model.config, AutoConfig.from_pretrained(base, trust_remote_code=True))
-    model.save_pretrained(output, max_shard_size=f"{config.max_shard_gib}GB")
+    load = partial(_loaded, base, policy, new_head=policy.head == "score")
+    model = merged_model(policy, _trained_tensors(checkpoint).items(), load("fp32"), load(config.dtype))
+    publish(model, policy, base, checkpoint, output, max_shard_size=round(config.max_shard_gib * GIB))
     facts = {
         "architecture": policy.architecture,
         "head": policy.head,
@@ -59,14 +49,45 @@ def convert_checkpoint(
     return facts
 
 
+def merged_model(policy: PolicyDescription, trained: Iterable[tuple[str, Tensor]], base: Any, target: Any) -> Any:
+    """`target` with all tensors of `base` after training: `trained` put in, adapters merged in fp32, rounded once.
+
+    Both are the model that training started from; `base`, in fp32, is used up. Raises `ConfigError` for a trained tensor that
+    has no place, and for a place that gets none.
+    """
+    if policy.lora is not None:
+        add_lora(base, policy.lora)
+    _put_in(base, trained, {name for name, parameter in base.named_parameters() if parameter.requires_grad})
+    _put_in(target, merged_tensors(base), {name for name, _ in merged_tensors(target)})
+    return target
+
+
+def publish(model: Any, policy: PolicyDescription, base: Path, checkpoint: Path, output: Path, **saving: Any) -> None:
+    """Write the folder of `model`: weights, settings as those of `base`, the tokenizer of `checkpoint`.
+
+    `saving` goes to `save_pretrained`.
+    """
+    from transformers import AutoConfig
+
+    output.mkdir(parents=True, exist_ok=True)
+    copy_tokenizer(checkpoint, output)
+    if policy.head == "score":
+        _tell_padding_from_the_end(model, output)
+    else:
+        _tell_where_responses_stop(model, output)
+    # It was loaded without dropout; what is published is set as its base is.
+    set_dropout(model.config, AutoConfig.from_pretrained(base, trust_remote_code=True))
+    model.save_pretrained(output, **saving)
+
+
 def _loaded(folder: Path, policy: PolicyDescription, dtype: Any, *, new_head: bool) -> Any:
     if policy.head == "lm":
-        return load_lm(folder, dtype=dtype, attention=None, trust_remote_code=True)
-    return load_scorer(folder, dtype=dtype, attention=None, trust_remote_code=True, new_head=new_head)
+        return load_lm(folder, dtype=dtype, attention="auto", trust_remote_code=True)
+    return load_scorer(folder, dtype=dtype, attention="auto", trust_remote_code=True, new_head=new_head)
 
 
-def _trained_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The trained weights in fp32, under their names in the Hugging Face model."""
+def _trained_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """The trained weights in fp32 and the saved buffers, under their names in the Hugging Face model."""
     root = checkpoint / WEIGHTS_NAME
     folder = root / (root / "latest").read_text(encoding="utf-8").strip()
     shards = sorted(folder.glob("*_optim_states.pt"), key=_rank_of)
@@ -78,24 +99,24 @@ def _trained_weights(checkpoint: Path) -> dict[str, Tensor]:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         state = get_fp32_state_dict_from_zero_checkpoint(str(root), tag=folder.name, exclude_frozen_parameters=True)
-    return {name.removeprefix("hf."): value.float() for name, value in state.items()}
+    return {name.removeprefix("hf."): value for name, value in state.items()}
 
 
 def _bf16_stage_1_weights(folder: Path, shards: list[Path]) -> dict[str, Tensor]:
-    """The fp32 master weights of DeepSpeed's bf16 optimizer, which `zero_to_fp32` does not read.
+    """The fp32 master weights of DeepSpeed's bf16 optimizer, which `zero_to_fp32` does not read, and the buffers.
 
     Every rank's file holds one flat slice a parameter group, and says where each parameter's piece of it begins.
     """
-    shapes = {
-        name: shape for group in _read(folder / "mp_rank_00_model_states.pt")["param_shapes"] for name, shape in group.items()
-    }
+    states = _read(folder / "mp_rank_00_model_states.pt")
+    shapes = {name: shape for group in states["param_shapes"] for name, shape in group.items()}
     pieces: dict[str, list[Tensor]] = {}
     for shard in shards:
         optimizer = _read(shard)[_OPTIMIZER]
         for flat, places in zip(optimizer[_FLAT], optimizer["param_slice_mappings"], strict=True):
             for name, place in places.items():
                 pieces.setdefault(name, []).append(flat[place.start : place.start + place.numel])
-    return {name: torch.cat(parts).reshape(shapes[name]) for name, parts in pieces.items()}
+    weights = {name: torch.cat(parts).reshape(shapes[name]) for name, parts in pieces.items()}
+    return weights | {name: states["module"][name] for name in states["buffer_names"]}
 
 
 def _rank_of(shard: Path) -> int:
@@ -107,20 +128,24 @@ def _read(file: Path) -> dict[str, Any]:
     return state
 
 
-def _put_in(model: Any, trained: dict[str, Tensor], *, everything: bool) -> None:
-    """Copy weights into the model: each must have its place, and each trainable place (or every one) its weight."""
-    expected = {name for name, parameter in model.named_parameters() if everything or parameter.requires_grad}
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    missing, unknown = expected - set(trained), set(trained) - known
+@torch.no_grad()
+def _put_in(model: Any, tensors: Iterable[tuple[str, Tensor]], expected: set[str]) -> None:
+    """Copy tensors to their places in the model: each must have one of its shape, and each `expected` place must get one."""
+    places = model.state_dict()
+    given: set[str] = set()
+    unknown: set[str] = set()
+    for name, tensor in tensors:
+        if name in places and places[name].shape == tensor.shape:
+            places[name].copy_(tensor)
+            given.add(name)
+        else:
+            unknown.add(f"{name} {list(tensor.shape)}")
+    missing = {f"{name} {list(places[name].shape)}" for name in expected - given}
     if missing or unknown:
         raise ConfigError(
             f"checkpoint and base model do not fit: the checkpoint lacks {sorted(missing)[:3]} and has unknown "
             f"{sorted(unknown)[:3]}; convert with the model folder that the training started from"
         )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in trained:
-                parameter.copy_(trained[name])
 
 
 def _tell_padding_from_the_end(model: Any, folder: Path) -> None:
@@ -143,6 +168,14 @@ def _tell_where_responses_stop(model: Any, folder: Path) -> None:
     """`generate` stops at a list of tokens in the generation config: the template's end of turn must be among them."""
     stop_ids = Renderer(load_tokenizer(folder, trust_remote_code=True)).stop_ids
     model.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
+    _drop_idle(model.generation_config)
+
+
+def _drop_idle(generation: Any) -> None:
+    """Forget settings of sampling where nothing is sampled, and of beams without beams: transformers does not save them."""
+    idle = (() if generation.do_sample else SAMPLING) + (() if (generation.num_beams or 1) > 1 else BEAMS)
+    for name in idle:
+        setattr(generation, name, None)
 
 
 @torch.no_grad()

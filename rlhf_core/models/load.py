@@ -23,6 +23,7 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 HEAD_WEIGHT = "score.weight"
+SCORER_CLASS = "AutoModelForSequenceClassification"
 # Settings that make training mode random, under the names that configs have for them.
 RANDOM = re.compile("dropout|pdrop|drop_?path|layer_?drop|drop_rate|jitter")
 
@@ -42,6 +43,20 @@ def check_model_folder(path: Path, *, trust_remote_code: bool = False, max_lengt
             f"set it to at most {positions} or choose a model with more"
         )
     _check_torchvision()
+
+
+def check_has_scorer(path: Path) -> None:
+    """Raise `ConfigError` unless there is a model with a score a sequence for the type of model in folder `path`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    config = _read_config(path)
+    model_type = config.get("model_type")
+    if model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES or SCORER_CLASS in config.get("auto_map", {}):
+        return
+    raise ConfigError(
+        f"model folder {path}: transformers has no sequence classifier for model type '{model_type}', so no reward model and no "
+        "critic can be made of it; choose another model, or train without them"
+    )
 
 
 def max_positions(path: Path) -> int | None:
@@ -73,10 +88,10 @@ def same_tokens(path: Path, other: Path, *, trust_remote_code: bool) -> bool:
     return bool(one == two)
 
 
-def load_lm(path: Path, *, dtype: Dtype, attention: str | None, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_lm(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model in folder `path`, on the CPU, in eval mode, without dropout.
 
-    `attention` None takes SDPA where the model has it, and eager attention elsewhere.
+    `attention` auto takes SDPA where the model has it, and eager attention elsewhere.
     Raises `ConfigError` where the folder is incomplete: no weight is ever filled in at random.
     """
     from transformers import AutoModelForCausalLM
@@ -87,9 +102,7 @@ def load_lm(path: Path, *, dtype: Dtype, attention: str | None, trust_remote_cod
     return model
 
 
-def load_scorer(
-    path: Path, *, dtype: Dtype, attention: str | None, trust_remote_code: bool = False, new_head: bool
-) -> PreTrainedModel:
+def load_scorer(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False, new_head: bool) -> PreTrainedModel:
     """A model with one score a sequence (head `score`, [1, hidden]), on the CPU, in eval mode, without dropout.
 
     `new_head` True puts a head of zeros on a causal LM, so that every score starts at 0. False expects a saved scorer;
@@ -97,6 +110,7 @@ def load_scorer(
     """
     from transformers import AutoModelForSequenceClassification
 
+    check_has_scorer(path)
     model, missing = _load(AutoModelForSequenceClassification, path, dtype, attention, trust_remote_code, num_labels=1)
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
@@ -110,21 +124,21 @@ def load_scorer(
     return model
 
 
-def _load(
-    auto: Any, path: Path, dtype: Dtype, attention: str | None, trust: bool, **extra: Any
-) -> tuple[PreTrainedModel, set[str]]:
+def _load(auto: Any, path: Path, dtype: Dtype, attention: str, trust: bool, **extra: Any) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of the weights that its folder lacks."""
     from transformers import AutoConfig
 
     _check_loadable(path, trust)
     source = {"pretrained_model_name_or_path": path, "local_files_only": True, "trust_remote_code": trust}
-    settings = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention, "output_loading_info": True}
+    # Left to itself transformers takes SDPA where the model has it, else eager attention.
+    implementation = None if attention == "auto" else attention
+    settings = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": implementation, "output_loading_info": True}
     try:
         config = AutoConfig.from_pretrained(**source, **extra)
         set_dropout(config, None)
         model, info = auto.from_pretrained(**source, config=config, **settings)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"model folder {path} cannot be loaded with attention '{attention or 'auto'}': {error}") from error
+        raise ConfigError(f"model folder {path} cannot be loaded with attention '{attention}': {error}") from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # in code that comes with a folder it may have a rate that no config names
             module.p = 0.0

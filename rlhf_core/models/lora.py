@@ -22,8 +22,9 @@ HEAD_NAME = "score"
 def add_lora(hf_model: PreTrainedModel, settings: LoraSettings) -> None:
     """Put adapters on the linear layers (all but the head, or `settings.target_modules`), in place.
 
-    A fresh adapter changes no output. Everything else is frozen, but for a scorer's head, which is trained as it is.
-    Raises `ConfigError` for a target that matches no linear layer, and for layers that peft cannot adapt.
+    A fresh adapter changes no output. Everything else is frozen, but for a scorer's head, which is trained as it is. Experts
+    are no linear layers where transformers holds all of a layer's in one tensor. Raises `ConfigError` for a target that
+    matches no linear layer, and for layers that peft cannot adapt.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -31,11 +32,12 @@ def add_lora(hf_model: PreTrainedModel, settings: LoraSettings) -> None:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=_targets(hf_model, settings.target_modules),
+        target_modules=[f"0.{name}" for name in _targets(hf_model, settings.target_modules)],
         fan_in_fan_out=any(_is_conv1d(module) for module in hf_model.modules()),
     )
     try:
-        inject_adapter_in_model(config, hf_model, adapter_name=ADAPTER)
+        # Wrapped, since in a model whose type it knows peft takes dense layers with an expert's name to mean the experts.
+        inject_adapter_in_model(config, nn.Sequential(hf_model), adapter_name=ADAPTER)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"lora: {type(hf_model).__name__} cannot take these adapters: {error}") from error
     for name, parameter in hf_model.named_parameters():
@@ -67,28 +69,36 @@ def lora_settings(hf_model: PreTrainedModel) -> LoraSettings | None:
 
 @torch.no_grad()
 def merged_state_dict(hf_model: PreTrainedModel, dtype: torch.dtype | None = None, *, copied: bool = True) -> dict[str, Tensor]:
-    """All weights under their plain names, adapters added in fp32 and the sum rounded once to `dtype`.
+    """All weights and saved buffers under their plain names, adapters added in fp32 and the sum rounded once to `dtype`.
 
-    `dtype` None leaves sums in fp32 and other weights as they are. The model stays as it is and shares no memory with the
-    result; with `copied` False it may, for whoever is done with the result before the next optimizer step. Of tied weights
-    only the owner is listed. Under ZeRO 3 every rank must call this: the weights are gathered.
+    `dtype` None leaves sums in fp32 and other weights as they are; buffers are never rounded. The model stays as it is and
+    shares no memory with the result; with `copied` False it may, for whoever is done with the result before the next
+    optimizer step. Of tied weights only the owner is listed. Under ZeRO 3 every rank must call this: the weights are gathered.
     """
     # What ZeRO 3 has gathered is gone after the block.
     copied = copied or bool(_partitioned(hf_model))
+    buffers = dict(hf_model.named_buffers())
     with gathered(hf_model):
-        owners = {id(parameter): name for name, parameter in hf_model.named_parameters()}
-        adapted = dict(_adapted_layers(hf_model))
-        state: dict[str, Tensor] = {}
-        for name, tensor in hf_model.state_dict(keep_vars=True).items():
-            if "lora_" in name or owners.get(id(tensor), name) != name:
-                continue
-            layer, _, leaf = name.rpartition(".base_layer.")
-            value = tensor.detach()
-            if layer in adapted and leaf == "weight":
-                value = value.float() + _delta(adapted[layer])
-            own = value.to(dtype or value.dtype, copy=copied and value.data_ptr() == tensor.data_ptr())
-            state[f"{layer}.{leaf}" if layer else name] = own
-        return state
+        own = {tensor.data_ptr() for tensor in hf_model.state_dict().values()}
+        return {
+            name: value.to(value.dtype if dtype is None or name in buffers else dtype, copy=copied and value.data_ptr() in own)
+            for name, value in merged_tensors(hf_model)
+        }
+
+
+@torch.no_grad()
+def merged_tensors(hf_model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """One after the other what `merged_state_dict` lists: sums in fp32, all else the model's own tensors."""
+    owners = {id(parameter): name for name, parameter in hf_model.named_parameters()}
+    adapted = dict(_adapted_layers(hf_model))
+    for name, tensor in hf_model.state_dict(keep_vars=True).items():
+        if "lora_" in name or owners.get(id(tensor), name) != name:
+            continue
+        layer, _, leaf = name.rpartition(".base_layer.")
+        value = tensor.detach()
+        if layer in adapted and leaf == "weight":
+            value = value.float() + _delta(adapted[layer])
+        yield f"{layer}.{leaf}" if layer else name, value
 
 
 def gathered(module: nn.Module) -> AbstractContextManager[Any]:
@@ -117,10 +127,14 @@ def _targets(hf_model: PreTrainedModel, asked: list[str] | None) -> list[str]:
     if asked is None:
         return linear
     for target in asked:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
+        if not any(_is_called(name, target) for name in linear):
             known = sorted({name.rpartition(".")[2] for name in linear})
             raise ConfigError(f"lora.target_modules: '{target}' is no linear layer of this model; it has {', '.join(known)}")
-    return asked
+    return [name for name in linear if any(_is_called(name, target) for target in asked)]
+
+
+def _is_called(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
 
 
 def _is_conv1d(module: nn.Module) -> bool:

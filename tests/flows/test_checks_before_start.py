@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from architectures import architecture
 from tiny_models import tiny_model
 
 from data_processing.errors import ConfigError, DivergedError
@@ -70,6 +71,21 @@ def test_a_model_folder_without_weights_is_refused(home: Home, tmp_path: Path) -
         file.unlink()
     with pytest.raises(ConfigError, match="weights"):
         check_before_start(*_plan(home, **{"model.path": str(folder)}), home)
+
+
+@pytest.mark.parametrize(("method", "without"), [("grpo", []), ("ppo", ["pipeline.reward_model"])])
+def test_a_model_that_cannot_give_scores_is_refused_only_where_scores_are_trained(
+    home: Home, tmp_path: Path, method: str, without: list[str]
+) -> None:
+    rewards = [{"kind": "procedures"}]
+    settings: dict[str, Any] = {
+        "model.path": str(architecture(tmp_path, "lfm2")),
+        "online.rewards": rewards,
+        "evaluate.metrics": ["perplexity"],
+    }
+    with pytest.raises(ConfigError, match="no sequence classifier for model type 'lfm2'"):
+        check_before_start(*_plan(home, **settings, **{"online.method": method, **dict.fromkeys(without)}), home)
+    check_before_start(*_plan(home, **settings, **{"online.method": "grpo", "pipeline.reward_model": None}), home)
 
 
 def test_parameters_are_counted_in_the_files_without_loading_them(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from rlhf_core.config import ConvertConfig, Dtype, EngineSettings, LoraSettings,
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer
-from rlhf_core.models.lora import add_lora
+from rlhf_core.models.lora import add_lora, merged_state_dict
 from rlhf_core.models.modules import PolicyModule, ScoreModule
+from tests.architectures import architecture
 from tests.tiny_models import tiny_model
 
 CASES = [
@@ -88,6 +89,26 @@ def test_converted_model_gives_what_the_trained_one_gave(
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize(("zero_stage", "dtype"), [(0, "fp32"), (1, "bf16"), (1, "fp32"), (2, "bf16"), (3, "bf16")])
+def test_buffers_that_training_changed_survive(tmp_path: Path, zero_stage: int, dtype: Dtype, rank: int) -> None:
+    base, name = architecture(tmp_path, "deepseek_v3"), "model.layers.1.mlp.gate.e_score_correction_bias"
+    settings = {"optimizer": OptimizerSettings(), "engine": EngineSettings(dtype=dtype, zero_stage=zero_stage), "total_steps": 3}
+    engine = TrainingEngine(module(base, "lm", rank, new_head=False, dtype=dtype), **settings)
+    bias = dict(engine.module.hf.named_buffers())[name]
+    bias += 1.001
+    changed = bias.clone()
+    assert not torch.equal(changed, changed.bfloat16().float())
+    engine.save(tmp_path / "resume", {})
+    again = TrainingEngine(module(base, "lm", rank, new_head=False, dtype=dtype), **settings)
+    again.load(tmp_path / "resume")
+    (tmp_path / "checkpoint").mkdir()
+    again.save_final(tmp_path / "checkpoint")
+    convert_checkpoint(tmp_path / "checkpoint", base, tmp_path / "out", ConvertConfig(), {})
+    assert torch.equal(load_lm(tmp_path / "out", dtype="bf16", attention="sdpa").state_dict()[name], changed)
+    assert torch.equal(merged_state_dict(again.module.hf, torch.bfloat16)[name], changed)
+
+
 @pytest.mark.parametrize("head", ["lm", "score"])
 def test_what_is_published_drops_what_its_base_drops(tmp_path: Path, head: str) -> None:
     base = tiny_model(tmp_path, "gpt2")
@@ -151,3 +172,13 @@ def test_converted_lm_stops_where_its_template_ends_a_turn(tmp_path: Path) -> No
     stops = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
     assert sorted(stops) == sorted([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")])
     assert tokenizer.chat_template == load_tokenizer(base).chat_template
+
+
+def test_weights_are_cut_into_files_of_the_size_asked_for(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path, "llama")
+    trained(base, tmp_path / "checkpoint", "lm", 0, 1)
+    size = sum(tensor.nbytes for tensor in merged_state_dict(load_lm(base, dtype="bf16", attention="sdpa")).values())
+    for limit, n_files in [(size, 1), (size - 1, 2)]:
+        output = tmp_path / f"{n_files} files"
+        convert_checkpoint(tmp_path / "checkpoint", base, output, ConvertConfig(max_shard_gib=limit / 2**30), {})
+        assert len(list(output.glob("*.safetensors"))) == n_files

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from data_processing.errors import ConfigError
 from rlhf_core.config import LoraSettings
 from rlhf_core.models.load import load_lm, load_scorer
 from rlhf_core.models.lora import add_lora, lora_settings, merged_state_dict, without_adapters
+from tests.architectures import architecture
 from tests.tiny_models import ARCHITECTURES, Architecture, tiny_model
 
 IDS = torch.arange(3, 30)[None]
@@ -97,3 +99,12 @@ def test_settings_read_back_put_the_same_adapters_on_again(tmp_path: Path, arch:
     second = load_lm(folder, dtype="fp32", attention="sdpa")
     add_lora(second, settings)
     assert {name for name, _ in first.named_parameters()} == {name for name, _ in second.named_parameters()}
+
+
+def test_dense_layers_named_as_experts_are_adapted_themselves(tmp_path: Path) -> None:
+    model = load_lm(architecture(tmp_path, "deepseek_v3"), dtype="fp32", attention="sdpa")
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"}
+    add_lora(model, LoraSettings(rank=2))
+    adapted = {name.partition(".lora_")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert adapted == linear
+    assert lora_settings(model) == LoraSettings(rank=2, target_modules=sorted(linear))
