@@ -15,6 +15,7 @@ from evaluation.report.tables import section, shown
 _FIRST = ("loss", "reward", "score", "accuracy", "margin", "kl", "entropy", "length", "perplexity", "value", "gap", "truncated")
 _LAST = ("second", "per_s")
 _SHOWN_CURVES = 8
+_SHOWN_ANSWERS = 6
 
 
 def samples_section(data: ReportData) -> Markup:
@@ -31,7 +32,9 @@ def _sample(sample: Mapping[str, Any], data: ReportData) -> Markup:
         for turn in sample["prompt"]
     ]
     answers = [_answer(answer, data) for answer in sample["answers"]]
-    return tag("article", *turns, tag("div", *answers, class_="answers"), class_="sample")
+    first, rest = answers[:_SHOWN_ANSWERS], answers[_SHOWN_ANSWERS:]
+    more = tag("details", tag("summary", f"{len(rest)} more models"), tag("div", *rest, class_="answers")) if rest else None
+    return tag("article", *turns, tag("div", *first, class_="answers"), more, class_="sample")
 
 
 def _answer(answer: Mapping[str, Any], data: ReportData) -> Markup:

@@ -12,6 +12,7 @@ from evaluation.report.markup import Content, Markup, join, tag
 
 Numbers = Mapping[str, float]
 
+_MOST_COLUMNS = 6  # models beside each other; more are rows
 _DECODING_TITLES = {
     "sampled": "Sampled answers",
     "greedy": "Greedy answers",
@@ -165,14 +166,35 @@ def metrics_section(data: ReportData) -> Markup:
     """Every metric of every model, with intervals and paired differences."""
     models = list(data.verdict["models"])
     baseline = data.verdict["baseline"]
-    names = [tag("th", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name) for name in models]
-    rows = [row for decoding in DECODINGS for row in _decoding_rows(data, models, decoding)]
-    table = tag("table", tag("thead", tag("tr", tag("th", "Metric"), *names)), tag("tbody", *rows))
+    if len(models) > _MOST_COLUMNS:
+        tables = [_by_model(data, models, decoding) for decoding in DECODINGS]
+    else:
+        names = [tag("th", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name) for name in models]
+        rows = [row for decoding in DECODINGS for row in _decoding_rows(data, models, decoding)]
+        tables = [tag("table", tag("thead", tag("tr", tag("th", "Metric"), *names)), tag("tbody", *rows))]
     lead = (
         f"Mean, {data.confidence:.0%} interval, and Δ, the difference to {baseline} paired by prompt: green where it is better and red "
         "where it is worse by more than its interval. Each stands for itself; only the metric above decides."
     )
-    return section("metrics", "All metrics", tag("div", table, class_="scroll"), lead=lead)
+    return section("metrics", "All metrics", *(tag("div", table, class_="scroll") for table in tables if table), lead=lead)
+
+
+def _by_model(data: ReportData, models: Sequence[str], decoding: str) -> Markup | None:
+    """The metrics of one decoding, a model a row: for more models than a page has room for beside each other."""
+    measured = {metric for name in models for metric in data.verdict["models"][name].get(decoding, {})}
+    if not measured:
+        return None
+    metrics = [data.measures[metric] for metric in data.measures if metric in measured]
+    head = tag("tr", tag("th", _DECODING_TITLES[decoding]), *(tag("th", measure.title) for measure in metrics))
+    rows = [
+        tag(
+            "tr",
+            tag("td", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name),
+            *(_cell(data, name, decoding, measure) for measure in metrics),
+        )
+        for name in models
+    ]
+    return tag("table", tag("thead", head), tag("tbody", *rows))
 
 
 def shown(value: float, measure: Measure, signed: bool = False) -> str:

@@ -18,9 +18,9 @@ from lxml import html
 from made_up_run import made_up_report, write_evaluations, write_events
 
 from data_processing.errors import ConfigError
-from evaluation import report_run
 from evaluation.comparison import write_comparison
 from evaluation.config import CompareConfig
+from evaluation.report import run as report_run
 from evaluation.report.data import Curve, ReportData, assemble
 from evaluation.report.page import render_report
 from evaluation.report.run import build_report
@@ -296,3 +296,20 @@ class CountedReads(dict[str, Any]):
     def get(self, key: str, default: Any = None) -> Any:
         CountedReads.reads += 1
         return super().get(key, default)
+
+
+def test_many_models_are_rows_of_the_tables_and_their_answers_are_folded(tmp_path: Path) -> None:
+    names = [f"ppo@kl_coef={i}" for i in range(20)]
+    folders = write_evaluations(tmp_path)
+    inputs = {"base": folders["base"], "sft": folders["sft"], **dict.fromkeys(names, folders["online"])}
+    config = CompareConfig(baseline="sft", candidates=names)
+    (tmp_path / "compare").mkdir()
+    write_comparison(inputs, config, tmp_path / "compare", 0, EventLog(tmp_path / "e.jsonl"))
+    page = html.parse(tmp_path / "compare" / "report.html").getroot()
+    table = next(page.get_element_by_id("metrics").iter("table"))
+    assert [row[0].text_content() for row in table.find("tbody")] == ["base", "sft", *names]
+    [sample, *_] = page.get_element_by_id("samples").iter("article")
+    assert len(sample.xpath("./div[@class='answers']/div")) == 6
+    assert len(sample.xpath("./details//div[@class='answer']")) == 16
+    colours = [span.get("style") for span in table.iter("span") if span.get("class") == "dotted"]
+    assert len(set(colours)) == 12
