@@ -59,7 +59,7 @@ def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:
 
 
 def _score_statistics(evaluation: dict[str, float]) -> dict[str, float]:
-    """Mean and standard deviation of the validation scores, for whoever normalises rewards; empty without validation."""
+    """Mean and standard deviation of the validation scores, shown with the stage; empty without validation."""
     if not evaluation:
         return {}
     mean = evaluation["eval_score_mean"]
