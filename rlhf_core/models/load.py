@@ -184,7 +184,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _check_weights(path: Path) -> None:
     if not any(file for pattern in WEIGHT_PATTERNS for file in path.glob(pattern)):
         raise ConfigError(f"model folder {path} has no weights (*.safetensors): save the model into it, or choose another folder")
-    for index in path.glob("*.index.json"):
+    # transformers reads safetensors where there are any, and no index of another format then.
+    ending = ".safetensors" if any(path.glob("*.safetensors")) else ".bin"
+    for index in path.glob(f"*{ending}.index.json"):
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if absent := {shard for shard in shards if not (path / shard).is_file()}:
             raise ConfigError(f"model folder {path} lacks {len(absent)} of its {len(shards)} weight files: {_shown(absent)}")

@@ -37,6 +37,13 @@ def test_a_folder_without_a_part_is_refused(tmp_path: Path, missing: str, messag
         check_model_folder(folder)
 
 
+def test_an_index_of_a_format_that_nobody_reads_is_no_part_of_the_model(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "llama")
+    left_over = {"weight_map": {"lm_head.weight": "pytorch_model-00001-of-00002.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(left_over))
+    check_model_folder(folder)
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path, "llama")
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
