@@ -27,6 +27,7 @@ from rlhf_core.batching.collate import collate, target_mask  # noqa: E402
 from rlhf_core.batching.rows import TokenRow  # noqa: E402
 from rlhf_core.config import ConvertConfig, EngineSettings, LoraSettings, OptimizerSettings  # noqa: E402
 from rlhf_core.engine.engine import TrainingEngine  # noqa: E402
+from rlhf_core.engine.rehearsal import convert_outline, rehearse_convert  # noqa: E402
 from rlhf_core.models.convert import convert_checkpoint  # noqa: E402
 from rlhf_core.models.load import load_lm, load_scorer  # noqa: E402
 from rlhf_core.models.lora import add_lora  # noqa: E402
@@ -43,6 +44,7 @@ COLUMNS = (
     "prompt shared",
     "train = eval",
     "log-probs from",
+    "rehearsed",
     "converted",
     "scorer",
     "result",
@@ -88,6 +90,7 @@ def measured(name: str, tmp: Path) -> tuple[str, ...]:
         said(lambda: gap(alone, together(module, packed=True, shared=True))) if layouts.shared else "not used",
         said(lambda: gap(alone, each_alone(module.train()))),
         "its head" if layouts.own_head else "its logits",
+        "yes" if all(rehearsed(folder, tmp / "rehearsal", rank) for rank in (0, 4)) else "no",
         shown(trained_and_converted(folder, tmp / f"{name} trained", LoraSettings(rank=4)).gap),
         "yes" if scores(folder) else "no",
     )
@@ -99,6 +102,20 @@ def scores(folder: Path) -> bool:
     """Whether the model can be trained to give scores."""
     try:
         ScoreModule(load_scorer(folder, dtype="fp32", attention=None, new_head=True))
+    except ConfigError:
+        return False
+    return True
+
+
+def rehearsed(folder: Path, tmp: Path, rank: int) -> bool:
+    """Whether convert can be rehearsed in both ways, of adapters or (rank 0) of all weights."""
+    hf = load_lm(folder, dtype="fp32", attention=None)
+    if rank:
+        add_lora(hf, LoraSettings(rank=rank))
+    engine = TrainingEngine(PolicyModule(hf), optimizer=OptimizerSettings(), engine=EngineSettings(dtype="fp32"), total_steps=1)
+    try:
+        rehearse_convert(engine, tmp)
+        convert_outline(engine.module)
     except ConfigError:
         return False
     return True

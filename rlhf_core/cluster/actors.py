@@ -253,6 +253,12 @@ class PolicyWorker(TrainingWorker):
             add_lora(lm, setup.lora)
         return PolicyModule(placed(lm, setup.engine), setup.engine.packing)
 
+    def rehearse(self, folder: Path) -> None:
+        """As `rehearse_convert`."""
+        from rlhf_core.engine.rehearsal import rehearse_convert
+
+        rehearse_convert(self.engine, folder)
+
     def predict_reference(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """As `predict`, with the weights that training started from: those below the adapters, which must be there."""
         from rlhf_core.models.lora import without_adapters

@@ -39,18 +39,22 @@ class PolicyDescription(Settings):
 
 def write_artifact(output: Path, module: Any, dtype: Dtype, progress: dict[str, Any]) -> None:
     """Describe `module` (its model is `.hf`) and how far it was trained in `output`, and copy its tokenizer there."""
+    (output / POLICY_NAME).write_text(describe(module, dtype).model_dump_json(indent=1), encoding="utf-8")
+    (output / TRAINER_STATE_NAME).write_text(json.dumps(progress, indent=1), encoding="utf-8")
+    copy_tokenizer(Path(module.hf.name_or_path), output)
+
+
+def describe(module: Any, dtype: Dtype) -> PolicyDescription:
+    """What the weights of `module` belong to; its model is `.hf`."""
     from rlhf_core.models.lora import lora_settings
     from rlhf_core.models.modules import ScoreModule
 
-    policy = PolicyDescription(
+    return PolicyDescription(
         head="score" if isinstance(module, ScoreModule) else "lm",
         lora=lora_settings(module.hf),
         dtype=dtype,
         architecture=type(module.hf).__name__,
     )
-    (output / POLICY_NAME).write_text(policy.model_dump_json(indent=1), encoding="utf-8")
-    (output / TRAINER_STATE_NAME).write_text(json.dumps(progress, indent=1), encoding="utf-8")
-    copy_tokenizer(Path(module.hf.name_or_path), output)
 
 
 def read_policy(checkpoint: Path) -> PolicyDescription:

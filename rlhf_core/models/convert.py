@@ -20,6 +20,9 @@ from rlhf_core.models.lora import add_lora, merged_tensors
 
 PROBE_TOKENS = 16
 GIB = 1 << 30
+# Settings of generation that have an effect only with do_sample, and only with num_beams.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("early_stopping", "length_penalty")
 _OPTIMIZER, _FLAT = "optimizer_state_dict", "single_partition_of_fp32_groups"
 
 
@@ -165,6 +168,14 @@ def _tell_where_responses_stop(model: Any, folder: Path) -> None:
     """`generate` stops at a list of tokens in the generation config: the template's end of turn must be among them."""
     stop_ids = Renderer(load_tokenizer(folder, trust_remote_code=True)).stop_ids
     model.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
+    _drop_idle(model.generation_config)
+
+
+def _drop_idle(generation: Any) -> None:
+    """Forget settings of sampling where nothing is sampled, and of beams without beams: transformers does not save them."""
+    idle = (() if generation.do_sample else SAMPLING) + (() if (generation.num_beams or 1) > 1 else BEAMS)
+    for name in idle:
+        setattr(generation, name, None)
 
 
 @torch.no_grad()

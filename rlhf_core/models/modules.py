@@ -45,7 +45,8 @@ class PolicyModule(nn.Module):
         transforms = [*head_transforms(hf.config), None]
         number, layouts = prove(hf, [partial(self._logprobs, transform) for transform in transforms], self._said, packing)
         self._transform = transforms[number]
-        self.layouts = layouts if self._transform else replace(layouts, own_head=False, notes=(*layouts.notes, _slower(hf)))
+        notes = (*layouts.notes, *_attention_note(hf), *(() if self._transform else (_slower(hf),)))
+        self.layouts = replace(layouts, own_head=self._transform is not None, notes=notes)
 
     def forward(
         self,
@@ -110,7 +111,8 @@ class ScoreModule(nn.Module):
         self.hf: Any = hf
         attend_by_segment(hf)
         with _drawn(self.hf.score.weight):
-            _, self.layouts = prove(hf, [partial(self, per_token=True)], self._said, packing)
+            _, layouts = prove(hf, [partial(self, per_token=True)], self._said, packing)
+        self.layouts = replace(layouts, notes=(*layouts.notes, *_attention_note(hf)))
 
     def forward(self, batch: ModelBatch, per_token: bool = False) -> Tensor:
         """Scores [n_rows] at each sequence's last token; or with `per_token` values [n_rows, T], fp32, 0 elsewhere.
@@ -152,6 +154,13 @@ def _positive(config: Any, *names: str) -> float:
     """The product of those values that are positive numbers."""
     values = [getattr(config, name, None) for name in names]
     return math.prod(float(value) for value in values if isinstance(value, (int, float)) and value > 0)
+
+
+def _attention_note(hf: Any) -> tuple[str, ...]:
+    """What to tell of a model that computes its attention in the slow way for want of another."""
+    if hf._supports_sdpa or hf.config._attn_implementation != "eager":
+        return ()
+    return (f"{named(hf)}: it has no SDPA attention; it computes with 'eager', which is slower and takes more memory",)
 
 
 def _slower(hf: Any) -> str:

@@ -15,6 +15,7 @@ from rlhf_core.cluster.group import ActorSpec, Call, Group, wait
 from rlhf_core.cluster.placement import connected, reserve
 from rlhf_core.cluster.reward_actor import RewardSetup, RewardWorker
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
+from rlhf_core.engine.rehearsal import REHEARSAL_NAME
 from rlhf_core.recipes.online_job import OnlineJob
 from rlhf_core.recipes.online_methods import METHODS, Method
 from rlhf_core.recipes.stop import stop_requested
@@ -117,6 +118,7 @@ def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: in
     if "critic" in groups:
         calls.append(groups["critic"].call("setup", _critic_setup(job, method, pad_id)))
     [[engine], *told] = wait_for(*calls)
+    wait_for(groups["policy"].call("rehearse", job.resume / REHEARSAL_NAME))
     notes = [note for ranks in told for lines in ranks for note in lines]
     return Workers(
         groups["policy"], groups.get("reference"), groups["reward"], groups["rollout"], groups.get("critic"), engine, notes

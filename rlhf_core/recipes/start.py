@@ -11,6 +11,7 @@ from rlhf_core.batching.refused import named
 from rlhf_core.config import Dtype
 from rlhf_core.device import placed
 from rlhf_core.engine.engine import TrainingEngine
+from rlhf_core.engine.rehearsal import REHEARSAL_NAME, rehearse_convert
 from rlhf_core.models.load import check_model_folder, load_tokenizer
 from rlhf_core.models.lora import add_lora
 from rlhf_core.models.modules import PolicyModule, ScoreModule
@@ -61,11 +62,15 @@ def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
 
 
 def start_engine(job: TrainingJob[Any], module: PolicyModule | ScoreModule, total_steps: int) -> TrainingEngine:
-    """The engine that trains `module`; rank 0 says what is not as usual about its batches."""
+    """The engine that trains `module`; rank 0 says what is not as usual about its batches.
+
+    Raises `ConfigError` for a model that could be trained and not converted.
+    """
     engine = TrainingEngine(module, optimizer=job.config.optimizer, engine=job.config.engine, total_steps=total_steps)
     if engine.rank == 0:
         for note in module.layouts.notes:
             job.events.warn_once(note)
+    rehearse_convert(engine, job.resume / REHEARSAL_NAME)
     return engine
 
 
