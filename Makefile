@@ -50,6 +50,7 @@ bench: venv $(PEER)/.installed
 ifndef CASE
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/data_growth.py
+	$(BIN)/python benchmarks/rows_growth.py
 endif
 	$(BIN)/python benchmarks/write_performance.py
 

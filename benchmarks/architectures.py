@@ -44,7 +44,7 @@ COLUMNS = (
     "prompt shared",
     "train = eval",
     "log-probs from",
-    "rehearsed",
+    "convert rehearsed",
     "converted",
     "scorer",
     "result",
@@ -55,10 +55,14 @@ SAME = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a step of training changed, and how far the converted model is from the trained one (nats, the largest)."""
+    """What a step of training changed, and how far the converted model is from the trained one (nats, the largest).
+
+    `rehearsed`: what came of converting it before that step, once really and once in names and shapes alone.
+    """
 
     change: float
     gap: float
+    rehearsed: str
 
 
 def main() -> None:
@@ -77,21 +81,22 @@ def main() -> None:
 def measured(name: str, tmp: Path) -> tuple[str, ...]:
     """The row of one architecture, for the table."""
     folder = architecture(tmp, name)
-    hf = load_lm(folder, dtype="fp32", attention=None)
+    hf = load_lm(folder, dtype="fp32", attention="auto")
     attention = str(hf.config._attn_implementation)
     try:
         module = PolicyModule(hf)
     except ConfigError as error:
         return (name, attention, *["not used"] * (len(COLUMNS) - 3), f"refused: {error}")
     layouts, alone = module.layouts, each_alone(module)
+    trained = trained_and_converted(folder, tmp / f"{name} trained", LoraSettings(rank=4))
     cells = (
         said(lambda: gap(alone, together(module, packed=False))),
         said(lambda: gap(alone, together(module, packed=True))),
         said(lambda: gap(alone, together(module, packed=True, shared=True))) if layouts.shared else "not used",
         said(lambda: gap(alone, each_alone(module.train()))),
         "its head" if layouts.own_head else "its logits",
-        "yes" if all(rehearsed(folder, tmp / "rehearsal", rank) for rank in (0, 4)) else "no",
-        shown(trained_and_converted(folder, tmp / f"{name} trained", LoraSettings(rank=4)).gap),
+        trained.rehearsed,
+        shown(trained.gap),
         "yes" if scores(folder) else "no",
     )
     result = "packs and shares prompts" if layouts.shared else "packs" if layouts.packed else "pads"
@@ -101,21 +106,7 @@ def measured(name: str, tmp: Path) -> tuple[str, ...]:
 def scores(folder: Path) -> bool:
     """Whether the model can be trained to give scores."""
     try:
-        ScoreModule(load_scorer(folder, dtype="fp32", attention=None, new_head=True))
-    except ConfigError:
-        return False
-    return True
-
-
-def rehearsed(folder: Path, tmp: Path, rank: int) -> bool:
-    """Whether convert can be rehearsed in both ways, of adapters or (rank 0) of all weights."""
-    hf = load_lm(folder, dtype="fp32", attention=None)
-    if rank:
-        add_lora(hf, LoraSettings(rank=rank))
-    engine = TrainingEngine(PolicyModule(hf), optimizer=OptimizerSettings(), engine=EngineSettings(dtype="fp32"), total_steps=1)
-    try:
-        rehearse_convert(engine, tmp)
-        convert_outline(engine.module)
+        ScoreModule(load_scorer(folder, dtype="fp32", attention="auto", new_head=True))
     except ConfigError:
         return False
     return True
@@ -123,20 +114,30 @@ def rehearsed(folder: Path, tmp: Path, rank: int) -> bool:
 
 def trained_and_converted(folder: Path, tmp: Path, lora: LoraSettings | None) -> Trained:
     """Train for a step, write the checkpoint, convert it in fp32 and load it again, all below `tmp`."""
-    before = each_alone(PolicyModule(load_lm(folder, dtype="fp32", attention=None)))
-    hf = load_lm(folder, dtype="fp32", attention=None)
+    before = each_alone(PolicyModule(load_lm(folder, dtype="fp32", attention="auto")))
+    hf = load_lm(folder, dtype="fp32", attention="auto")
     if lora is not None:
         add_lora(hf, lora)
     module = PolicyModule(hf)
     optimizer = OptimizerSettings(learning_rate=1e-2, warmup_fraction=0.0)
     engine = TrainingEngine(module, optimizer=optimizer, engine=EngineSettings(dtype="fp32"), total_steps=2)
+    rehearsed = came_of(lambda: (rehearse_convert(engine, tmp / "rehearsal"), convert_outline(module)))
     engine.train_step([lambda: -together(module, packed=module.layouts.packed).mean()])
     (tmp / "checkpoint").mkdir(parents=True)
     engine.save_final(tmp / "checkpoint")
     convert_checkpoint(tmp / "checkpoint", folder, tmp / "model", ConvertConfig(dtype="fp32"), {})
     trained = each_alone(module)
-    after = each_alone(PolicyModule(load_lm(tmp / "model", dtype="fp32", attention=None)))
-    return Trained(gap(before, trained), gap(trained, after))
+    after = each_alone(PolicyModule(load_lm(tmp / "model", dtype="fp32", attention="auto")))
+    return Trained(gap(before, trained), gap(trained, after), rehearsed)
+
+
+def came_of(rehearsal: Callable[[], object]) -> str:
+    """Whether it passed."""
+    try:
+        rehearsal()
+    except ConfigError as error:
+        return f"refused: {error}"
+    return "passes"
 
 
 def two_rows() -> list[TokenRow]:

@@ -52,6 +52,8 @@ def page(results: dict[str, Result], images: Path) -> Iterator[str]:
         yield from growth(results["growth"], images)
     if "data_preparation" in results:
         yield from data_preparation(results["data_preparation"], images)
+    if "rows_growth" in results:
+        yield from rows_growth(results["rows_growth"])
     for name, title in (("orchestration", "Orchestration"), ("gpu", "On a GPU")):
         yield from plain(name, title, results.get(name))
     yield from _note("exactness")
@@ -65,6 +67,7 @@ def summary(results: dict[str, Result]) -> Iterator[str]:
     rows += [_figure_row("C8", row) for row in results.get("orchestration", {}).get("rows", []) if row["target"]]
     rows += [_figure_row("GPU", row) for row in results.get("gpu", {}).get("rows", []) if row["target"]]
     rows += _speed_rows(results["data_preparation"]) if "data_preparation" in results else []
+    rows += _first_step_rows(results["rows_growth"]) if "rows_growth" in results else []
     yield "## Targets"
     yield (
         "Peer divided by ours for the same step, median with its 95 % interval; for memory ours divided by the peer's. "
@@ -96,6 +99,25 @@ def _speed_rows(result: Result) -> list[tuple[str, ...]]:
             _verdict(point["megabytes_per_s"] >= DATA_MB_PER_S),
         )
         for shape, point in largest.items()
+    ]
+
+
+def _first_step_rows(result: Result) -> list[tuple[str, ...]]:
+    """The largest table of each recipe."""
+    limit_s = result["first_step_limit_s"]
+    starts = [(line["what"], line["points"][-1]) for line in result["lines"] if line["is_start"]]
+    return [
+        (
+            "C10",
+            f"{what}, {point['rows']:,} rows, seconds",
+            "",
+            f"at most {limit_s:g}",
+            _shown(point["wall_s"]),
+            "",
+            "",
+            _verdict(point["wall_s"] <= limit_s),
+        )
+        for what, point in starts
     ]
 
 
@@ -215,6 +237,21 @@ def data_preparation(result: Result, images: Path) -> Iterator[str]:
     yield "Fitted: " + ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in result["fits"].items()) + "."
     yield table(tuple(name.replace("_", " ") for name in points[0]), [tuple(str(v) for v in p.values()) for p in points])
     yield from _note("data_preparation")
+
+
+def rows_growth(result: Result) -> Iterator[str]:
+    """CPU-seconds of all work on all rows, and seconds where somebody waits for a first step."""
+    yield f"## {result['title']} (C10)"
+    sizes = [point["rows"] for point in result["lines"][0]["points"]]
+    head = ("CPU-seconds with so many rows", *(f"{rows:,}" for rows in sizes), "exponent", f"seconds, {sizes[-1]:,} rows")
+    yield table(head, [_growth_row(line) for line in result["lines"]])
+    yield from _note("rows_growth")
+
+
+def _growth_row(line: Result) -> tuple[str, ...]:
+    points = line["points"]
+    exponent, wall_s = f"{line['cpu_seconds_exponent']:.2f}", f"{points[-1]['wall_s']:.3g}"
+    return line["what"], *(f"{point['cpu_s']:.2g}" for point in points), exponent, wall_s
 
 
 def plain(name: str, title: str, result: Result | None) -> Iterator[str]:

@@ -68,7 +68,7 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         job.reward_model,
         job.model,
         dtype=job.config.dtype,
-        attention=None,
+        attention="auto",
         micro_batch_tokens=job.config.micro_batch_tokens,
         packing=Packing.auto,
         gpus=job.config.gpus,

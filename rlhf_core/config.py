@@ -98,7 +98,9 @@ class EngineSettings(Settings):
         description="Pack rows into one line of tokens: auto where the model computes that right, else pad; on refuses to pad",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention implementation")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="Attention implementation; auto: sdpa, or eager for a model that has no other"
+    )
     threads_per_rank: int = operational(1, "OpenMP threads a process; more than one collapses when cores are shared", ge=1)
 
     @model_validator(mode="after")

@@ -33,11 +33,11 @@ def _fewest(lengths: Sequence[int], max_tokens: int, world_size: int, packed: bo
     """The rows in as few bins as `_fill` needs, a multiple of `world_size`.
 
     What fits into some bins fits into more: each bin of the larger number then holds no more than its like of the smaller.
-    So the number is found in steps that double until the rows fit, and then halve.
+    So the number is found in steps that double until the rows fit, and then halve; the first is a power of 2 near 2 % of it.
     """
     rows = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     least = -(-sum(min(length, max_tokens) for length in lengths) // (max_tokens * world_size))
-    too_few, step = least - 1, 1
+    too_few, step = least - 1, 1 << (least // 64).bit_length()
     while (bins := _fill(rows, lengths, max_tokens, (too_few + step) * world_size, packed)) is None:
         too_few, step = too_few + step, 2 * step
     while step > 1:
@@ -50,17 +50,18 @@ def _fewest(lengths: Sequence[int], max_tokens: int, world_size: int, packed: bo
 def _fill(rows: Sequence[int], lengths: Sequence[int], max_tokens: int, n_bins: int, packed: bool) -> list[list[int]] | None:
     """`rows`, the longest first, into exactly `n_bins` bins, each into the bin that stays the cheapest; None if they do not fit."""
     bins: list[list[int]] = [[] for _ in range(n_bins)]
-    # Each bin with what it costs; a padded one, which is as wide as its first row, with what it will cost with one row more.
-    cheapest = [(0, b) for b in range(n_bins)]
+    # Each bin b with what it costs, as one number cost * n_bins + b, which heaps compare fastest; a padded bin, which is as wide
+    # as its first row, with what it will cost with one row more.
+    cheapest = list(range(n_bins))
     for row in rows:
         if not bins:
             return None
-        cost, best = cheapest[0]
+        cost, best = divmod(cheapest[0], n_bins)
         into, length = bins[best], lengths[row]
         if into and (cost + length if packed else cost) > max_tokens:
             return None
         into.append(row)
-        heapreplace(cheapest, (cost + length if packed else (len(into) + 1) * lengths[into[0]], best))
+        heapreplace(cheapest, (cost + length if packed else (len(into) + 1) * lengths[into[0]]) * n_bins + best)
     return [sorted(rows) for rows in bins]
 
 

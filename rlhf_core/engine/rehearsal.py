@@ -25,7 +25,6 @@ from rlhf_core.models.convert import convert_checkpoint, merged_model, publish
 if TYPE_CHECKING:
     from rlhf_core.engine.engine import TrainingEngine
 
-REHEARSAL_NAME = "rehearsal"
 SMALL_BYTES = 100_000_000
 SHOWN = 3
 

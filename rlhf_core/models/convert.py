@@ -82,8 +82,8 @@ def publish(model: Any, policy: PolicyDescription, base: Path, checkpoint: Path,
 
 def _loaded(folder: Path, policy: PolicyDescription, dtype: Any, *, new_head: bool) -> Any:
     if policy.head == "lm":
-        return load_lm(folder, dtype=dtype, attention=None, trust_remote_code=True)
-    return load_scorer(folder, dtype=dtype, attention=None, trust_remote_code=True, new_head=new_head)
+        return load_lm(folder, dtype=dtype, attention="auto", trust_remote_code=True)
+    return load_scorer(folder, dtype=dtype, attention="auto", trust_remote_code=True, new_head=new_head)
 
 
 def _trained_tensors(checkpoint: Path) -> dict[str, Tensor]:

@@ -88,10 +88,10 @@ def same_tokens(path: Path, other: Path, *, trust_remote_code: bool) -> bool:
     return bool(one == two)
 
 
-def load_lm(path: Path, *, dtype: Dtype, attention: str | None, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_lm(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model in folder `path`, on the CPU, in eval mode, without dropout.
 
-    `attention` None takes SDPA where the model has it, and eager attention elsewhere.
+    `attention` auto takes SDPA where the model has it, and eager attention elsewhere.
     Raises `ConfigError` where the folder is incomplete: no weight is ever filled in at random.
     """
     from transformers import AutoModelForCausalLM
@@ -102,9 +102,7 @@ def load_lm(path: Path, *, dtype: Dtype, attention: str | None, trust_remote_cod
     return model
 
 
-def load_scorer(
-    path: Path, *, dtype: Dtype, attention: str | None, trust_remote_code: bool = False, new_head: bool
-) -> PreTrainedModel:
+def load_scorer(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool = False, new_head: bool) -> PreTrainedModel:
     """A model with one score a sequence (head `score`, [1, hidden]), on the CPU, in eval mode, without dropout.
 
     `new_head` True puts a head of zeros on a causal LM, so that every score starts at 0. False expects a saved scorer;
@@ -126,21 +124,21 @@ def load_scorer(
     return model
 
 
-def _load(
-    auto: Any, path: Path, dtype: Dtype, attention: str | None, trust: bool, **extra: Any
-) -> tuple[PreTrainedModel, set[str]]:
+def _load(auto: Any, path: Path, dtype: Dtype, attention: str, trust: bool, **extra: Any) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of the weights that its folder lacks."""
     from transformers import AutoConfig
 
     _check_loadable(path, trust)
     source = {"pretrained_model_name_or_path": path, "local_files_only": True, "trust_remote_code": trust}
-    settings = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention, "output_loading_info": True}
+    # Left to itself transformers takes SDPA where the model has it, else eager attention.
+    implementation = None if attention == "auto" else attention
+    settings = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": implementation, "output_loading_info": True}
     try:
         config = AutoConfig.from_pretrained(**source, **extra)
         set_dropout(config, None)
         model, info = auto.from_pretrained(**source, config=config, **settings)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"model folder {path} cannot be loaded with attention '{attention or 'auto'}': {error}") from error
+        raise ConfigError(f"model folder {path} cannot be loaded with attention '{attention}': {error}") from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # in code that comes with a folder it may have a rate that no config names
             module.p = 0.0

@@ -45,8 +45,10 @@ class PolicyModule(nn.Module):
         transforms = [*head_transforms(hf.config), None]
         number, layouts = prove(hf, [partial(self._logprobs, transform) for transform in transforms], self._said, packing)
         self._transform = transforms[number]
-        notes = (*layouts.notes, *_attention_note(hf), *(() if self._transform else (_slower(hf),)))
-        self.layouts = replace(layouts, own_head=self._transform is not None, notes=notes)
+        notes = (*layouts.notes, *_attention_note(hf))
+        self.layouts = (
+            replace(layouts, notes=notes) if self._transform else replace(layouts, own_head=False, notes=(*notes, _slower(hf)))
+        )
 
     def forward(
         self,

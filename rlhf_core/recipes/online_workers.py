@@ -15,9 +15,9 @@ from rlhf_core.cluster.group import ActorSpec, Call, Group, wait
 from rlhf_core.cluster.placement import connected, reserve
 from rlhf_core.cluster.reward_actor import RewardSetup, RewardWorker
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
-from rlhf_core.engine.rehearsal import REHEARSAL_NAME
 from rlhf_core.recipes.online_job import OnlineJob
 from rlhf_core.recipes.online_methods import METHODS, Method
+from rlhf_core.recipes.start import REHEARSAL_NAME
 from rlhf_core.recipes.stop import stop_requested
 from rlhf_core.rewards.compose import Retries
 

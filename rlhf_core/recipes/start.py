@@ -11,12 +11,14 @@ from rlhf_core.batching.refused import named
 from rlhf_core.config import Dtype
 from rlhf_core.device import placed
 from rlhf_core.engine.engine import TrainingEngine
-from rlhf_core.engine.rehearsal import REHEARSAL_NAME, rehearse_convert
+from rlhf_core.engine.rehearsal import rehearse_convert
 from rlhf_core.models.load import check_model_folder, load_tokenizer
 from rlhf_core.models.lora import add_lora
 from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.recipes.examples import Example, Splits, TrainingTable, keep_fitting, read_examples
 from rlhf_core.recipes.job import TrainingJob
+
+REHEARSAL_NAME = "rehearsal"
 
 
 class LoadModel(Protocol):
@@ -62,10 +64,7 @@ def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
 
 
 def start_engine(job: TrainingJob[Any], module: PolicyModule | ScoreModule, total_steps: int) -> TrainingEngine:
-    """The engine that trains `module`; rank 0 says what is not as usual about its batches.
-
-    Raises `ConfigError` for a model that could be trained and not converted.
-    """
+    """The engine that trains `module`, once it is seen that it can be converted; says what is not as usual about its batches."""
     engine = TrainingEngine(module, optimizer=job.config.optimizer, engine=job.config.engine, total_steps=total_steps)
     if engine.rank == 0:
         for note in module.layouts.notes:

@@ -33,7 +33,7 @@ class RewardModelScorer:
         policy_model: Path,
         *,
         dtype: Dtype,
-        attention: str | None,
+        attention: str,
         micro_batch_tokens: int,
         packing: Packing,
         gpus: float = 0.0,

@@ -42,7 +42,7 @@ class HfGenerator:
         self, model: Path, *, dtype: Dtype, max_model_len: int, max_num_seqs: int, trust_remote_code: bool, gpus: float = 0.0
     ) -> None:
         device = device_for(gpus)
-        lm = load_lm(model, dtype=dtype, attention=None, trust_remote_code=trust_remote_code)
+        lm = load_lm(model, dtype=dtype, attention="auto", trust_remote_code=trust_remote_code)
         self._model: PreTrainedModel = lm.to(device).eval()
         pack_linear_layers(self._model)
         self._device = device

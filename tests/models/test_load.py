@@ -95,7 +95,7 @@ def test_attention_left_open_is_sdpa_where_the_model_has_it(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="'sdpa'"):
         load_lm(tmp_path / "bloom", dtype="fp32", attention="sdpa")
     folders = tmp_path / "bloom", tiny_model(tmp_path, "llama")
-    chosen = [load_lm(folder, dtype="fp32", attention=None).config._attn_implementation for folder in folders]
+    chosen = [load_lm(folder, dtype="fp32", attention="auto").config._attn_implementation for folder in folders]
     assert chosen == ["eager", "sdpa"]
 
 
