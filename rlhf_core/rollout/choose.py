@@ -13,6 +13,9 @@ from data_processing.errors import ConfigError
 from rlhf_core.config import Dtype, RolloutEngine
 from rlhf_core.rollout.base import Generator
 
+# How configs call the number of experts in a layer.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
 
 def choose_engine(engine: RolloutEngine, model: Path, gpus: float = 0.0) -> tuple[RolloutEngine, str]:
     """The engine that `engine` means for the model folder, and the reason in words. Imports vLLM unless `hf` is asked for.
@@ -94,8 +97,11 @@ def _vllm_obstacle(model: Path, gpus: float) -> str | None:
 
 
 def _cpu_kernel_obstacle(config: dict[str, Any]) -> str | None:
-    """vLLM's attention on CPU has no kernel for small heads, and finds out only while generating."""
+    """vLLM's attention on CPU has no kernel for small heads, and finds out only while generating; experts it does not renew."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    if any((config.get(name) or 0) > 1 for name in EXPERTS):
+        return "vLLM on CPU keeps the experts that it started with when it is given new weights"
 
     width, heads = config.get("hidden_size", config.get("n_embd")), config.get("num_attention_heads", config.get("n_head"))
     head_size = config.get("head_dim") or (width // heads if width and heads else None)

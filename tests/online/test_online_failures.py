@@ -1,5 +1,6 @@
 """A run whose actor dies, in start-up or at work, ends within seconds and says which actor and why; nothing is left running."""
 
+import json
 import os
 import signal
 import threading
@@ -125,3 +126,12 @@ def test_more_actors_than_the_cluster_has_room_for_says_so(tmp_path: Path) -> No
     )
     with pytest.raises(ConfigError, match=r"no room for 82 actors within 1 s: asked for \{'CPU': 16.4\}"):
         run_online(job)
+
+
+def test_nothing_is_sampled_for_a_policy_that_could_not_be_converted(tmp_path: Path) -> None:
+    job = online_job(tmp_path, tiny_model(tmp_path), prompts_folder(tmp_path))
+    settings = job.model / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"pad_token_id": -1}))
+    with pytest.raises(ConfigError, match=r"not converted afterwards: .*pad_token_id"):
+        run_online(job)
+    assert not job.events.path.exists() or not events(job, "metrics")

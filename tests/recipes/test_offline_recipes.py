@@ -275,3 +275,20 @@ def test_a_run_without_validation_rows_says_so(recipe: str, models: Models, tmp_
     run = trained(recipe, models["llama"], write_data(tmp_path, validation_rows=0), tmp_path, max_steps=1)
     assert any("validation" in event["message"] for event in events(run, "warning"))
     assert not any(name.startswith("eval") for name in summary(run))
+
+
+@pytest.mark.parametrize(
+    ("train", "config"),
+    [(train_sft, sft_config), (train_reward_model, reward_config), (train_preference, preference_config)],
+)
+def test_nothing_is_trained_that_could_not_be_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Any, config: Any
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no such tensor")
+
+    monkeypatch.setattr("rlhf_core.models.convert.publish", full)
+    run = job(config(), tiny_model(tmp_path), write_data(tmp_path / "data"), tmp_path)
+    with pytest.raises(ConfigError, match="not converted afterwards: no such tensor"):
+        train(run)
+    assert not run.events.path.exists() or not events(run, "metrics")

@@ -13,6 +13,7 @@ from rlhf_core.cluster.weights import to_arrays
 from rlhf_core.config import RolloutEngine
 from rlhf_core.rollout.base import Generation, Sampling
 from rlhf_core.rollout.choose import choose_engine
+from tests.architectures import architecture
 from tests.rollout.sampled import PROMPTS, changed_weights, is_greedy, largest_gap, wide_headed_model
 from tests.tiny_models import tiny_model
 
@@ -49,6 +50,13 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     engine = Engine(wide_headed_model(tmp_path_factory.mktemp(arch), arch, tied=tied))
     yield engine
     ray.kill(engine.actor)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe", "mixtral"])
+def test_experts_which_a_cpu_would_not_renew_are_sampled_from_elsewhere(tmp_path: Path, name: str) -> None:
+    folder = architecture(tmp_path, name, head_dim=32)
+    chosen, reason = choose_engine(RolloutEngine.auto, folder)
+    assert (chosen, "experts" in reason) == (RolloutEngine.hf, True)
 
 
 def test_new_weights_show_at_once_and_version_is_on_every_sample(engine: Engine) -> None:
