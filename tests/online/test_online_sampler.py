@@ -50,7 +50,7 @@ class SlowActor:
 def slow_workers(ray_local: None) -> Iterator[Workers]:
     placement = reserve([{"CPU": 0.2}], timeout_s=60)
     group = Group(ActorSpec("rollout", SlowActor, 1, 0, {"CPU": 0.2}, 1), placement)
-    yield Workers(policy=group, reference=None, reward=group, rollout=group, critic=None, engine="slow")
+    yield Workers(policy=group, reference=None, reward=group, rollout=group, critic=None, engine="slow", notes=[])
     group.kill()
     remove_placement_group(placement)
 
