@@ -44,6 +44,14 @@ def test_the_page_has_five() -> None:
     assert list(PIPELINES) == ["chain", "branches", "seeds", "rounds", "own"]
 
 
+@pytest.mark.usefixtures("own_package")
+@pytest.mark.parametrize("name", PIPELINES)
+def test_each_has_as_many_nodes_as_the_page_says(name: str, tmp_path: Path) -> None:
+    before = PAGE.partition(f"<!-- {name} -->")[0]
+    told = re.findall(r"(\d+) nodes", before)[-1]
+    assert len(_graph(name, tmp_path)) == int(told)
+
+
 def test_a_chain_starts_each_from_the_one_before(tmp_path: Path) -> None:
     graph = _graph("chain", tmp_path)
     assert [graph[name].inputs["model"] for name in ("preference", "online")] == ["convert_sft", "convert_preference"]
