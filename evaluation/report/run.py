@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from data_processing.errors import ConfigError
+from data_processing.wording import path_of
 from evaluation.report.data import LineageEntry, ReportData, Timing, assemble
 from evaluation.report.page import write_report
 from evaluation.results import read_json
@@ -72,4 +72,4 @@ def _lineage(record: Record, records: Sequence[Record]) -> LineageEntry:
 
 
 def _folder(record: Record) -> Path:
-    return Path(unquote(urlsplit(record["ref"]["uri"]).path))
+    return path_of(record["ref"]["uri"])

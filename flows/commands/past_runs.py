@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 import webbrowser
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from data_processing.errors import ConfigError
+from data_processing.wording import path_of
 from flows.commands.tables import console, print_verdict, table_with
 from flows.running.run_folder import RunFolder, find_run
 from tasks.runtime.contract.home import Home
@@ -104,4 +103,4 @@ def _rebuild_report(home: Home, folder: RunFolder) -> None:
         raise ConfigError(
             f"run '{folder.name}': its comparison is no longer in the store; alignflow run --config {folder.path / 'config.yaml'}"
         )
-    folder.keep_results(Path(unquote(urlsplit(record.ref.uri).path)))
+    folder.keep_results(path_of(record.ref.uri))

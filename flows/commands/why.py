@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from data_processing.errors import ConfigError
+from data_processing.wording import did_you_mean
 from flows.graph.plan import runs_with_node
-from flows.settings.messages import did_you_mean
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.stage_key import explain_difference
 from tasks.runtime.store.records import NodeRecord, read_node

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
+from data_processing.wording import did_you_mean
 from flows.graph.nodes import Node
 from flows.graph.variants import SEED, Axes, Reference, Variant, joined, labels, name_of, points
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entry, with_sources
 from flows.settings.layers import merge, set_nested
-from flows.settings.messages import did_you_mean, validation_message
+from flows.settings.messages import validation_message
 from tasks.runtime.contract.context import Input, Stage
 from tasks.runtime.contract.registry import load_stage
 

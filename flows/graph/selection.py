@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data_processing.errors import ConfigError
+from data_processing.wording import did_you_mean
 from flows.graph.nodes import Graph, ancestors, nodes_called
-from flows.settings.messages import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from data_processing.errors import ConfigError
-from flows.settings.messages import did_you_mean
+from data_processing.wording import did_you_mean
 
 SEED, ROUND = "seed", "round"
 _PLAIN = re.compile(r"[\w.+-]+")

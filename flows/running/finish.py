@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
+from data_processing.wording import path_of
 from flows.running.display import Display
 from flows.running.progress import LOG
 from flows.running.results import markdown, verdict_table
@@ -33,7 +32,7 @@ async def finish(
     result: dict[str, Any] = {"run": folder.name, "folder": str(folder.path), "report": None, "challenger": None}
     if "compare" not in outcomes:
         return result
-    folder.keep_results(Path(unquote(urlsplit(outcomes["compare"].ref.uri).path)))
+    folder.keep_results(path_of(outcomes["compare"].ref.uri))
     verdict = folder.read_verdict()
     if folder.report.is_file():
         result["report"] = str(folder.report)

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from data_processing.errors import ConfigError
+from data_processing.wording import did_you_mean
 from flows.settings.config import PipelineConfig
-from flows.settings.messages import did_you_mean
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.spec import write_json
 

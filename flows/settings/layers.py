@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
+from data_processing.wording import did_you_mean
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entry
-from flows.settings.messages import did_you_mean, validation_message
+from flows.settings.messages import validation_message
 from flows.settings.yaml_values import parse_yaml
 
 Values = dict[str, Any]

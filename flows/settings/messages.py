@@ -1,18 +1,13 @@
-"""Words for wrong input: suggestions for unknown names, and pydantic's findings as lines a user can act on."""
+"""Words for wrong input: pydantic's findings as lines a user can act on."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`"did you mean 'x'? "` for the known name nearest to `name`, or an empty string."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean '{near[0]}'? " if near else ""
+from data_processing.wording import did_you_mean
 
 
 def validation_message(error: ValidationError, model: type[BaseModel]) -> str:

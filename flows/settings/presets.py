@@ -12,10 +12,10 @@ import yaml
 import deployments.presets
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
+from data_processing.wording import did_you_mean
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entries
 from flows.settings.layers import PIPELINE, Values, given_fields, laid_over, layered
-from flows.settings.messages import did_you_mean
 from flows.settings.yaml_values import parse_yaml
 
 DEFAULT = "quickstart"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pydantic import Field
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
+from data_processing.wording import did_you_mean
 from rlhf_core.config import TemplateArgument
 
 RENDERING_NAME = "rendering.json"
@@ -86,6 +86,5 @@ def check_arguments(arguments: Mapping[str, Any], template: str) -> None:
         if name in _TAKEN:
             raise ConfigError(f"model.chat_template_kwargs: '{name}' is set by the renderer; remove it")
         if name not in words:
-            near = get_close_matches(name, words, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint = did_you_mean(name, words)
             raise ConfigError(f"model.chat_template_kwargs: the chat template does not read '{name}'; {hint}remove or correct it")

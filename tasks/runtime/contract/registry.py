@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any
 
 from data_processing.errors import ConfigError
+from data_processing.wording import did_you_mean
 from tasks.runtime.contract.context import Stage
 
 STAGES = (
@@ -28,8 +28,7 @@ def module_of(name: str) -> tuple[str, str]:
         module, attribute = name.split(":", 1)
         return module, attribute
     if name not in STAGES:
-        near = difflib.get_close_matches(name, STAGES, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint = did_you_mean(name, STAGES)
         raise ConfigError(f"unknown stage '{name}': {hint}known are {', '.join(STAGES)}, or an import path module:attribute")
     return f"tasks.{name}", "STAGE"
 
