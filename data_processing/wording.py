@@ -17,3 +17,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def path_of(uri: str) -> Path:
     """The path that a `file://` address stands for."""
     return Path(unquote(urlsplit(uri).path))
+
+
+def artifact_name(node: str, key: str) -> str:
+    """What people call the artifact that a node made: `ppo-3f2a9c`."""
+    return f"{node}-{key[:6]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_processing.wording import artifact_name
 from evaluation.report.charts import line_chart, number, share_bar
 from evaluation.report.data import Curve, LineageEntry, ReportData, Timing
 from evaluation.report.graph import graph_chart
@@ -129,15 +130,15 @@ def lineage_section(data: ReportData) -> Markup:
     """Which artifact was made by whom, from what."""
     if not data.lineage:
         return join()
-    head = tag("thead", tag("tr", *(tag("th", name) for name in ("Node", "Kind", "Key", "Made by", "From"))))
+    head = tag("thead", tag("tr", *(tag("th", name) for name in ("Node", "Kind", "Artifact", "Made by", "From"))))
     table = tag("table", head, tag("tbody", *(_lineage_row(entry) for entry in data.lineage)), class_="left")
-    lead = "Keys are hashes of everything that can change an artifact; the same key is the same result."
+    lead = "Artifacts are named after the hash of everything that can change them; the same name is the same result."
     return section("lineage", "Lineage", tag("div", table, class_="scroll"), lead=lead)
 
 
 def _lineage_row(entry: LineageEntry) -> Markup:
-    key = tag("code", entry.key[:12], title=entry.key)
-    cells = (entry.node, entry.kind, key, tag("code", entry.producer), ", ".join(entry.inputs) or "–")
+    name = tag("code", artifact_name(entry.node, entry.key), title=entry.key)
+    cells = (entry.node, entry.kind, name, tag("code", entry.producer), ", ".join(entry.inputs) or "–")
     return tag("tr", *(tag("td", cell) for cell in cells))
 
 

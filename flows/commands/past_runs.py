@@ -7,7 +7,7 @@ import webbrowser
 from typing import TYPE_CHECKING
 
 from data_processing.errors import ConfigError
-from data_processing.wording import path_of
+from data_processing.wording import artifact_name, path_of
 from flows.commands.tables import console, print_verdict, table_with
 from flows.running.run_folder import RunFolder, find_run
 from tasks.runtime.contract.home import Home
@@ -60,7 +60,7 @@ def adopt_node(asked: Asked) -> None:
             )
         found = _latest_result(home, store, node, planned.key.stage.kind)
         adopt(store, planned.key, found, {given: hit for given, hit in inputs.items() if hit})
-        print(f"{node}: taken over from {found.producer.run} ({found.key[:12]})")
+        print(f"{node}: taken over from {found.producer.run} as {artifact_name(node, planned.key.key)}")
 
 
 def _latest_result(home: Home, store: Store, node: str, kind: str) -> Manifest:
@@ -79,13 +79,14 @@ def show_artifacts() -> None:
 
     home = Home.open()
     store = Store(home.store)
-    table = table_with("kind", "key", "MiB", "work s", "made by", "when")
+    table = table_with("artifact", "kind", "MiB", "work s", "made by", "when", "key")
     for folder in sorted(home.store.glob("[!.]*/*")):
         if manifest := store.manifest(folder.parent.name, folder.name):
             size = sum(file.size for file in manifest.files) / 2**20
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.finished_at))
             made_by = f"{manifest.producer.run}/{manifest.producer.node}"
-            table.add_row(manifest.kind, manifest.key[:12], f"{size:.1f}", f"{manifest.seconds:.1f}", made_by, when)
+            name = artifact_name(manifest.producer.node, manifest.key)
+            table.add_row(name, manifest.kind, f"{size:.1f}", f"{manifest.seconds:.1f}", made_by, when, manifest.key[:12])
     console().print(table)
 
 

@@ -249,8 +249,8 @@ def test_the_report_of_a_run_is_built_from_its_folder(tmp_path: Path) -> None:
     page = html.parse(build_report(run)).getroot()
     assert text_of(page.xpath("//h1")[0]) == "align-1"
     assert [text_of(row) for row in page.get_element_by_id("lineage").xpath(".//tbody/tr")] == [
-        "sft checkpoint key of sft earlier/sft –",
-        "compare comparison key of compa earlier/compare sft",
+        "sft checkpoint sft-key of earlier/sft –",
+        "compare comparison compare-key of earlier/compare sft",
     ]
     assert "seed: 17" in text_of(page.get_element_by_id("config"))
     assert page.get_element_by_id("curves") is not None
