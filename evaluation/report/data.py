@@ -79,9 +79,14 @@ class ReportData:
         return COLOURS[place] if place < len(COLOURS) else COLOURS[1 + (place - 1) % (len(COLOURS) - 1)]
 
 
+def followed(node: str) -> str:
+    """The node that a conversion or an evaluation follows; any other is its own."""
+    return node.removeprefix("convert_").removeprefix("evaluate_")
+
+
 def entry_of(node: str) -> str:
     """The entry of the pipeline that a node or a model belongs to: without variant, and without what follows it by itself."""
-    return node.removeprefix("convert_").removeprefix("evaluate_").partition("@")[0]
+    return followed(node).partition("@")[0]
 
 
 def assemble(

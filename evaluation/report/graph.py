@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluation.report.data import ReportData, entry_of
+from evaluation.report.data import ReportData, followed
 from evaluation.report.markup import Markup, tag
 
 _WIDE, _HIGH, _ACROSS, _BETWEEN = 152, 46, 44, 14  # px: a box, and the room beside and below it
@@ -27,7 +27,7 @@ def boxes(data: ReportData) -> list[Box]:
     """The nodes of the lineage, conversions and evaluations taken together with what they follow."""
     # All models lead to the comparison: it would only cross the picture with lines.
     lineage = [entry for entry in data.lineage if entry.kind != "comparison"]
-    owner = {entry.node: entry.node.removeprefix("convert_").removeprefix("evaluate_") for entry in lineage}
+    owner = {entry.node: followed(entry.node) for entry in lineage}
     inputs: dict[str, set[str]] = {name: set() for name in owner.values()}
     for entry in lineage:
         # Evaluations ask the base, the data and the scorer too; what a model is made from is what its training took.
@@ -98,7 +98,7 @@ def _box(box: Box, place: tuple[int, int], data: ReportData) -> Markup:
         tag("rect", x=x, y=y, width=5, height=_HIGH, rx=2, class_="bar"),
         tag("text", name, x=x + 14, y=y + 20, class_="label"),
         tag("text", state, x=x + 14, y=y + 37, class_="tick"),
-        style=f"--c:{data.colour_of(entry_of(box.name) if box.name not in data.verdict['models'] else box.name)}",
+        style=f"--c:{data.colour_of(box.name)}",
     )
 
 

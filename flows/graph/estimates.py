@@ -82,9 +82,8 @@ def _training_gib(settings: TrainingConfig, parameters: int) -> float:
 def _online(settings: OnlineConfig, parameters: int) -> Estimate:
     trainers = 2 if settings.method.value == "ppo" else 1
     reference = settings.kl_coef > 0 and settings.lora.rank == 0
-    frozen = (
-        1 + int(reference) + int(any(source.kind == "reward_model" for source in settings.rewards))
-    )  # the sampler, the reference, the scorer
+    scorer = any(source.kind == "reward_model" for source in settings.rewards)
+    frozen = 1 + int(reference) + int(scorer)  # the sampler, the reference, the scorer
     memory = trainers * (_PROCESS_GIB + _training_gib(settings, parameters)) + frozen * (_PROCESS_GIB + parameters * 4 / 2**30)
     samples = settings.steps * settings.prompts_per_step * settings.samples_per_prompt
     response_tokens = samples * settings.rollout.max_new_tokens

@@ -78,6 +78,7 @@ class _Run:
         self._home = home
         self._display = display
         self._began = began
+        self._commit = git_commit()
         self._times: dict[str, NodeTimes] = {}
         self.folder.write_config(config)
         self.folder.write_status("running", flow_run=display.run_id, began=began)
@@ -87,19 +88,17 @@ class _Run:
     def tags(self) -> list[str]:
         """What people look for runs by: its name, the model it starts from, the code."""
         paths = [node.settings.path for node in self._selection.graph.values() if isinstance(node.settings, BaseModelConfig)]
-        commit = git_commit()
         return [
             self._config.run.name,
             *(f"model:{Path(path).name}" for path in paths),
-            *([f"commit:{commit[:_COMMIT_DIGITS]}"] if commit else []),
+            *([f"commit:{self._commit[:_COMMIT_DIGITS]}"] if self._commit else []),
         ]
 
     def tracker(self, later: bool) -> Tracker:
         """The tracker's view of this run; see `Tracker` for `later`."""
         params = {"seed": self._config.run.seed, "model": self._config.model.path}
-        commit = git_commit()
         tags = {"alignflow.flow_run": self._display.run_id, "alignflow.folder": str(self.folder.path)}
-        tags |= {"mlflow.source.git.commit": commit} if commit else {}
+        tags |= {"mlflow.source.git.commit": self._commit} if self._commit else {}
         experiment = self._config.run.experiment
         return Tracker(self._home, self.folder.name, params=params, tags=tags, experiment=experiment, later=later)
 
