@@ -20,7 +20,8 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, world_size: int, pack
     Every rank has the same number of micro-batches, so ranks meet in every collective; where a rank has no row left its
     micro-batch is empty. A micro-batch costs at most `max_tokens` (padding counts unless `packed`), but for a single row
     that is longer. The k-th micro-batches of all ranks cost about the same. The result depends on the arguments alone;
-    it takes n log n steps for n rows to fill the bins once, and a logarithm of n times that to find how many they are.
+    it takes n log n steps for n rows to fill the bins once. Padded rows are filled in once; how many bins packed rows take is
+    found in a few trials.
     """
     if max_tokens < 1 or world_size < 1:
         raise ValueError(f"max_tokens={max_tokens} and world_size={world_size} must be at least 1")
@@ -30,39 +31,57 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, world_size: int, pack
 
 
 def _fewest(lengths: Sequence[int], max_tokens: int, world_size: int, packed: bool) -> list[list[int]]:
-    """The rows in as few bins as `_fill` needs, a multiple of `world_size`.
-
-    What fits into some bins fits into more: each bin of the larger number then holds no more than its like of the smaller.
-    So the number is found in steps that double until the rows fit, and then halve; the first is a power of 2 near 2 % of it.
-    """
+    """The rows in as few bins as `_fill` needs, a multiple of `world_size`."""
     rows = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    least = -(-sum(min(length, max_tokens) for length in lengths) // (max_tokens * world_size))
-    too_few, step = least - 1, 1 << (least // 64).bit_length()
-    while (bins := _fill(rows, lengths, max_tokens, (too_few + step) * world_size, packed)) is None:
-        too_few, step = too_few + step, 2 * step
-    while step > 1:
-        step //= 2
-        fewer = _fill(rows, lengths, max_tokens, (too_few + step) * world_size, packed)
-        too_few, bins = (too_few + step, bins) if fewer is None else (too_few, fewer)
-    return bins
+    if not packed:
+        return _fill(rows, lengths, _padded_bins(rows, lengths, max_tokens, world_size), packed)[0]
+    # All in units of `world_size` bins. What fits into some bins fits into more. Where bins are too few, the fullest is too full by
+    # about the share of bins that is missing; the first number that suffices is left downwards in steps that double.
+    most = -(-len(rows) // world_size)
+    tried = -(-sum(min(length, max_tokens) for length in lengths) // (max_tokens * world_size))
+    too_few, enough, step = tried - 1, most + 1, 1
+    fewest: list[list[int]] = []
+    while enough - too_few > 1:
+        bins, fullest_tokens = _fill(rows, lengths, tried * world_size, packed)
+        if fullest_tokens <= max_tokens:
+            fewest, enough = bins, tried
+        else:
+            too_few = tried
+        if enough > most:
+            tried = min(-(-tried * fullest_tokens // max_tokens), most)
+        else:
+            tried, step = max(enough - step, (too_few + enough) // 2), 2 * step
+    return fewest
 
 
-def _fill(rows: Sequence[int], lengths: Sequence[int], max_tokens: int, n_bins: int, packed: bool) -> list[list[int]] | None:
-    """`rows`, the longest first, into exactly `n_bins` bins, each into the bin that stays the cheapest; None if they do not fit."""
+def _padded_bins(rows: Sequence[int], lengths: Sequence[int], max_tokens: int, world_size: int) -> int:
+    """How many bins padded rows need, the longest first: each of the first rows opens one and says how many rows it takes."""
+    room, n_bins = 0, 0
+    while room < len(rows):
+        for row in rows[n_bins : n_bins + world_size]:
+            room += max(1, max_tokens // max(lengths[row], 1))
+        n_bins += world_size
+    return n_bins
+
+
+def _fill(rows: Sequence[int], lengths: Sequence[int], n_bins: int, packed: bool) -> tuple[list[list[int]], int]:
+    """`rows`, the longest first, in `n_bins` bins, each into the bin that stays the cheapest; and the tokens of the fullest bin.
+
+    Bins of a single row, which may be of any length, do not count as full.
+    """
     bins: list[list[int]] = [[] for _ in range(n_bins)]
     # Each bin b with what it costs, as one number cost * n_bins + b, which heaps compare fastest; a padded bin, which is as wide
     # as its first row, with what it will cost with one row more.
-    cheapest = list(range(n_bins))
+    cheapest, fullest_tokens = list(range(n_bins)), 0
     for row in rows:
-        if not bins:
-            return None
         cost, best = divmod(cheapest[0], n_bins)
-        into, length = bins[best], lengths[row]
-        if into and (cost + length if packed else cost) > max_tokens:
-            return None
+        into = bins[best]
+        cost_after = cost + lengths[row] if packed else (len(into) + 2) * lengths[into[0] if into else row]
+        if into and packed and cost_after > fullest_tokens:
+            fullest_tokens = cost_after
         into.append(row)
-        heapreplace(cheapest, (cost + length if packed else (len(into) + 1) * lengths[into[0]]) * n_bins + best)
-    return [sorted(rows) for rows in bins]
+        heapreplace(cheapest, cost_after * n_bins + best)
+    return [sorted(rows) for rows in bins], fullest_tokens
 
 
 def _cost(lengths: Sequence[int], packed: bool) -> int:
