@@ -5,7 +5,8 @@
 Eight empty stages in a row are run through the real flow, with the servers that it starts for itself: for the first time,
 unchanged again, and from the fifth stage on. Seconds are those of the whole command; a stage's are from the flow's decision
 to start it to the one to start the next. Beside them, on a head of the same kind, what Ray takes for an empty job of its own.
-Last, the tiny pipeline: its stages do little, but each loads what its work needs.
+Then the tiny pipeline: its stages do little, but each loads what its work needs. Last, `alignflow plan` of wide pipelines, in an empty
+home and in one with many runs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ RESULT = ROOT / "benchmarks" / "results" / "orchestration.json"
 STAGES, FROM = 8, 5
 EMPTY_JOBS = 5
 CHAIN = ["base_model=writes", "s2=writes:base_model", *(f"s{n}=writes:s{n - 1}" for n in range(3, STAGES + 1))]
+PLANNED_SEEDS, EARLIER_RUNS = (16, 32, 66), 300
 LATER = [node.partition("=")[0] for node in CHAIN[FROM - 1 :]]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -53,7 +55,11 @@ def main() -> None:
         "cpu_count": os.cpu_count(),
         "load_at_start": round(os.getloadavg()[0], 2),
     }
-    result["rows"] = [*chain_rows(arguments.executor, arguments.repeats), *pipeline_rows(arguments.executor)]
+    result["rows"] = [
+        *chain_rows(arguments.executor, arguments.repeats),
+        *pipeline_rows(arguments.executor),
+        *plan_rows(arguments.repeats),
+    ]
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
@@ -111,6 +117,56 @@ def pipeline_rows(executor: str) -> list[dict[str, Any]]:
         row("tiny pipeline, seconds a cached stage", again.command_s / stages, 0.5),
         row("tiny pipeline, unchanged rerun over its first run", again.command_s / first.command_s, 0.05),
     ]
+
+
+def plan_rows(repeats: int) -> list[dict[str, Any]]:
+    """`alignflow plan` of ever wider pipelines, then of the widest where `EARLIER_RUNS` runs had all its nodes."""
+    from tiny_models import tiny_model
+
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="af", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        home, model = Path(folder) / "home", tiny_model(Path(folder) / "model", "llama", tied=True)
+        for seeds in PLANNED_SEEDS:
+            entries = {
+                "sft": {"stage": "sft", "each": {"seed": list(range(seeds))}},
+                "reward_model": None,
+                "preference": None,
+                "online": None,
+            }
+            assignments = [f"model.path={model}", f"pipeline={json.dumps(entries)}"]
+            nodes = 4 + 3 * seeds  # SFT, its conversion and evaluation a seed; base and its evaluation, data, the comparison
+            rows.append(row(f"plan of {nodes} nodes, s", plan_s(assignments, home, repeats), 3.0))
+        remember_runs(assignments, home)
+        rows.append(row(f"plan of {nodes} nodes that {EARLIER_RUNS} runs had, s", plan_s(assignments, home, repeats), 3.0))
+    return rows
+
+
+def plan_s(assignments: Sequence[str], home: Path, repeats: int) -> float:
+    """Median seconds of the command."""
+    command = [sys.executable, "-m", "flows.cli", "plan", "--preset", "tiny", *(f"--set={text}" for text in assignments)]
+    environment = {**os.environ, "ALIGNFLOW_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    seconds = []
+    for _ in range(repeats):
+        began = time.monotonic()
+        subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        seconds.append(time.monotonic() - began)
+    return statistics.median(seconds)
+
+
+def remember_runs(assignments: Sequence[str], home: Path) -> None:
+    """Leave records of all nodes in `home`, as runs do that are stopped before anything is done."""
+    from flows.commands.actions import Asked, read_request
+    from flows.graph.plan import make_plan
+    from tasks.runtime.contract.home import Home
+    from tasks.runtime.store.records import NodeRecord, write_node
+
+    opened = Home.open(home)
+    asked = read_request(Asked("tiny", None, assignments, None, None, []), opened)
+    for name, planned in make_plan(asked.config, asked.selection, opened).items():
+        key = planned.key
+        record = NodeRecord(node=name, stage=key.stage.name, key=key.key, description=key.description)
+        for run in range(EARLIER_RUNS):
+            write_node(opened, f"run{run}", record)
 
 
 def run(command: Sequence[str], home: Path) -> Run:

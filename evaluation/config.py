@@ -9,7 +9,8 @@ from pydantic import Field
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings, operational
-from rlhf_core.config import RolloutEngine
+from rlhf_core.config import ChosenDtype, RolloutEngine
+from rlhf_core.precision import Dtype, native_dtype
 
 Metric = Literal["procedures", "reward", "kl", "length", "perplexity"]
 
@@ -28,7 +29,10 @@ class EvaluateConfig(Settings):
         description="Prompts of the test split used, and rows of its sft table; drawn by seed, from every source; null: all",
     )
     max_dropped_fraction: float = Field(
-        0.05, ge=0.0, le=1.0, description="Share of the drawn rows too long for the model above which the stage stops (exit 11)"
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="Share of the drawn rows too long for the model, or refused by its template, above which the stage stops (exit 11)",
     )
     temperature: float = Field(1.0, gt=0.0, description="Temperature of the sampled answers")
     samples_per_prompt: int = Field(1, ge=1, description="Sampled answers a prompt; their mean counts once")
@@ -37,7 +41,9 @@ class EvaluateConfig(Settings):
     bootstrap_resamples: int = Field(2000, ge=100, description="Resamples behind each interval")
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the intervals")
     engine: RolloutEngine = Field(RolloutEngine.auto, description="auto: vLLM where it imports, else transformers")
-    dtype: Literal["bf16", "fp32"] = Field("bf16", description="Precision of generation and scoring")
+    dtype: ChosenDtype = Field(
+        "auto", description="Precision of generation and scoring; auto: bf16 where the device computes it natively, else fp32"
+    )
     micro_batch_tokens: int = Field(
         512, ge=16, description="Most tokens in one scoring pass; attention costs its square, so a CPU wants few, a GPU many"
     )
@@ -52,6 +58,11 @@ class EvaluateConfig(Settings):
     )
     threads: int = operational(1, "OpenMP threads", ge=1)
     kv_cache_mib: int = operational(256, "vLLM's key-value cache on CPU, in MiB", ge=16)
+
+    @property
+    def precision(self) -> Dtype:
+        """The dtype that is computed in: what `auto` means for this device."""
+        return native_dtype(self.gpus > 0) if self.dtype == "auto" else self.dtype
 
 
 # What decides where nothing is named, the first that is measured.

@@ -47,7 +47,7 @@ def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
     return make_generator(
         engine,
         job.model,
-        dtype=config.dtype,
+        dtype=config.precision,
         max_model_len=longest + config.max_new_tokens,
         max_num_seqs=_MAX_SEQUENCES,
         kv_cache_mib=config.kv_cache_mib,

@@ -67,7 +67,7 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     scorer = RewardModelScorer(
         job.reward_model,
         job.model,
-        dtype=job.config.dtype,
+        dtype=job.config.precision,
         attention="auto",
         micro_batch_tokens=job.config.micro_batch_tokens,
         packing=Packing.auto,

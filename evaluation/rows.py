@@ -30,18 +30,22 @@ class DrawnRow:
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """What was measured of a table's test split: how many rows of how many, by source, and the rows that did not fit."""
+    """What was measured of a table's test split: how many rows of how many, by source, and what was left out of the sample.
+
+    `left_out` are rows too long for the model, `refused` has a line for each row that its chat template refuses.
+    """
 
     measured: int
     of: int
     sources: Mapping[str, tuple[int, int]]
     left_out: Sequence[DrawnRow]
+    refused: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object."""
         sources = {name: {"measured": measured, "of": of} for name, (measured, of) in self.sources.items()}
         left_out = [asdict(row) for row in self.left_out]
-        return {"measured": self.measured, "of": self.of, "sources": sources, "left_out": left_out}
+        return {"measured": self.measured, "of": self.of, "sources": sources, "left_out": left_out, "refused": [*self.refused]}
 
 
 def draw_rows(ids: Sequence[str], sources: Sequence[str], most: int | None, seed: int) -> list[int]:
@@ -102,12 +106,12 @@ def fitting(table: str, rows: Sequence[DrawnRow], model: Path, *, new_tokens: in
     return [i for i, row in enumerate(rows) if row.tokens <= room]
 
 
-def count_rows(rows: Sequence[DrawnRow], kept: Sequence[int], sources: Sequence[str]) -> RowCounts:
-    """What became of the drawn rows; `sources` are those of all rows of the table."""
+def count_rows(rows: Sequence[DrawnRow], kept: Sequence[int], sources: Sequence[str], refused: Sequence[str] = ()) -> RowCounts:
+    """What became of the drawn rows, those that the template refused apart; `sources` are those of all rows of the table."""
     measured, sizes = Counter(rows[i].source for i in kept), Counter(sources)
     by_source = {name: (measured[name], size) for name, size in sorted(sizes.items()) if name}
     stays = set(kept)
-    return RowCounts(len(kept), len(sources), by_source, [row for i, row in enumerate(rows) if i not in stays])
+    return RowCounts(len(kept), len(sources), by_source, [row for i, row in enumerate(rows) if i not in stays], refused)
 
 
 def named(rows: Sequence[DrawnRow]) -> str:

@@ -27,7 +27,7 @@ def token_logprobs(job: EvaluationJob, model: Path, rows: Sequence[TokenRow], te
     config = job.config
     torch.set_num_threads(config.threads)
     device = device_for(config.gpus)
-    module = PolicyModule(load_lm(model, dtype=config.dtype, attention="auto", trust_remote_code=True).to(device)).eval()
+    module = PolicyModule(load_lm(model, dtype=config.precision, attention="auto", trust_remote_code=True).to(device)).eval()
     found: dict[int, Tensor] = {}
     layouts = module.layouts
     for note in layouts.notes:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from data_processing.settings import Settings, operational
+from rlhf_core.precision import Dtype, native_dtype
 
-Dtype = Literal["bf16", "fp32"]
+ChosenDtype = Literal["auto", "bf16", "fp32"]
 TemplateArgument = bool | int | float | str | None
 
 
@@ -91,7 +92,10 @@ class EngineSettings(Settings):
     )
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     offload_optimizer: bool = Field(False, description="Keep optimizer states in CPU memory (ZeRO 1-3)")
-    dtype: Dtype = Field("bf16", description="Compute precision; bf16 keeps fp32 master weights and needs zero_stage >= 1")
+    dtype: ChosenDtype = Field(
+        "auto",
+        description="Compute precision; auto: bf16 where the device computes it natively, else fp32; bf16 keeps fp32 master weights and needs zero_stage >= 1",
+    )
     micro_batch_tokens: int = Field(2048, ge=16, description="Most tokens in one forward and backward pass")
     packing: Annotated[Packing, BeforeValidator(_from_bool)] = Field(
         Packing.auto,
@@ -102,6 +106,13 @@ class EngineSettings(Settings):
         "auto", description="Attention implementation; auto: sdpa, or eager for a model that has no other"
     )
     threads_per_rank: int = operational(1, "OpenMP threads a process; more than one collapses when cores are shared", ge=1)
+
+    @property
+    def precision(self) -> Dtype:
+        """The dtype that is computed in: what `auto` means for this device."""
+        if self.dtype != "auto":
+            return self.dtype
+        return native_dtype(self.gpus_per_rank > 0) if self.zero_stage else "fp32"
 
     @model_validator(mode="after")
     def _bf16_needs_master_weights(self) -> EngineSettings:

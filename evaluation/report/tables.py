@@ -82,7 +82,8 @@ def _measured(data: ReportData, decoding: str) -> str:
     if counts is None:
         return kind
     left_out = f"; {len(counts['left_out'])} too long for the model" if counts["left_out"] else ""
-    return f"{counts['measured']} of {counts['of']} {kind}{left_out}"
+    refused = f"; {len(counts['refused'])} refused by its chat template" if counts.get("refused") else ""
+    return f"{counts['measured']} of {counts['of']} {kind}{left_out}{refused}"
 
 
 def _tests(data: ReportData) -> Markup | None:

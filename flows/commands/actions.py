@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_processing.errors import ConfigError
-from evaluation.config import CompareConfig
+from evaluation.config import CompareConfig, EvaluateConfig
 from flows.commands.deployments import FLOW, Schedule, deploy
 from flows.commands.tables import console, print_verdict, table_with
 from flows.graph.build import build_graph, deciding_metric, unused_entries
@@ -25,6 +25,7 @@ from flows.services.local import Ports, addresses, down, status, up
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import as_overrides, parse_assignments
 from flows.settings.presets import known_presets, read_values, resolve
+from rlhf_core.config import TrainingConfig
 from tasks.runtime.contract.home import Home
 
 
@@ -104,13 +105,25 @@ def show_plan(asked: Asked) -> None:
         memory = f"~{estimate.memory_gib:.1f}" if planned.runs else ""
         table.add_row(name, does, planned.reason, memory, seconds if planned.runs else "")
     console().print(table)
-    for line in what_is_compared(request.selection.graph):
+    for line in (*precisions(request.selection.graph), *what_is_compared(request.selection.graph)):
         print(line)
     work = [p.estimate for p in plan.values() if p.runs]
     known = sum(e.seconds or 0.0 for e in work)
     open_ends = "" if all(e.seconds is not None for e in work) else " and more (GPU stages are not estimated)"
     print(f"{len(work)} of {len(plan)} stages run, about {known:.0f} s of work{open_ends}; nothing was started")
     print(f"free here: {available_memory_gib():.1f} GiB memory, {free_disk_gib(home.root):.1f} GiB disk")
+
+
+def precisions(graph: Graph) -> Iterator[str]:
+    """A line for each precision on what computes in it, as far as settings tell."""
+    found = {node.stage: node.settings for node in graph.values()}
+    chosen = {
+        stage: (settings.engine if isinstance(settings, TrainingConfig) else settings).precision
+        for stage, settings in found.items()
+        if isinstance(settings, (TrainingConfig, EvaluateConfig))
+    }
+    for dtype in dict.fromkeys(chosen.values()):
+        yield f"computes in {dtype}: {', '.join(stage for stage in chosen if chosen[stage] == dtype)}"
 
 
 def what_is_compared(graph: Graph) -> Iterator[str]:

@@ -20,6 +20,7 @@ from flows.services.local import Ports
 from flows.services.machine import available_memory_gib, free_disk_gib
 from flows.services.processes import LOOPBACK, Records, port_holder
 from flows.settings.config import PipelineConfig
+from rlhf_core.precision import native_dtype
 from tasks.runtime.contract.home import Home
 
 State = Literal["ok", "attention", "broken"]
@@ -92,6 +93,12 @@ def _room(home: Home) -> Iterator[Finding]:
         yield _at_least(
             "/dev/shm", free_disk_gib(Path("/dev/shm")), _SHM_WANTED_GIB, "containers: --shm-size=2g; else Ray spills to disk"
         )
+
+
+def _precision(_: Home) -> Iterator[Finding]:
+    dtype = native_dtype(on_gpu=False)
+    slower = ", which this CPU computes faster than bf16" if dtype == "fp32" else ""
+    yield Finding("precision on the CPU", "ok", f"dtype auto is {dtype}{slower}")
 
 
 def _ports(home: Home) -> Iterator[Finding]:
@@ -173,6 +180,7 @@ _CHECKS: tuple[Callable[[Home], Iterator[Finding]], ...] = (
     _compilers,
     _imports,
     _room,
+    _precision,
     _ports,
     _servers,
 )

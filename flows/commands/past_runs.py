@@ -65,9 +65,9 @@ def adopt_node(asked: Asked) -> None:
 
 def _latest_result(home: Home, store: Store, node: str, kind: str) -> Manifest:
     """What the newest run that had a result of this node made, if it is still there."""
-    from flows.graph.plan import runs_with_node
+    from flows.graph.history import History
 
-    for _, record in runs_with_node(home, node):
+    for _, record in History(home).of(node):
         if (record.ref is not None) and (found := store.lookup(kind, record.key)):
             return found
     raise ConfigError(f"adopt {node}: no earlier run has a result of it in {home.store}; run it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_processing.errors import ConfigError
 from data_processing.wording import did_you_mean
-from flows.graph.plan import runs_with_node
+from flows.graph.history import History
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.stage_key import explain_difference
 from tasks.runtime.store.records import NodeRecord, read_node
@@ -15,14 +15,15 @@ def differences(home: Home, run: str, stage: str) -> list[str]:
 
     Raises `ConfigError` where the run has no such stage or node.
     """
-    return [line for record in _records(home, run, stage) for line in _explain(home, run, record)]
+    history = History(home)
+    return [line for record in _records(home, run, stage) for line in _explain(home, history, run, record)]
 
 
-def _explain(home: Home, run: str, record: NodeRecord) -> list[str]:
+def _explain(home: Home, history: History, run: str, record: NodeRecord) -> list[str]:
     if record.cached:
         producer = record.ref.producer if record.ref else "an earlier run"
         return [f"{record.node}: cached, made by {producer}"]
-    earlier = [found for found in runs_with_node(home, record.node) if found[0] != run and _began_before(home, found[0], run)]
+    earlier = [found for found in history.of(record.node) if found[0] != run and _began_before(home, found[0], run)]
     if not earlier:
         return [f"{record.node}: no earlier run had this node"]
     other, before = earlier[0]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
+from typing import Any
 
 from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
+from data_processing.settings import Settings
 from evaluation.config import PRIMARY_METRICS, CompareConfig, EvaluateConfig
 from flows.graph.expand import POLICY, Expansion
 from flows.graph.nodes import Graph, Node
 from flows.graph.variants import Variant
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import BASE, DATA
+from rlhf_core.config import EngineSettings
 from tasks.runtime.contract.registry import load_stage
 
 _SCORER, _SCORER_INPUT = "scorer", "reward_model"
@@ -26,7 +30,16 @@ def build_graph(config: PipelineConfig) -> Graph:
         nodes["compare"] = _comparison(entries, models)
     taken = {made_by for node in nodes.values() for made_by in node.inputs.values()}
     unused = {source for source in (BASE, DATA) if source not in config.pipeline and source not in taken}
-    return {name: node for name, node in nodes.items() if name not in unused}
+    return {name: replace(node, settings=settled(node.settings)) for name, node in nodes.items() if name not in unused}
+
+
+def settled(settings: Settings) -> Settings:
+    """The same with `dtype: auto` replaced, at any depth, by what is computed in: so it is planned with and part of the key."""
+    values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    changed: dict[str, Any] = {name: settled(value) for name, value in values.items() if isinstance(value, Settings)}
+    if isinstance(settings, (EngineSettings, EvaluateConfig)):
+        changed["dtype"] = settings.precision
+    return settings.model_copy(update={name: value for name, value in changed.items() if value != values[name]})
 
 
 def deciding_metric(graph: Graph) -> str | None:

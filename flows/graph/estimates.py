@@ -66,11 +66,11 @@ def estimate(node: Node, config: PipelineConfig, parameters: int | None) -> Esti
 def _training(settings: TrainingConfig, rows: float, parameters: int) -> Estimate:
     tokens = rows * min(settings.max_length_tokens, _TOKENS_A_ROW)
     memory = settings.engine.world_size * (_PROCESS_GIB + _training_gib(settings, parameters))
-    return Estimate(memory, _cpu_only(settings.engine, _START_S + 6 * parameters * tokens / _FLOPS[settings.engine.dtype]))
+    return Estimate(memory, _cpu_only(settings.engine, _START_S + 6 * parameters * tokens / _FLOPS[settings.engine.precision]))
 
 
 def _training_gib(settings: TrainingConfig, parameters: int) -> float:
-    compute_bytes = 2 if settings.engine.dtype == "bf16" else 4
+    compute_bytes = 2 if settings.engine.precision == "bf16" else 4
     trained = 0.05 * parameters if settings.lora.rank else parameters
     weights = parameters * compute_bytes + trained * _TRAINED_BYTES / (
         settings.engine.world_size if settings.engine.zero_stage else 1
@@ -89,14 +89,14 @@ def _online(settings: OnlineConfig, parameters: int) -> Estimate:
     response_tokens = samples * settings.rollout.max_new_tokens
     all_tokens = samples * min(settings.max_length_tokens, _TOKENS_A_ROW + settings.rollout.max_new_tokens)
     passes = trainers * settings.updates_per_step * 6 + frozen * 2
-    seconds = parameters * (response_tokens / _SAMPLED_PER_S + passes * all_tokens / _FLOPS[settings.engine.dtype])
+    seconds = parameters * (response_tokens / _SAMPLED_PER_S + passes * all_tokens / _FLOPS[settings.engine.precision])
     return Estimate(memory + settings.rollout.kv_cache_mib / 1024, _cpu_only(settings.engine, 3 * _START_S + seconds))
 
 
 def _evaluation(settings: EvaluateConfig, scores: bool, parameters: int) -> Estimate:
     answers = (settings.max_prompts or 1000) * (settings.samples_per_prompt + settings.greedy)
     scoring = 2 * (1 + int("kl" in settings.metrics) + int(scores))
-    per_token = 1 / _SAMPLED_PER_S + scoring / _FLOPS[settings.dtype]
+    per_token = 1 / _SAMPLED_PER_S + scoring / _FLOPS[settings.precision]
     seconds = 2 * _START_S + parameters * answers * settings.max_new_tokens * per_token
     return Estimate(2 * _PROCESS_GIB + 4 * parameters * 4 / 2**30, None if settings.gpus else seconds)
 

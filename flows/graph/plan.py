@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from data_processing.errors import ConfigError
 from flows.graph.estimates import Estimate, estimate, parameters_of
+from flows.graph.history import History
 from flows.graph.nodes import Graph, Node
 from flows.graph.selection import Selection
 from flows.settings.config import PipelineConfig
@@ -14,7 +15,6 @@ from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.stage_key import StageKey, explain_difference, stage_key
 from tasks.runtime.store.artifacts import Manifest, Store
-from tasks.runtime.store.records import NodeRecord, read_node
 
 _DIFFERENCES_SHOWN = 3
 
@@ -40,14 +40,14 @@ Plan = Mapping[str, PlannedNode]
 
 def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
     """The plan by node name, in order. Raises `ConfigError` where `--from` needs something that is not cached."""
-    store, parameters = Store(home.store), _parameters(selection.graph)
+    store, parameters, history = Store(home.store), _parameters(selection.graph), History(home)
     plan: dict[str, PlannedNode] = {}
     for name, node in selection.graph.items():
         inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}
         key = stage_key(node.stage, node.settings, inputs, node.seed)
         hit = None if name in selection.forced else store.lookup(key.stage.kind, key.key)
-        reason = _origin(hit) if hit else "forced" if name in selection.forced else _reason(node, key, plan, home)
-        plan[name] = PlannedNode(node, key, hit, reason, _estimate(node, hit, config, home, parameters))
+        reason = _origin(hit) if hit else "forced" if name in selection.forced else _reason(node, key, plan, history)
+        plan[name] = PlannedNode(node, key, hit, reason, _estimate(node, hit, config, history, parameters))
     _check_given(plan, selection)
     return plan
 
@@ -55,14 +55,6 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
 def has_work(plan: Plan) -> bool:
     """Whether anything has to run; False where all is cached."""
     return any(planned.runs for planned in plan.values())
-
-
-def runs_with_node(home: Home, node: str) -> Iterator[tuple[str, NodeRecord]]:
-    """Earlier runs that had a node of this name, newest first, with what it was."""
-    folders = [folder for folder in home.runs.iterdir() if (folder / "nodes" / f"{node}.json").is_file()]
-    for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True):
-        if record := read_node(home, folder.name, node):
-            yield folder.name, record
 
 
 def _parameters(graph: Graph) -> int | None:
@@ -85,11 +77,11 @@ def _origin(hit: Manifest) -> str:
     return f"{made_by}, adopted over changes of {', '.join(hit.adopted.changed)}" if hit.adopted else made_by
 
 
-def _reason(node: Node, key: StageKey, plan: Plan, home: Home) -> str:
+def _reason(node: Node, key: StageKey, plan: Plan, history: History) -> str:
     """Why a node that is not cached has to run: what it is made from, and its own fields that differ from the last run's."""
     follows = [made_by for made_by in dict.fromkeys(node.inputs.values()) if plan[made_by].runs]
     reasons = [f"follows {', '.join(follows)}"] if follows else []
-    for run, record in runs_with_node(home, node.name):
+    for run, record in history.of(node.name):
         changed = explain_difference(record.description, key.description)
         if not changed:
             return f"not finished, or not kept, since {run}"
@@ -99,10 +91,10 @@ def _reason(node: Node, key: StageKey, plan: Plan, home: Home) -> str:
     return "never run here"
 
 
-def _estimate(node: Node, hit: Manifest | None, config: PipelineConfig, home: Home, parameters: int | None) -> Estimate:
+def _estimate(node: Node, hit: Manifest | None, config: PipelineConfig, history: History, parameters: int | None) -> Estimate:
     """The formula's memory; the time of a cached result, else of the last run of this name, else the formula's."""
     formula = estimate(node, config, parameters)
     if hit:
         return Estimate(formula.memory_gib, hit.seconds)
-    measured = (r.seconds for run, r in runs_with_node(home, node.name) if run.startswith(f"{config.run.name}-") and r.seconds)
+    measured = (r.seconds for run, r in history.of(node.name) if run.startswith(f"{config.run.name}-") and r.seconds)
     return Estimate(formula.memory_gib, next(measured, formula.seconds))

@@ -23,8 +23,9 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.cluster.distributed import free_address, set_rank_environment
 from rlhf_core.cluster.weights import Arrays, to_arrays
-from rlhf_core.config import Dtype, EngineSettings, LoraSettings, OptimizerSettings
+from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings
 from rlhf_core.device import device_for, placed
+from rlhf_core.precision import Dtype
 
 if TYPE_CHECKING:
     from rlhf_core.engine.engine import TrainingEngine
@@ -119,7 +120,7 @@ class ScoringWorker:
         self._remember(setup)
         lm = load_lm(
             setup.model,
-            dtype=setup.engine.dtype,
+            dtype=setup.engine.precision,
             attention=setup.engine.attention,
             trust_remote_code=setup.trust_remote_code,
         )
@@ -245,7 +246,7 @@ class PolicyWorker(TrainingWorker):
 
         lm = load_lm(
             setup.model,
-            dtype=setup.engine.dtype,
+            dtype=setup.engine.precision,
             attention=setup.engine.attention,
             trust_remote_code=setup.trust_remote_code,
         )
@@ -286,7 +287,7 @@ class CriticWorker(TrainingWorker):
 
         scorer = load_scorer(
             setup.model,
-            dtype=setup.engine.dtype,
+            dtype=setup.engine.precision,
             attention=setup.engine.attention,
             trust_remote_code=setup.trust_remote_code,
             new_head=setup.new_head,

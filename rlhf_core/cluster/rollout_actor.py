@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_core.cluster.weights import Arrays, to_tensors
-from rlhf_core.config import Dtype, RolloutEngine
+from rlhf_core.config import RolloutEngine
+from rlhf_core.precision import Dtype
 from rlhf_core.rollout.base import Generation, Generator, Sampling
 
 

@@ -171,7 +171,7 @@ class TrainingEngine:
         self._save_weights(output / "zero")
         if self.rank == 0:
             progress = {"steps_done": self.steps_done, "total_steps": self._total_steps, **self._layout()}
-            write_artifact(output, self.module, self._engine_settings.dtype, progress)
+            write_artifact(output, self.module, self._engine_settings.precision, progress)
 
     def _agree_on_layouts(self) -> None:
         """Ranks plan their batches together, so what one of them cannot compute right (on another GPU) none is given."""
@@ -186,7 +186,7 @@ class TrainingEngine:
     def _layout(self) -> dict[str, Any]:
         """What a checkpoint's files depend on, by the names of the settings."""
         settings = self._engine_settings
-        return {"world_size": self.world_size, "zero_stage": settings.zero_stage, "dtype": settings.dtype}
+        return {"world_size": self.world_size, "zero_stage": settings.zero_stage, "dtype": settings.precision}
 
     def _announce_forward(self) -> None:
         """What `DeepSpeedEngine.forward` would say. Without it ZeRO 3 keeps only the last micro-batch's gradient."""

@@ -73,7 +73,7 @@ def deepspeed_config(engine: EngineSettings, optimizer: OptimizerSettings, world
         "gradient_clipping": optimizer.max_grad_norm,
         "zero_optimization": zero,
         # Without the immediate update, stage 1 counts every micro-batch's gradient again with each later one.
-        "bf16": {"enabled": engine.dtype == "bf16", "immediate_grad_update": True},
+        "bf16": {"enabled": engine.precision == "bf16", "immediate_grad_update": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import Dtype
+from rlhf_core.precision import Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

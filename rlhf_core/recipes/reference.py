@@ -111,7 +111,7 @@ class _Pass:
 def _key(job: TrainingJob[Any], examples: Sequence[Example]) -> str:
     """Digest of what the numbers depend on: rows (and so template and tokenizer), model files, arithmetic."""
     settings = job.config.engine
-    parts = [digest(examples), job.model_sha256 or _folder_sha256(job.model), settings.dtype, settings.attention]
+    parts = [digest(examples), job.model_sha256 or _folder_sha256(job.model), settings.precision, settings.attention]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

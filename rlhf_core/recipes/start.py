@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 
 from rlhf_core.batching.refused import named
-from rlhf_core.config import Dtype
 from rlhf_core.device import placed
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.engine.rehearsal import rehearse_convert
 from rlhf_core.models.load import check_model_folder, load_tokenizer
 from rlhf_core.models.lora import add_lora
 from rlhf_core.models.modules import PolicyModule, ScoreModule
+from rlhf_core.precision import Dtype
 from rlhf_core.recipes.examples import Example, Splits, TrainingTable, keep_fitting, read_examples
 from rlhf_core.recipes.job import TrainingJob
 
@@ -54,7 +54,7 @@ def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
     torch.manual_seed(job.seed)
     model = load(
         job.model,
-        dtype=config.engine.dtype,
+        dtype=config.engine.precision,
         attention=config.engine.attention,
         trust_remote_code=job.trust_remote_code,
     )

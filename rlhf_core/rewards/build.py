@@ -44,7 +44,7 @@ def _scorer(
     return RewardModelScorer(
         reward_model,
         policy_model,
-        dtype=engine.dtype,
+        dtype=engine.precision,
         attention=engine.attention,
         micro_batch_tokens=engine.micro_batch_tokens,
         packing=engine.packing,

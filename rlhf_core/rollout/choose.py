@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import Dtype, RolloutEngine
+from rlhf_core.config import RolloutEngine
+from rlhf_core.precision import Dtype
 from rlhf_core.rollout.base import Generator
 
 # How configs call the number of experts in a layer.

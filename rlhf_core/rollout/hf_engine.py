@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import Dtype
 from rlhf_core.device import device_for
 from rlhf_core.models.load import load_lm
+from rlhf_core.precision import Dtype
 from rlhf_core.rollout.base import Generation, Sampling, check_prompts
 from rlhf_core.rollout.packed_linear import pack_linear_layers
 from rlhf_core.rollout.preallocated_cache import preallocate

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf_core.config import Dtype
 from rlhf_core.device import device_for
+from rlhf_core.precision import Dtype
 from rlhf_core.rollout.base import Generation, Sampling, check_prompts
 
 # Read by vLLM when it is imported and when the engine starts. One process: quick start, half the memory, no orphans.

@@ -38,7 +38,9 @@ from tasks.evaluate import STAGE as EVALUATE
 from tasks.runtime.contract.context import ArtifactRef, StageContext
 from tests.conftest import REPOSITORY
 from tests.rollout.sampled import wide_headed_model
-from tests.tiny_models import alibi_model, tiny_model
+from tests.tiny_models import CHATML, alibi_model, tiny_model
+
+REFUSES_ODD = "{% for message in messages if message['content'] == 'odd' %}{{ raise_exception('nothing odd here') }}{% endfor %}"
 
 SETTINGS = EvaluateConfig(
     engine=RolloutEngine.hf,
@@ -337,6 +339,22 @@ def test_rows_that_do_not_fit_the_model_are_left_out_counted_and_named(world: Wo
     warnings = [event["message"] for event in events_of(job, "warning")]
     assert len(warnings) == 2
     assert "1 of 21 rows are too long for the model and left out: 'b-long'" in warnings[1]
+
+
+def test_rows_that_the_template_refuses_are_left_out_counted_and_named(world: World, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    (model / "chat_template.jinja").write_text(REFUSES_ODD + CHATML)
+    write_test_split(tmp_path, {f"a{i}": "hello" for i in range(20)} | {"b-odd": "odd"}, ["yes"] * 20 + ["odd"])
+    job = world.job(tmp_path / "out", model, metrics=["length", "perplexity"], max_prompts=None)
+    job = dataclasses.replace(job, data=tmp_path, base=model)
+    evaluate(job)
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]
+    assert {name: (counts["measured"], counts["of"]) for name, counts in rows.items()} == {"prompts": (20, 21), "sft": (20, 21)}
+    assert "(id b-odd)" in rows["prompts"]["refused"][0] and "(id row20)" in rows["sft"]["refused"][0]
+    warned = [event["message"] for event in events_of(job, "warning")]
+    assert len(warned) == 2 and all("1 of 21 rows drawn were left out" in line and "nothing odd" in line for line in warned)
+    with pytest.raises(DataError, match=r"max_dropped_fraction=0\.01.*b-odd.*nothing odd"):
+        evaluate(dataclasses.replace(job, config=job.config.model_copy(update={"max_dropped_fraction": 0.01}), counts={}))
 
 
 @pytest.mark.parametrize("table", ["prompts", "sft"])

@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.commands.why import differences
-from flows.graph.plan import runs_with_node
+from flows.graph.history import History
 from flows.services import environment
 from flows.services.environment import changed_environment
 from flows.services.prefect_server import prefect_for_run
@@ -165,7 +165,7 @@ def test_an_interrupted_run_stops_its_workers_and_says_so_to_the_tracker(home: H
 
 
 def test_why_names_the_field_that_made_a_stage_run_again(home: Home) -> None:
-    run, _ = next(runs_with_node(home, "right"))
+    run, _ = next(History(home).of("right"))
     assert "cached, made by" in differences(home, run, "right")[0]
-    records = sorted(runs_with_node(home, "base_model"))
+    records = sorted(History(home).of("base_model"))
     assert "no earlier run" in differences(home, records[0][0], "base_model")[0]

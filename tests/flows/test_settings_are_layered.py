@@ -318,7 +318,7 @@ def test_a_learning_rate_in_short_scientific_notation_is_a_number() -> None:
         ({"online.rewards": [{"kind": "procedures", "wieght": 1}]}, ["online.rewards[0].wieght", "'weight'"]),
         ({"online.rewards.0.weight": 1}, ["online.rewards", "set it whole"]),
         ({"data": {"sft": [{"path": "x", "knd": "file"}]}}, ["data.sft[0].knd", "'kind'"]),
-        ({"sft.engine.zero_stage": 0}, ["sft.engine", "dtype 'bf16'", "zero_stage 0"]),
+        ({"sft.engine.zero_stage": 0, "sft.engine.dtype": "bf16"}, ["sft.engine", "dtype 'bf16'", "zero_stage 0"]),
         ({"run.skip": ["sft"]}, ["run.skip is no more", "null", "--set pipeline.preference=null"]),
         ({"pipeline.online.stage": None}, ["pipeline.online.stage"]),
         ({"pipeline.online.rounds.x": 1}, ["pipeline.online.rounds", "set it whole"]),

@@ -111,6 +111,6 @@ class Sampler:
 
     def _send_weights(self, version: int) -> None:
         """Give the actor the policy's weights; they go from actor to actor, not through this process."""
-        ranks = self._workers.policy.call("weights", self._job.config.engine.dtype)
+        ranks = self._workers.policy.call("weights", self._job.config.engine.precision)
         wait(self._workers.rollout.call("update_weights", ranks[0].ref, version), timeout_s=self._job.config.stall_after_s)
         self._sent_version = version

@@ -163,7 +163,7 @@ def _rollout_setup(job: OnlineJob) -> RolloutSetup:
     return RolloutSetup(
         engine=rollout.engine,
         model=job.model,
-        dtype=config.engine.dtype,
+        dtype=config.engine.precision,
         max_model_len=config.max_length_tokens,
         max_num_seqs=min(config.prompts_per_step * config.samples_per_prompt, 256),
         kv_cache_mib=rollout.kv_cache_mib,

@@ -31,7 +31,7 @@ class NodeRecord(BaseModel):
 def record_key(home: Home, request: StageRequest, key: StageKey) -> None:
     """Keep the key of a node that is about to start."""
     record = NodeRecord(node=request.node, stage=key.stage.name, key=key.key, description=key.description)
-    _write(home, request.run, record)
+    write_node(home, request.run, record)
 
 
 def record_outcome(home: Home, request: StageRequest, outcome: StageOutcome) -> None:
@@ -40,7 +40,7 @@ def record_outcome(home: Home, request: StageRequest, outcome: StageOutcome) -> 
     if record is None:
         return
     done = {"ref": outcome.ref, "cached": outcome.cached, "seconds": outcome.seconds, "attempt": outcome.attempt}
-    _write(home, request.run, record.model_copy(update=done))
+    write_node(home, request.run, record.model_copy(update=done))
 
 
 def read_node(home: Home, run: str, node: str) -> NodeRecord | None:
@@ -52,5 +52,6 @@ def read_node(home: Home, run: str, node: str) -> NodeRecord | None:
     return NodeRecord.model_validate_json(text)
 
 
-def _write(home: Home, run: str, record: NodeRecord) -> None:
+def write_node(home: Home, run: str, record: NodeRecord) -> None:
+    """Keep what a node of flow run `run` is."""
     write_record(home.run(run) / "nodes" / f"{record.node}.json", record)
