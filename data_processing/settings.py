@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class Settings(BaseModel):
     """A closed set of described fields. Unknown names are refused; instances are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Forms show the names that files and `--set` take.
+    model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=lambda name, _: name)
 
     def result_fields(self) -> dict[str, Any]:
         """JSON-ready values of the fields that can change what a stage produces (all but those marked operational)."""

@@ -12,6 +12,8 @@ from uuid import UUID
 from prefect import flow, get_client
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_API_URL
+from prefect.utilities.urls import url_for
 from pydantic import JsonValue
 
 from data_processing.config import DataConfig
@@ -20,6 +22,7 @@ from flows.graph.build import build_graph
 from flows.graph.plan import make_plan
 from flows.graph.selection import select
 from flows.running.pipeline import run_pipeline
+from flows.services.run_processes import serves_one_run
 from flows.settings.config import RunConfig
 from flows.settings.entries import Entries
 from flows.settings.presets import DEFAULT, resolve
@@ -33,12 +36,20 @@ from tasks.runtime.tracking.tracker import Tracker
 
 
 class InPrefect:
-    """The `Display` of a run inside a Prefect flow run: nodes are task runs, the verdict is an artifact."""
+    """The `Display` of a run inside a Prefect flow run: nodes are task runs, links and verdict are artifacts."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
 
     @property
     def run_id(self) -> str:
         """The flow run's id."""
         return str(flow_run.id)
+
+    @property
+    def page(self) -> str | None:
+        """The flow run's page; a server that ends with this run has no pages."""
+        return None if serves_one_run(self._home, PREFECT_API_URL.value()) else url_for("flow-run", obj_id=self.run_id)
 
     async def begin(self, run: str, tags: Sequence[str]) -> None:
         """The flow run is called as the run's folder is."""
@@ -55,6 +66,10 @@ class InPrefect:
     ) -> dict[str, Any]:
         """The node as a task run, in state `Cached` where its result was there."""
         return await run_node(request, runtime, tracker, dict(upstream), observer)
+
+    async def links(self, text: str, run: str) -> None:
+        """A Markdown artifact."""
+        await acreate_markdown_artifact(text, key="links", description=f"Where else {run} can be seen")
 
     async def verdict(self, text: str, run: str) -> None:
         """A Markdown artifact."""
@@ -111,7 +126,7 @@ async def align(
     below = {name: value for name, value in (await _of_deployment()).items() if name in sections}
     config = resolve(preset, sections, overrides, pipeline=pipeline, below=below, home_presets=home.presets)
     selection = select(build_graph(config), from_stage, until_stage, force)
-    return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect())
+    return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect(home), preset=preset)
 
 
 async def _of_deployment() -> dict[str, Any]:

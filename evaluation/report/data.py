@@ -51,7 +51,8 @@ class Timing:
 class ReportData:
     """Everything on the page. `verdict`, `measures`, `samples`, `rows` and `sources` are those of `report_data.json`.
 
-    `curves` are keyed by stage. Whatever is empty is left out of the page.
+    `curves` are keyed by stage, `pages` are addresses of the run elsewhere by what is found there. Whatever is empty is left out of
+    the page.
     """
 
     title: str
@@ -66,6 +67,7 @@ class ReportData:
     timings: Sequence[Timing] = ()
     rows: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pages: Mapping[str, str] = field(default_factory=dict)
 
     def colour_of(self, name: str) -> str:
         """The CSS colour of a model, or of a node: that of the model it leads to or is a variant of."""
@@ -97,6 +99,7 @@ def assemble(
     timings: Sequence[Timing],
     *,
     title: str = "Alignment report",
+    pages: Mapping[str, str] | None = None,
 ) -> ReportData:
     """Gather a report from a comparison artifact and from the `events.jsonl` of each stage (keyed by node name).
 
@@ -121,6 +124,7 @@ def assemble(
         timings=timings,
         rows=shown.get("rows", {}),
         sources=shown.get("sources", {}),
+        pages=pages or {},
     )
 
 

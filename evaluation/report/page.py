@@ -49,10 +49,17 @@ def render_report(data: ReportData) -> str:
     present = {anchor: content for anchor, content in sections.items() if content}
     links = [tag("a", _SECTIONS[anchor][0], href=f"#{anchor}") for anchor in present]
     navigation = tag("nav", *links, aria_label="Sections")
-    header = tag("header", tag("p", "Alignflow report", class_="eyebrow"), tag("h1", data.title), navigation)
+    eyebrow = tag("p", "Alignflow report", class_="eyebrow")
+    header = tag("header", eyebrow, tag("h1", data.title), _elsewhere(data), navigation)
     body = tag("body", tag("main", header, *present.values(), tag("footer", "Made by alignflow.")))
     page = tag("html", _head(data.title), body, lang="en")
     return f"<!doctype html>\n{page}\n"
+
+
+def _elsewhere(data: ReportData) -> Markup | None:
+    """The run's pages in Prefect and MLflow. Nothing is fetched from them; only web addresses become links."""
+    pages = [tag("a", where, href=page) for where, page in data.pages.items() if page.startswith(("http://", "https://"))]
+    return tag("p", "This run in ", join(*pages, separator=" · "), class_="lead") if pages else None
 
 
 def _head(title: str) -> Markup:

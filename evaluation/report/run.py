@@ -45,7 +45,14 @@ def gather(run: Path) -> ReportData:
         [_lineage(record, done) for record in done],
         [Timing(record["node"], record["seconds"] or 0.0, bool(record["cached"])) for record in done],
         title=run.name,
+        pages=_pages(run / "status.json"),
     )
+
+
+def _pages(status: Path) -> dict[str, str]:
+    """Where the run is seen elsewhere, as far as there are servers for it."""
+    links = read_json(status).get("links", {}) if status.is_file() else {}
+    return {where: page for where, page in links.items() if page}
 
 
 def _in_order(records: Sequence[Record]) -> list[Record]:

@@ -38,6 +38,8 @@ section > h3 { margin: 30px 0 0; }
 p { margin: 0 0 12px; }
 .note { color: var(--soft); font-size: .88rem; max-width: 80ch; margin-top: 10px; }
 .lead { color: var(--soft); max-width: 72ch; }
+.lead a { color: inherit; }
+header .lead { margin: 8px 0 0; }
 .eyebrow { text-transform: uppercase; letter-spacing: .09em; font-size: .74rem; font-weight: 650; color: var(--accent); margin: 0 0 8px; }
 nav { display: flex; flex-wrap: wrap; gap: 6px; margin: 22px 0 0; }
 nav a {

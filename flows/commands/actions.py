@@ -24,7 +24,7 @@ from flows.services import environment
 from flows.services.local import Ports, addresses, down, status, up
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import as_overrides, parse_assignments
-from flows.settings.presets import known_presets, read_values, resolve
+from flows.settings.presets import known_presets, preset_name, read_values, resolve
 from rlhf_core.config import TrainingConfig
 from tasks.runtime.contract.home import Home
 
@@ -166,7 +166,7 @@ def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str
     config = resolve(source, home_presets=home.presets)
     build_graph(config)
     schedule = Schedule(cron, timezone) if cron else None
-    called = name or (Path(preset).stem if is_file else preset)
+    called = name or preset_name(preset)
     deploy(called, source, config, schedule=schedule, pool=pool)
     print(f"deployed {FLOW}/{called}{f', runs at {cron} ({timezone})' if cron else ''}; one run at a time, others wait")
     print(f"run it with: prefect deployment run {FLOW}/{called} --watch")

@@ -6,7 +6,6 @@ What the form shows is what runs; whoever gives one value changes that value. Ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -14,7 +13,7 @@ from data_processing.errors import ConfigError
 from flows.services.environment import ROOT
 from flows.services.local import WORK_POOL
 from flows.settings.config import PipelineConfig
-from flows.settings.presets import known_presets, resolve
+from flows.settings.presets import known_presets, preset_name, resolve
 
 FLOW = "align"
 
@@ -76,7 +75,7 @@ def deploy(name: str, preset: str, config: PipelineConfig, *, schedule: Schedule
             schedules=[DeploymentScheduleCreate(schedule=each, active=True) for each in schedules],
             concurrency_limit=_MOST_AT_ONCE,
             concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
-            tags=["alignflow", preset if "/" not in preset else Path(preset).stem],
+            tags=["alignflow", f"preset:{preset_name(preset)}"],
         )
     return str(created)
 

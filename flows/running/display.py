@@ -18,6 +18,11 @@ class Display(Protocol):
         """What tells this run from all others."""
         ...
 
+    @property
+    def page(self) -> str | None:
+        """The address of this run's page for a browser; None where there is none, or none that outlives the run."""
+        ...
+
     async def begin(self, run: str, tags: Sequence[str]) -> None:
         """The run is called `run`; `tags` are what people look for runs by."""
         ...
@@ -31,6 +36,10 @@ class Display(Protocol):
         observer: StageObserver,
     ) -> dict[str, Any]:
         """Run a node; returns `StageOutcome.to_json()`. `upstream` is what its inputs returned, by input name."""
+        ...
+
+    async def links(self, text: str, run: str) -> None:
+        """Show where else `run` can be seen, as Markdown."""
         ...
 
     async def verdict(self, text: str, run: str) -> None:

@@ -39,7 +39,8 @@ async def finish(
         tracker.log_file(folder.report)
     if verdict is None:
         return result
-    await display.verdict(markdown(verdict_table(verdict), folder.name, folder.report.as_uri()), folder.name)
+    text = markdown(verdict_table(verdict), folder.name, folder.report.as_uri(), tracker.page or tracker.server)
+    await display.verdict(text, folder.name)
     result["challenger"] = verdict.get("challenger")
     if result["challenger"] and config.run.registered_model:
         result["registered"] = await asyncio.to_thread(_register, config, outcomes, verdict, home, tracker)

@@ -37,13 +37,15 @@ def run_locally(
     plan = make_plan(config, selection, home)
     if has_work(plan) or os.environ.get("PREFECT_API_URL"):
         return _in_prefect(plan, config, home, parameters, load_flow)
-    return _unshown(plan, config, selection, home, Unshown(parameters))
+    return _unshown(plan, config, selection, home, Unshown(parameters), preset=str(parameters.get("preset", "")))
 
 
-def _unshown(plan: Plan, config: PipelineConfig, selection: Selection, home: Home, display: Unshown) -> dict[str, Any]:
+def _unshown(
+    plan: Plan, config: PipelineConfig, selection: Selection, home: Home, display: Unshown, *, preset: str
+) -> dict[str, Any]:
     """The run without a server."""
     try:
-        result = asyncio.run(run_pipeline(config, selection, plan, home, display))
+        result = asyncio.run(run_pipeline(config, selection, plan, home, display, preset=preset))
     except KeyboardInterrupt:
         raise _cancelled() from None
     except Exception as error:

@@ -5,6 +5,7 @@ What runs in which order is in `flows.graph.nodes`; how a stage runs is in `task
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping
@@ -20,12 +21,14 @@ from flows.running.checks import check_before_start
 from flows.running.display import Display
 from flows.running.failures import explained
 from flows.running.finish import finish
+from flows.running.links import link, mlflow_note
 from flows.running.progress import LOG, ProgressLines
 from flows.running.run_folder import NodeTimes, RunFolder
 from flows.services.machine import available_memory_gib
 from flows.services.ray_head import ray_for_run
 from flows.settings.config import PipelineConfig
-from rlhf_core.config import BaseModelConfig
+from flows.settings.presets import preset_name
+from rlhf_core.config import BaseModelConfig, TrainingConfig
 from tasks.runtime.contract.config import ExecutorKind
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest
@@ -35,14 +38,20 @@ from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
 from tasks.runtime.tracking.tracker import RunStatus, Tracker, recover
 
 _COMMIT_DIGITS = 10
+_PAGE_WAIT_S = 60.0  # for MLflow to have a page of the run; nothing else waits for it
 _MEMORY_SHARE = 0.9  # of what is free when the run starts; the rest is left to others
 
 
-async def run_pipeline(config: PipelineConfig, selection: Selection, plan: Plan, home: Home, display: Display) -> dict[str, Any]:
-    """Run `selection`, of which `plan` says what there is to do; raises the first failed stage's error, explained."""
+async def run_pipeline(
+    config: PipelineConfig, selection: Selection, plan: Plan, home: Home, display: Display, *, preset: str
+) -> dict[str, Any]:
+    """Run `selection`, of which `plan` says what there is to do; raises the first failed stage's error, explained.
+
+    `preset` is what the configuration was made from, for people.
+    """
     began = time.time()
     check_before_start(config, plan, home)
-    run = _Run(config, selection, plan, home, display=display, began=began)
+    run = _Run(config, selection, plan, home, display=display, began=began, preset=preset)
     # A run without work is over in a moment, and does not wait for the tracker.
     idle = not has_work(plan)
     if not idle:
@@ -50,15 +59,20 @@ async def run_pipeline(config: PipelineConfig, selection: Selection, plan: Plan,
     tracker = run.tracker(later=idle)
     status: RunStatus = "KILLED"
     message = "cancelled"
+    linked: asyncio.Task[None] | None = None
     try:
         await display.begin(run.folder.name, run.tags())
+        linked = asyncio.create_task(run.link(tracker, wait_s=0.0 if idle else _PAGE_WAIT_S))
         outcomes = await run.stages(tracker)
+        await linked
         result = await finish(config, outcomes, home, run.folder, tracker, display=display)
         status, message = "FINISHED", ""
     except Exception as error:
         status, message = "FAILED", str(error)
         raise
     finally:
+        if linked:
+            linked.cancel()
         tracker.finish(status)
         run.close(status, message)
     return result
@@ -68,7 +82,15 @@ class _Run:
     """One run: its folder, its clock, and the walk over its nodes."""
 
     def __init__(
-        self, config: PipelineConfig, selection: Selection, plan: Plan, home: Home, *, display: Display, began: float
+        self,
+        config: PipelineConfig,
+        selection: Selection,
+        plan: Plan,
+        home: Home,
+        *,
+        display: Display,
+        began: float,
+        preset: str,
     ) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
         self.folder = RunFolder(home, f"{config.run.name}-{stamp}-{display.run_id[:4]}")
@@ -78,6 +100,7 @@ class _Run:
         self._home = home
         self._display = display
         self._began = began
+        self._preset = preset_name(preset)
         self._commit = git_commit()
         self._times: dict[str, NodeTimes] = {}
         self.folder.write_config(config)
@@ -86,11 +109,15 @@ class _Run:
         LOG.info("run %s: %d stages, %d of them cached", self.folder.name, len(plan), cached)
 
     def tags(self) -> list[str]:
-        """What people look for runs by: its name, the model it starts from, the code."""
-        paths = [node.settings.path for node in self._selection.graph.values() if isinstance(node.settings, BaseModelConfig)]
+        """What people look for runs by: its name, the preset, the model it starts from, the entries it trains, the code."""
+        nodes = self._selection.graph.values()
+        paths = [node.settings.path for node in nodes if isinstance(node.settings, BaseModelConfig)]
+        trained = dict.fromkeys(node.entry or node.name for node in nodes if isinstance(node.settings, TrainingConfig))
         return [
             self._config.run.name,
+            f"preset:{self._preset}",
             *(f"model:{Path(path).name}" for path in paths),
+            *(f"trains:{entry}" for entry in trained),
             *([f"commit:{self._commit[:_COMMIT_DIGITS]}"] if self._commit else []),
         ]
 
@@ -98,9 +125,17 @@ class _Run:
         """The tracker's view of this run; see `Tracker` for `later`."""
         params = {"seed": self._config.run.seed, "model": self._config.model.path}
         tags = {"alignflow.flow_run": self._display.run_id, "alignflow.folder": str(self.folder.path)}
+        tags |= {"alignflow.preset": self._preset, "mlflow.note.content": mlflow_note(self._display, self.folder)}
         tags |= {"mlflow.source.git.commit": self._commit} if self._commit else {}
         experiment = self._config.run.experiment
         return Tracker(self._home, self.folder.name, params=params, tags=tags, experiment=experiment, later=later)
+
+    async def link(self, tracker: Tracker, wait_s: float) -> None:
+        """See `flows.running.links`; a page that a server does not take does not stop the run."""
+        try:
+            await link(self._display, tracker, self.folder, experiment=self._config.run.experiment, wait_s=wait_s)
+        except Exception as error:
+            LOG.warning("links of this run are not shown: %s", error)
 
     async def stages(self, tracker: Tracker) -> dict[str, StageOutcome]:
         """Bring every node to a result; raises the first error when all that does not depend on it is done."""

@@ -34,11 +34,13 @@ def verdict_table(verdict: Mapping[str, Any]) -> VerdictTable:
     return VerdictTable(columns, tuple(rows), conclusion)
 
 
-def markdown(table: VerdictTable, run: str, report: str) -> str:
-    """The table as Markdown, with the run's name and where the report is."""
+def markdown(table: VerdictTable, run: str, report: str, mlflow: str | None) -> str:
+    """The table as Markdown, with the run's name, where the report is, and the page in MLflow where there is one."""
     lines = [f"# {run}", "", _line(table.columns), _line(["---"] * len(table.columns))]
     lines += [_line(row) for row in table.rows]
-    return "\n".join([*lines, "", table.conclusion, "", f"Report: [{report}]({report})", ""])
+    lines += ["", table.conclusion, "", f"Report: [{report}]({report})"]
+    lines += ["", f"MLflow: [{run}]({mlflow})"] if mlflow else []
+    return "\n".join([*lines, ""])
 
 
 def _columns(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

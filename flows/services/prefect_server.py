@@ -26,7 +26,9 @@ def start_server(home: Home, name: str, port: int, options: Sequence[str] = ()) 
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port), *options]
     log = home.root / "logs" / f"{name}.log"
     url = f"http://{LOOPBACK}:{port}/api"
-    return start_process(name, command, service_environment(home), url=url, log=log, cwd=ROOT)
+    # Without it pages ask port 4200, whatever port they came from; relative, so that a forwarded port works too.
+    environment = service_environment(home) | {"PREFECT_SERVER_UI_API_URL": "/api"}
+    return start_process(name, command, environment, url=url, log=log, cwd=ROOT)
 
 
 @contextmanager

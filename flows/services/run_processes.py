@@ -33,6 +33,11 @@ def serving_this_run(home: Home, record: ProcessRecord, grace_s: float) -> Itera
         Records(home.pids).remove(owned)
 
 
+def serves_one_run(home: Home, url: str | None) -> bool:
+    """Whether what answers at `url` was started for one run, and ends with it."""
+    return any(record.url == url and record.owner_pid is not None for record in Records(home.pids).all())
+
+
 def abandoned(home: Home, prefix: str) -> ProcessRecord | None:
     """A live process whose record's name starts with `prefix` and whose run was killed, if there is one."""
     left = (r for r in Records(home.pids).all() if r.name.startswith(prefix) and r.owner_pid is not None)

@@ -79,6 +79,14 @@ class Unshown:
         self._run.nodes.append(UnshownNode(name=request.node, message=outcome.origin, upstream=made_from))
         return outcome.to_json()
 
+    @property
+    def page(self) -> None:
+        """No server has seen this run yet."""
+        return None
+
+    async def links(self, text: str, run: str) -> None:
+        """The verdict has them too, and that is what is shown later."""
+
     async def verdict(self, text: str, run: str) -> None:
         """Remembered too."""
         self._run.verdict = text

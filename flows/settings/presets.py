@@ -60,6 +60,11 @@ def resolve(
     return layered(values, sections, overrides)
 
 
+def preset_name(preset: str) -> str:
+    """How people call a preset: its name, or that of its file without the ending."""
+    return Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
+
+
 def known_presets(home_presets: Path | None = None) -> dict[str, PresetFile]:
     """Presets by name; one in the home hides a shipped one of the same name."""
     folders = [Path(place) for place in deployments.presets.__path__] + ([home_presets] if home_presets else [])

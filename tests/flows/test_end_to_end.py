@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+import yaml
 from mlflow import MlflowClient
 from tiny_models import tiny_model
 
 from flows.services.processes import Records, free_port
+from flows.settings.presets import resolve
 from tasks.runtime.contract.home import Home
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -50,6 +53,25 @@ class Installation:
 
     def newest_run(self) -> Path:
         return max(self.home.runs.iterdir(), key=lambda folder: folder.stat().st_mtime)
+
+    def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """What Prefect's HTTP interface answers: to a POST of `body`, else to a GET."""
+        url = f"{self.environment['PREFECT_API_URL']}{path}"
+        answer = httpx.get(url) if body is None else httpx.post(url, json=body)
+        return answer.raise_for_status().json()
+
+    def flow_run(self, name: str) -> dict[str, Any]:
+        (found,) = self.prefect("/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+        return dict(found)
+
+    def task_states(self, flow_run: str, timeout_s: float = 400) -> dict[str, str]:
+        """Node -> name of its state in the flow run, when that is completed."""
+        deadline = time.monotonic() + timeout_s
+        while (state := self.prefect(f"/flow_runs/{flow_run}")["state_name"]) != "Completed":
+            assert state not in ("Failed", "Crashed") and time.monotonic() < deadline, state
+            time.sleep(1)
+        tasks = self.prefect("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
+        return {task["name"]: task["state_name"] for task in tasks}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +108,7 @@ def test_a_deployed_run_goes_from_a_model_folder_to_a_report_and_leaves_its_trac
     assert set(verdict["models"]) == {"base", "sft", "preference", "online"}
     report = (folder / "report.html").read_text()
     assert "<svg" in report
-    assert "http" not in "".join(re.findall(r'(?:src|href)="([^"]*)"', report)), "the report needs nothing from elsewhere"
+    assert re.findall(r"\ssrc=|<link|@import|url\(", report) == [], "the report needs nothing from elsewhere"
     assert len(list((folder / "nodes").iterdir())) == NODES
 
     client = MlflowClient(installation.environment["MLFLOW_TRACKING_URI"])
@@ -100,6 +122,30 @@ def test_a_deployed_run_goes_from_a_model_folder_to_a_report_and_leaves_its_trac
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["report.html"]
     online = next(run for run in runs if run.info.run_name == "online")
     assert any("kl" in name for name in online.data.metrics)
+
+
+def test_prefect_mlflow_and_report_link_to_each_other(installation: Installation) -> None:
+    folder = installation.newest_run()
+    flow_run = installation.flow_run(folder.name)
+    client = MlflowClient(installation.environment["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id], f"run_name = '{folder.name}'")
+    in_prefect = f"{installation.environment['PREFECT_API_URL'].removesuffix('/api')}/runs/flow-run/{flow_run['id']}"
+    in_mlflow = f"{installation.environment['MLFLOW_TRACKING_URI']}/#/runs/{tracked.info.run_id}"
+
+    links = set(re.findall(r'<a href="(http[^"]*)"', (folder / "report.html").read_text()))
+    assert links == {in_prefect, in_mlflow}
+    note = tracked.data.tags["mlflow.note.content"]
+    assert f"({in_prefect})" in note and "report.html" in note
+    artifacts = installation.prefect("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run["id"]]}}})
+    told = {artifact["key"]: artifact["data"] for artifact in artifacts}
+    assert f"({in_mlflow})" in told["links"] and f"({in_mlflow})" in told["verdict"]
+    assert str(folder / "report.html") in told["links"] and str(folder / "report.html") in told["verdict"]
+    assert {"preset:tiny", f"model:{installation.model.name}", "trains:sft", "trains:online"} <= set(flow_run["tags"])
+    assert httpx.get(f"{in_prefect.partition('/runs')[0]}/ui-settings").json()["api_url"] == "/api", (
+        "pages ask where they came from"
+    )
 
 
 def test_the_same_run_again_finds_everything_cached(installation: Installation) -> None:
@@ -121,6 +167,36 @@ def test_one_online_setting_reruns_online_and_what_follows(installation: Install
     refused = installation.run("flows.cli", "plan", *setting, "--from", "compare")
     assert refused.returncode == 10
     assert "start with --from online" in refused.stderr
+
+
+def test_the_form_shows_the_preset_and_a_changed_value_runs_its_branch_only(installation: Installation) -> None:
+    preset = installation.home.presets / "mine.yaml"
+    preset.write_text(f"# On my model.\nextends: tiny\nmodel: {{path: {installation.model}}}\n")
+    assert installation.run("flows.cli", "deploy", "mine").returncode == 0
+    deployment = installation.prefect("/deployments/name/align/mine")
+    shown = deployment["parameters"]
+    assert shown == {"preset": "mine", **resolve("mine", home_presets=installation.home.presets).model_dump(mode="json")}
+    sections = deployment["parameter_openapi_schema"]["properties"]
+    assert set(shown) <= set(sections), "every value has its place in the form"
+    assert (deployment["concurrency_limit"], deployment["concurrency_options"]["collision_strategy"]) == (1, "ENQUEUE")
+
+    changed = {**shown, "preference": {**shown["preference"], "beta": 0.37}}
+    made = installation.prefect(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": changed})
+    ran = {name for name, state in installation.task_states(made["id"]).items() if state != "Cached"}
+    assert ran == {"preference", "convert_preference", "evaluate_preference", "compare"}
+
+
+def test_a_value_given_on_the_command_line_changes_that_value_only(installation: Installation) -> None:
+    answer = installation.run("prefect", "deployment", "run", "align/mine", "-p", 'online={"kl_coef": 0.3}', "--watch")
+    assert answer.returncode == 0, answer.stdout[-3000:]
+    folder = installation.newest_run()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    shown = installation.prefect("/deployments/name/align/mine")["parameters"]
+    assert config == {**{name: shown[name] for name in config}, "online": {**shown["online"], "kl_coef": 0.3}}
+    states = installation.task_states(installation.flow_run(folder.name)["id"])
+    assert {name for name, state in states.items() if state != "Cached"} == {
+        *("online", "convert_online", "evaluate_online", "compare")
+    }
 
 
 def test_a_schedule_makes_runs_and_they_start(installation: Installation) -> None:

@@ -104,7 +104,7 @@ def test_its_code_and_what_that_imports_of_its_package_are_in_its_key(package: P
 
 def _run(config: PipelineConfig, home: Home) -> None:
     selection = select(build_graph(config), until_stage="count")
-    asyncio.run(run_pipeline(config, selection, make_plan(config, selection, home), home, Unshown({})))
+    asyncio.run(run_pipeline(config, selection, make_plan(config, selection, home), home, Unshown({}), preset="tiny"))
 
 
 def _adopt(tmp_path: Path, home: Home, name: str, **count: Any) -> None:

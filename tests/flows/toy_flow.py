@@ -37,7 +37,7 @@ def load_flow() -> FlowFunction:
     @flow(name="toy")
     async def toy(arguments: list[str]) -> dict[str, object]:
         config, selection, home = read(arguments)
-        return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect())
+        return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect(home), preset="tiny")
 
     return toy
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
@@ -85,6 +86,20 @@ class Tracker:
         while (found := self._thread.progress.run_ids.get(node)) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return found
+
+    @property
+    def server(self) -> str | None:
+        """The address of the tracker's pages, without a password; None for a database, which has none."""
+        parts = urlsplit(self._thread.progress.uri)
+        if parts.scheme not in ("http", "https"):
+            return None
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+    @property
+    def page(self) -> str | None:
+        """The page of the flow run's run on that server, once the run is known there."""
+        run_id = self._thread.progress.run_ids.get("")
+        return f"{self.server}/#/runs/{run_id}" if self.server and run_id else None
 
     def finish(self, status: RunStatus, limit_s: float = _FINISH_LIMIT_S) -> bool:
         """Close the run and what is still open below it; returns whether the tracker has received everything."""
