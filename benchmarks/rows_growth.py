@@ -176,14 +176,14 @@ def _render(n_rows: int, folder: Path) -> Callable[[], object]:
 
 
 def _draw(n_rows: int, folder: Path) -> Callable[[], object]:
-    from evaluation.rows import draw_rows
+    from evaluation.row_selection import draw_rows
 
     ids, sources = [f"row{i}" for i in range(n_rows)], [f"source{i % 7}" for i in range(n_rows)]
     return lambda: draw_rows(ids, sources, n_rows // 2, 0)
 
 
 def _values(n_rows: int, folder: Path) -> Callable[[], object]:
-    from evaluation.measures import Measure, unit_values
+    from evaluation.scores import Measure, unit_values
 
     predictions = [{"id": str(i), "decoding": "greedy", "prompt_id": str(i)} for i in range(n_rows)]
     scores = [{"prediction_id": str(i), "metric": "length", "value": float(i), "detail": None} for i in range(n_rows)]

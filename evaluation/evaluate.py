@@ -9,12 +9,19 @@ from typing import Any
 
 from data_processing.errors import ConfigError, DivergedError
 from evaluation.bootstrap import Resampling
-from evaluation.drawn import read_held_out
+from evaluation.evaluation_artifact import (
+    IntervalTable,
+    intervals_json,
+    read_evaluation,
+    write_json,
+    write_predictions,
+    write_scores,
+)
 from evaluation.generate import generate_answers
 from evaluation.job import Answer, EvaluationJob
-from evaluation.measures import Score
 from evaluation.metrics import METRICS, NotMeasured
-from evaluation.results import IntervalTable, intervals_json, read_evaluation, write_json, write_predictions, write_scores
+from evaluation.row_reading import read_held_out
+from evaluation.scores import Score
 
 
 def evaluate(job: EvaluationJob) -> IntervalTable:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evaluation.drawn import read_prompts
 from evaluation.job import Answer, EvaluationJob, Prompt
+from evaluation.row_reading import read_prompts
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rollout.base import Generation, Generator, Sampling

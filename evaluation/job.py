@@ -9,7 +9,7 @@ from typing import Any
 
 from data_processing.schemas import TableName, content_id
 from evaluation.config import EvaluateConfig
-from evaluation.rows import RowCounts
+from evaluation.row_selection import RowCounts
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.events import EventLog
 from rlhf_core.rewards.base import ScoredResponse

@@ -14,11 +14,11 @@ from data_processing.errors import DataError
 from data_processing.procedures.checker import check
 from data_processing.procedures.policy import parse_policy
 from evaluation.config import Metric
-from evaluation.drawn import read_held_out
 from evaluation.faults import procedure_faults
 from evaluation.job import Answer, EvaluationJob
-from evaluation.measures import Measure, Score
-from evaluation.scoring import check_same_tokens, token_logprobs
+from evaluation.logprobs import check_same_tokens, token_logprobs
+from evaluation.row_reading import read_held_out
+from evaluation.scores import Measure, Score
 from rlhf_core.config import Packing
 from rlhf_core.rewards.reward_model import RewardModelScorer
 

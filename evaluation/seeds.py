@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from evaluation.bootstrap import Interval
-from evaluation.results import Evaluation, IntervalTable, intervals_json
+from evaluation.evaluation_artifact import Evaluation, IntervalTable, intervals_json
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 
 
 def run(context: StageContext[CompareConfig]) -> None:
-    """Compare the input evaluations; see evaluation/comparison.py."""
-    from evaluation.comparison import write_comparison
+    """Compare the input evaluations; see evaluation/comparison_artifact.py."""
+    from evaluation.comparison_artifact import write_comparison
 
     evaluations = {model: context.inputs[model] for model in context.config.models}
     write_comparison(evaluations, context.config, context.output, context.seed, context.events)

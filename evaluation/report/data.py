@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.measures import Measure
+from evaluation.evaluation_artifact import read_json
 from evaluation.report.style import COLOURS
-from evaluation.results import read_json
+from evaluation.scores import Measure
 
 # More points than this on one curve are averaged in groups: a picture has no more pixels to show them.
 MAX_POINTS = 300

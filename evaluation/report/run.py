@@ -13,9 +13,9 @@ from typing import Any
 
 from data_processing.errors import ConfigError
 from data_processing.wording import path_of
+from evaluation.evaluation_artifact import read_json
 from evaluation.report.data import LineageEntry, ReportData, Timing, assemble
 from evaluation.report.page import write_report
-from evaluation.results import read_json
 
 Record = Mapping[str, Any]
 

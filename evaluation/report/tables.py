@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.measures import DECODINGS, HELD_OUT, Measure
 from evaluation.report.charts import IntervalRow, interval_chart
 from evaluation.report.data import ReportData
 from evaluation.report.markup import Content, Markup, join, tag
+from evaluation.scores import DECODINGS, HELD_OUT, Measure
 
 Numbers = Mapping[str, float]
 

@@ -90,7 +90,8 @@ def show_plan(asked: Asked) -> None:
     """`alignflow plan`."""
     from flows.graph.plan import make_plan
     from flows.running.checks import check_what_runs
-    from flows.services.machine import available_memory_gib, free_disk_gib
+    from flows.services.machine import available_memory_gib
+    from tasks.runtime.contract.disk import free_disk_gib
 
     home = Home.open()
     environment.enter(home)

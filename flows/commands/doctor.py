@@ -17,10 +17,11 @@ from data_processing.errors import ConfigError
 from flows.running.checks import check_ray_address
 from flows.services.health import answers
 from flows.services.local import Ports
-from flows.services.machine import available_memory_gib, free_disk_gib
+from flows.services.machine import available_memory_gib
 from flows.services.processes import LOOPBACK, Records, port_holder
 from flows.settings.config import PipelineConfig
 from rlhf_core.precision import native_dtype
+from tasks.runtime.contract.disk import free_disk_gib
 from tasks.runtime.contract.home import Home
 
 State = Literal["ok", "attention", "broken"]

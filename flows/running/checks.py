@@ -10,10 +10,10 @@ from data_processing.errors import ConfigError
 from flows.graph.nodes import Node, ancestors
 from flows.graph.plan import Plan, has_work
 from flows.services.health import answers, is_reachable
-from flows.services.machine import free_disk_gib
 from flows.settings.config import PipelineConfig
 from rlhf_core.config import BaseModelConfig, OnlineConfig, OnlineMethod, RewardModelConfig
 from tasks.runtime.contract.config import ExecutorKind
+from tasks.runtime.contract.disk import check_free_disk
 from tasks.runtime.contract.home import Home
 
 
@@ -27,7 +27,7 @@ def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
 
 def check_what_runs(config: PipelineConfig, plan: Plan, home: Home) -> None:
     """As `check_before_start`, but asks no server."""
-    _check_disk(config, home)
+    check_free_disk(home.root, config.runtime.min_free_disk_gib)
     for settings in (planned.node.settings for planned in plan.values() if planned.runs):
         if isinstance(settings, BaseModelConfig):
             _check_model(settings)
@@ -58,14 +58,6 @@ def check_ray_address(address: str) -> None:
     if not is_reachable(str(parts.hostname), parts.port):
         raise ConfigError(
             f"RAY_ADDRESS: nothing listens at {address}; start that cluster, or unset the variable to run on this machine"
-        )
-
-
-def _check_disk(config: PipelineConfig, home: Home) -> None:
-    free, wanted = free_disk_gib(home.root), config.runtime.min_free_disk_gib
-    if free < wanted:
-        raise ConfigError(
-            f"runtime.min_free_disk_gib: {wanted:g} GiB wanted, {free:.1f} GiB free at {home.root}; free some, lower it, or set ALIGNFLOW_HOME"
         )
 
 

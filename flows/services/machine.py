@@ -1,8 +1,7 @@
-"""What this machine has to give: memory and disk."""
+"""How much memory this machine has to give."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import psutil
@@ -17,11 +16,6 @@ def available_memory_gib() -> float:
     if limit is not None and used is not None:
         free_bytes = min(free_bytes, limit - used + _reclaimable_bytes())
     return free_bytes / 2**30
-
-
-def free_disk_gib(folder: Path) -> float:
-    """Free space on the filesystem of `folder`, in GiB."""
-    return shutil.disk_usage(folder).free / 2**30
 
 
 def _reclaimable_bytes() -> float:

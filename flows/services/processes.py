@@ -20,6 +20,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from data_processing.errors import AlignflowError, ConfigError
+from tasks.runtime.contract.liveness import live_process
 
 MARK = "ALIGNFLOW_PROCESS_MARK"
 LOOPBACK = "127.0.0.1"
@@ -86,16 +87,6 @@ class Records:
     def remove(self, record: ProcessRecord) -> None:
         """Forget the record."""
         (self._folder / f"{record.name}.json").unlink(missing_ok=True)
-
-
-def live_process(pid: int, created: float) -> psutil.Process | None:
-    """The process with this id and start time, unless it has ended."""
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - created) < 1.0
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
-        return None
 
 
 def start_process(

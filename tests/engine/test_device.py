@@ -13,7 +13,7 @@ from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from data_processing.errors import ConfigError
 from evaluation.config import EvaluateConfig
 from evaluation.job import EvaluationJob
-from evaluation.scoring import token_logprobs
+from evaluation.logprobs import token_logprobs
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import ModelSetup, PolicyWorker, ScoringWorker
 from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings, Packing

@@ -17,13 +17,13 @@ from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
 from data_processing.procedures.optimal import optimal_procedure, render
 from data_processing.procedures.policy import Policy, draw_policy, prompt_text
 from data_processing.schemas import content_id
-from evaluation.comparison import write_comparison
+from evaluation.comparison_artifact import write_comparison
 from evaluation.config import CompareConfig
+from evaluation.evaluation_artifact import write_json, write_predictions, write_scores
 from evaluation.faults import procedure_faults
-from evaluation.measures import Measure, Score
 from evaluation.report.data import LineageEntry, ReportData, Timing, assemble
 from evaluation.report.page import write_report
-from evaluation.results import write_json, write_predictions, write_scores
+from evaluation.scores import Measure, Score
 from rlhf_core.events import EventLog
 
 SOURCES = ("procedures", "my-prompts")

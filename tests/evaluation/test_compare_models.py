@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from data_processing.errors import ConfigError, DataError
-from evaluation.compare import compare
 from evaluation.config import CompareConfig
-from evaluation.judging import holm
-from evaluation.measures import HELD_OUT, Measure, Score
-from evaluation.results import Evaluation
+from evaluation.evaluation_artifact import Evaluation
+from evaluation.scores import HELD_OUT, Measure, Score
+from evaluation.significance import holm
+from evaluation.verdict import compare
 
 SCORE = Measure("procedures.score", "Score")
 PERPLEXITY = Measure("perplexity", "Perplexity", better="lower", geometric=True)

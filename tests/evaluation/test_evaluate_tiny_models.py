@@ -24,11 +24,11 @@ from data_processing.procedures.checker import check
 from data_processing.schemas import read_table, to_table, write_table
 from evaluation.config import CompareConfig, EvaluateConfig, Metric
 from evaluation.evaluate import evaluate
+from evaluation.evaluation_artifact import read_evaluation
 from evaluation.job import EvaluationJob
+from evaluation.logprobs import token_logprobs
 from evaluation.metrics import METRICS
-from evaluation.results import read_evaluation
-from evaluation.rows import draw_rows
-from evaluation.scoring import token_logprobs
+from evaluation.row_selection import draw_rows
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import RolloutEngine
 from rlhf_core.events import EventLog

@@ -12,10 +12,10 @@ from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
 from data_processing.procedures.optimal import optimal_procedure, render
 from data_processing.procedures.policy import draw_policy
 from evaluation.faults import procedure_faults
-from evaluation.measures import Measure
 from evaluation.report.charts import IntervalRow, interval_chart, line_chart, nice_ticks, number
 from evaluation.report.details import duration
 from evaluation.report.tables import shown
+from evaluation.scores import Measure
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 

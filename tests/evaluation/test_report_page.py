@@ -18,7 +18,7 @@ from lxml import html
 from made_up_run import made_up_report, write_evaluations, write_events
 
 from data_processing.errors import ConfigError
-from evaluation.comparison import write_comparison
+from evaluation.comparison_artifact import write_comparison
 from evaluation.config import CompareConfig
 from evaluation.report import run as report_run
 from evaluation.report.data import Curve, ReportData, assemble
@@ -191,7 +191,7 @@ def small_report(sample: dict[str, Any], text: str) -> ReportData:
         "decoding": "sampled",
         "baseline": "sft",
     }
-    from evaluation.measures import Measure
+    from evaluation.scores import Measure
 
     curves = {text or "stage": [Curve(text or "metric", [1, 2], [0.0, 1.0])]}
     return ReportData(text, verdict, {"m": Measure("m", text)}, [sample], 0.95, curves, {}, text or "x")
@@ -274,7 +274,7 @@ def test_a_run_that_compared_nothing_has_no_report(tmp_path: Path) -> None:
 
 
 def test_the_report_needs_no_torch() -> None:
-    code = "import sys, evaluation.report.run, evaluation.comparison; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, evaluation.report.run, evaluation.comparison_artifact; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]"
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_processing.errors import ConfigError, DataError
-from evaluation.rows import DrawnRow, count_rows, draw_rows, fitting, places
+from evaluation.row_selection import DrawnRow, count_rows, draw_rows, fitting, places
 
 sizes = st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 60), min_size=1, max_size=8)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from test_compare_models import N, evaluation, noisy
 
-from evaluation.compare import compare
 from evaluation.config import CompareConfig
 from evaluation.seeds import family, folded, interval_over_seeds
+from evaluation.verdict import compare
 
 SCORE = ("sampled", "procedures.score")
 FAMILIES = {"ppo": ["ppo@seed=1", "ppo@seed=2", "ppo@seed=3"]}

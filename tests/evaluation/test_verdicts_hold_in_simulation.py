@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from evaluation.bootstrap import UNBOUNDED, Bounds, Floats, Resampling, mean_interval
-from evaluation.judging import POWER, holm, two_sided
+from evaluation.significance import POWER, holm, two_sided
 
 SIZES = (8, 16, 32, 64, 128, 256)
 CANDIDATES = (1, 2, 4, 8)

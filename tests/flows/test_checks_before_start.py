@@ -158,6 +158,7 @@ def test_a_verdict_becomes_a_table_of_means_with_intervals() -> None:
     )
     assert table.rows[1] == ("online", "0.5 [0.45, 0.55]", "0.5 [0.45, 0.55]", "100 [100, 100]", "+0.25 [+0.2, +0.3]")
     assert table.rows[0][-1] == "–"
-    text = markdown(table, "run-1", "file:///report.html")
+    text = markdown(table, "run-1", "file:///report.html", "http://tracker/#/runs/1")
+    assert "MLflow: [run-1](http://tracker/#/runs/1)" in text
     assert "| online | 0.5 [0.45, 0.55] |" in text
     assert "challenger: online. online is better" in text

@@ -12,7 +12,7 @@ import requests
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import ComposedReward, Retries
 from rlhf_core.rewards.errors import TransientRewardError, is_transient
-from tasks.runtime.contract.failures import StageFailedError, error_of, failure_of, is_final
+from tasks.runtime.contract.failures import StageFailedError, error_of, failure_of
 
 RESPONSES = [ScoredResponse("p0", [], None, [1], [2], "text")]
 
@@ -46,8 +46,8 @@ def test_a_source_that_stays_away_ends_the_stage_as_infrastructure_does() -> Non
     ) as caught:
         ComposedReward([(Away(9), 1.0)], Retries(count=2, wait_s=0.01)).score(RESPONSES)
     failure = failure_of(caught.value)
-    assert not is_final(failure.exit_code)
-    assert isinstance(error_of(failure.exit_code, failure.message), StageFailedError)
+    ended_with = error_of(failure.exit_code, failure.message)
+    assert isinstance(ended_with, StageFailedError) and not ended_with.final
 
 
 def test_waits_double_up_to_a_minute() -> None:

@@ -81,6 +81,20 @@ def test_a_run_that_is_over_in_a_moment_is_sent_when_it_is_over(home: Home, data
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize(
+    ("uri", "server"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://me:secret@tracker.example/mlflow/", "https://tracker.example/mlflow"),
+        ("sqlite:////home/me/mlflow.db", None),
+    ],
+)
+def test_pages_are_those_of_a_server_and_name_no_password(home: Home, uri: str, server: str | None) -> None:
+    tracker = Tracker(home, "run-pages", uri=uri, later=True)
+    assert tracker.server == server
+    assert tracker.page is None, "the server has not taken the run"
+
+
 def test_an_id_that_is_asked_for_is_known_although_nothing_is_sent_yet(home: Home, database: str, client: MlflowClient) -> None:
     tracker = Tracker(home, "run-asked", uri=database, later=True)
     run_id = tracker.run_id(wait_s=40)

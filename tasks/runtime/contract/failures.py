@@ -18,7 +18,6 @@ from tasks.runtime.contract.spec import Failure
 _BY_CODE = {
     error.exit_code: error for error in (ConfigError, DataError, DivergedError, OutOfMemoryError, PreemptedError, SupersededError)
 }
-_FINAL = (ConfigError.exit_code, DataError.exit_code, DivergedError.exit_code)
 _MEMORY_HINT = (
     "Memory ran out. What lowers it: engine.micro_batch_tokens, max_length_tokens, samples_per_prompt, kv_cache_mib; "
     "a higher engine.zero_stage, engine.gradient_checkpointing or lora.rank > 0"
@@ -40,11 +39,6 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return Failure(exit_code=error.code, error="SystemExit", message=f"the stage exited with code {error.code}")
     return Failure(exit_code=1, error=type(error).__name__, message=f"{type(error).__name__}: {error}")
-
-
-def is_final(exit_code: int) -> bool:
-    """Whether trying again cannot help: bad config, bad data, diverged."""
-    return exit_code in _FINAL
 
 
 def error_of(exit_code: int, message: str) -> AlignflowError:

@@ -39,9 +39,14 @@ def worker_process(folder: Path) -> psutil.Process | None:
     record = _record(folder)
     if record is None or record["host"] != socket.gethostname():
         return None
+    return live_process(int(str(record["pid"])), float(str(record["created"])))
+
+
+def live_process(pid: int, created: float) -> psutil.Process | None:
+    """The process of this machine with this id and start time (seconds since the epoch), unless it has ended."""
     try:
-        process = psutil.Process(int(str(record["pid"])))
-        same = abs(process.create_time() - float(str(record["created"]))) < 1.0
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - created) < 1.0
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from data_processing.errors import AlignflowError, ConfigError
+from data_processing.errors import AlignflowError
 from tasks.runtime.contract.config import RuntimeConfig
-from tasks.runtime.contract.failures import error_of, is_final
+from tasks.runtime.contract.disk import check_free_disk
+from tasks.runtime.contract.failures import error_of
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import is_alive
 from tasks.runtime.contract.request import SilentObserver, StageObserver, StageOutcome, StageRequest
@@ -116,7 +117,7 @@ class _Starter:
                     summary=result.summary,
                 )
             error = self._error(claim.attempt, folder, state)
-            if is_final(error.exit_code) or not tries_left:
+            if error.final or not tries_left:
                 raise error
             self._observer.on_warning(f"{error}\nAnother attempt resumes it ({tries_left} left)")
         raise AssertionError("max_attempts is at least 1")
@@ -151,7 +152,7 @@ class _Starter:
         return state.status is not JobStatus.unknown or is_alive(folder)
 
     def _begin(self, last: Attempt | None) -> Attempt:
-        _check_disk(self._runtime.home.root, self._runtime.settings.min_free_disk_gib)
+        check_free_disk(self._runtime.home.root, self._runtime.settings.min_free_disk_gib)
         if last:
             self._leave_no_orphan(last)
         fresh = self._accept_from is None
@@ -220,14 +221,6 @@ class _Starter:
         code = "unknown" if state.exit_code is None else state.exit_code
         reason = state.message or _last_lines(folder / LOG_FILE)
         return error_of(state.exit_code or 1, f"{name}: the worker ended without a result, exit code {code}. {reason}")
-
-
-def _check_disk(folder: Path, min_free_gib: float) -> None:
-    free_gib = shutil.disk_usage(folder).free / 2**30
-    if free_gib < min_free_gib:
-        raise ConfigError(
-            f"{folder}: {free_gib:.1f} GiB free, runtime.min_free_disk_gib asks for {min_free_gib:g}; free some or lower it"
-        )
 
 
 def _last_lines(path: Path, lines: int = 20) -> str:

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +147,6 @@ class MlflowSender:
 
     def _close(self, client: MlflowClient, run_id: str, batch: list[dict[str, Any]]) -> None:
         client.set_terminated(run_id, batch[0]["status"], batch[0]["time"])
-
-
-def now_ms() -> int:
-    """Unix time as MLflow counts it."""
-    return int(time.time() * 1000)
 
 
 def _same_run_metrics(operations: list[tuple[dict[str, Any], int]]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from data_processing.errors import DataError
 from data_processing.schemas import read_table, to_table, write_table
 from evaluation.bootstrap import Interval, Resampling
-from evaluation.measures import Measure, Score, UnitValues, unit_values
+from evaluation.scores import Measure, Score, UnitValues, unit_values
 
 Row = Mapping[str, Any]
 IntervalTable = dict[str, dict[str, Interval]]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.bootstrap import Resampling
-from evaluation.compare import Comparison, compare
 from evaluation.config import CompareConfig
-from evaluation.measures import HELD_OUT
+from evaluation.evaluation_artifact import Evaluation, Row, read_evaluation, write_json
 from evaluation.report.data import assemble
 from evaluation.report.page import write_report
-from evaluation.results import Evaluation, Row, read_evaluation, write_json
+from evaluation.scores import HELD_OUT
 from evaluation.seeds import family, folded
+from evaluation.verdict import Comparison, compare
 from rlhf_core.events import EventLog
 
 

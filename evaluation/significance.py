@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.bootstrap import Draws, Floats
 from evaluation.config import CompareConfig
-from evaluation.measures import Better
+from evaluation.scores import Better
 
 Judgement = Literal["better", "worse", "no difference", "too few prompts"]
 # A difference of the size that is named as detectable is found in four of five comparisons like this one.

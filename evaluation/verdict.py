@@ -1,7 +1,7 @@
 """Models against each other on the same prompts: paired differences, a verdict, and the challenger.
 
 Reads evaluation artifacts only; knows no model and no torch. The decoding that decides is the first of
-`measures.DECODINGS` in which the primary metric exists: sampled answers, unless the metric needs none.
+`scores.DECODINGS` in which the primary metric exists: sampled answers, unless the metric needs none.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from data_processing.errors import ConfigError, DataError
 from evaluation.bootstrap import Draws, Resampling
 from evaluation.config import PRIMARY_METRICS, CompareConfig
-from evaluation.judging import Judged, Judgement, judge
-from evaluation.measures import DECODINGS, Measure
-from evaluation.results import Evaluation, IntervalTable, intervals_json
+from evaluation.evaluation_artifact import Evaluation, IntervalTable, intervals_json
+from evaluation.scores import DECODINGS, Measure
+from evaluation.significance import Judged, Judgement, judge
 
 # Draws of paired differences: `{decoding: {metric: ...}}`.
 DrawsTable = dict[str, dict[str, Draws]]

@@ -10,7 +10,7 @@ import pyarrow as pa
 from data_processing.errors import DataError
 from data_processing.schemas import TableName, read_table
 from evaluation.job import EvaluationJob, Prompt
-from evaluation.rows import DrawnRow, count_rows, draw_rows, fitting, named
+from evaluation.row_selection import DrawnRow, count_rows, draw_rows, fitting, named
 from rlhf_core.batching.refused import named as named_lines
 from rlhf_core.batching.refused import render_rows
 from rlhf_core.batching.rows import TokenRow
