@@ -17,6 +17,7 @@ from prefect.utilities.urls import url_for
 from pydantic import JsonValue
 
 from data_processing.config import DataConfig
+from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.graph.build import build_graph
 from flows.graph.plan import make_plan
@@ -100,7 +101,7 @@ async def align(
     """Align a model; returns the run's name, its folder, the report and the challenger.
 
     Args:
-        preset: Where settings start from: the name of a preset, or the path of a file.
+        preset: Where settings start from: the name of a preset, or the path of a file. A deployment has one of its own.
         run: The run as a whole. Here and in every section, fields that are given go over the preset.
         pipeline: What is trained from what, by name; where it is given, it is the whole pipeline.
         model: The model to start from.
@@ -123,7 +124,13 @@ async def align(
         **{"online": online, "convert": convert, "evaluate": evaluate, "compare": compare, "runtime": runtime},
     }
     home = Home.open()
-    below = {name: value for name, value in (await _of_deployment()).items() if name in sections}
+    deployed = await _of_deployment()
+    if preset != deployed.get("preset", preset):
+        raise ConfigError(
+            f"preset: got '{preset}'; this deployment has the values of '{deployed['preset']}', and they stand in every field: "
+            f"run the deployment of '{preset}', or make one with alignflow deploy {preset}"
+        )
+    below = {name: value for name, value in deployed.items() if name in sections}
     config = resolve(preset, sections, overrides, pipeline=pipeline, below=below, home_presets=home.presets)
     selection = select(build_graph(config), from_stage, until_stage, force)
     return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect(home), preset=preset)

@@ -178,7 +178,8 @@ def test_the_form_shows_the_preset_and_a_changed_value_runs_its_branch_only(inst
     assert shown == {"preset": "mine", **resolve("mine", home_presets=installation.home.presets).model_dump(mode="json")}
     sections = deployment["parameter_openapi_schema"]["properties"]
     assert set(shown) <= set(sections), "every value has its place in the form"
-    assert (deployment["concurrency_limit"], deployment["concurrency_options"]["collision_strategy"]) == (1, "ENQUEUE")
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
 
     changed = {**shown, "preference": {**shown["preference"], "beta": 0.37}}
     made = installation.prefect(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": changed})
@@ -197,6 +198,13 @@ def test_a_value_given_on_the_command_line_changes_that_value_only(installation:
     assert {name for name, state in states.items() if state != "Cached"} == {
         *("online", "convert_online", "evaluate_online", "compare")
     }
+
+
+def test_a_deployment_refuses_a_preset_whose_values_it_does_not_have(installation: Installation) -> None:
+    answer = installation.run("prefect", "deployment", "run", "align/mine", "-p", 'preset="quickstart"', "--watch")
+    assert answer.returncode != 0
+    failed = installation.prefect("/flow_runs/filter", {"flow_runs": {"state": {"name": {"any_": ["Failed"]}}}})
+    assert [run for run in failed if "this deployment has the values of 'mine'" in run["state"]["message"]]
 
 
 def test_a_schedule_makes_runs_and_they_start(installation: Installation) -> None:
