@@ -1,6 +1,6 @@
 """The entries of a pipeline: which stage each runs, from what, with which settings of its own. Declarations as a user writes them.
 
-What nodes they become is in `flows.build`.
+What nodes they become is in `flows.graph.expand`.
 """
 
 from __future__ import annotations

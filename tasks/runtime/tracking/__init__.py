@@ -1,1 +1,1 @@
-"""Telling MLflow: journal first, sent by a thread, a later run, or `python -m tasks.runtime.tracking.tracker HOME`."""
+"""Telling MLflow: journal first, sent by a thread, a later run, or `python -m tasks.runtime.tracking HOME`."""
