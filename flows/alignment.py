@@ -55,7 +55,7 @@ class InPrefect:
     async def begin(self, run: str, tags: Sequence[str]) -> None:
         """The flow run is called as the run's folder is."""
         async with get_client() as client:
-            await client.update_flow_run(UUID(self.run_id), name=run, tags=[*flow_run.tags, *tags])
+            await client.update_flow_run(UUID(self.run_id), name=run, tags=list(dict.fromkeys([*flow_run.tags, *tags])))
 
     async def node(
         self,

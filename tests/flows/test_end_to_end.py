@@ -143,6 +143,7 @@ def test_prefect_mlflow_and_report_link_to_each_other(installation: Installation
     assert f"({in_mlflow})" in told["links"] and f"({in_mlflow})" in told["verdict"]
     assert str(folder / "report.html") in told["links"] and str(folder / "report.html") in told["verdict"]
     assert {"preset:tiny", f"model:{installation.model.name}", "trains:sft", "trains:online"} <= set(flow_run["tags"])
+    assert len(set(flow_run["tags"])) == len(flow_run["tags"]), "the deployment has tags too"
     assert httpx.get(f"{in_prefect.partition('/runs')[0]}/ui-settings").json()["api_url"] == "/api", (
         "pages ask where they came from"
     )
