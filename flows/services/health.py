@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 
 from flows.services.processes import ProcessRecord, ServiceError, log_tail
 
@@ -32,7 +32,7 @@ def answers(url: str, headers: Mapping[str, str] | None = None, timeout_s: float
     try:
         with opener.open(request, timeout=timeout_s) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
+    except (HTTPException, OSError, ValueError):  # something else may listen there, and speak no HTTP
         return False
 
 

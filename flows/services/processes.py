@@ -8,6 +8,7 @@ found by it.
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -24,6 +25,8 @@ from tasks.runtime.contract.liveness import live_process
 
 MARK = "ALIGNFLOW_PROCESS_MARK"
 LOOPBACK = "127.0.0.1"
+# Below what Linux and macOS hand out by themselves.
+_PORTS = range(20_000, 32_768)
 
 
 class ServiceError(AlignflowError):
@@ -137,10 +140,15 @@ def stop_process(record: ProcessRecord, grace_s: float = 10.0) -> int:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at the moment."""
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return int(listener.getsockname()[1])
+    """A loopback port that nobody listens on at the moment; `ServiceError` where there is none.
+
+    Not one that the system gives to whoever asks for any: Ray alone asks for dozens while the servers beside it start.
+    """
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind((LOOPBACK, port))
+            return port
+    raise ServiceError(f"no free port from {_PORTS.start} to {_PORTS.stop - 1}; end what listens there")
 
 
 def check_port_free(port: int, option: str) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from data_processing.errors import ConfigError
-from flows.services.health import wait_until_answers
+from flows.services.health import answers, wait_until_answers
 from flows.services.local import Ports, down, status, up
 from flows.services.processes import (
     LOOPBACK,
@@ -174,6 +175,30 @@ def test_a_service_that_does_not_answer_in_time_is_reported(home: Home) -> None:
             wait_until_answers(record, "/health", timeout_s=0.3)
     finally:
         stop_process(record, 0.5)
+
+
+def test_what_speaks_no_http_does_not_answer() -> None:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+
+        def babble() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"\x00\x00\x12\x04\x00\r\n")
+
+        speaker = threading.Thread(target=babble)
+        speaker.start()
+        assert not answers(f"http://{LOOPBACK}:{port}/health")
+        speaker.join()
+
+
+def test_a_free_port_is_none_that_the_system_gives_away_by_itself() -> None:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        assert free_port() < listener.getsockname()[1]
 
 
 def test_status_has_a_line_for_every_service_also_before_any_was_started(home: Home) -> None:
