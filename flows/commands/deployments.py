@@ -49,6 +49,22 @@ def deployment_parameters(preset: str, config: PipelineConfig) -> dict[str, Any]
     return {"preset": preset, **config.model_dump(mode="json")}
 
 
+def form_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema the form is drawn from, in each section what is set most first: its own values, and below them nested sections."""
+    definitions = schema["definitions"]
+
+    def is_section(field: dict[str, Any]) -> bool:
+        named = definitions.get(field.get("$ref", "").rpartition("/")[2], {})
+        return bool(named.get("type") == "object")
+
+    ordered = {
+        name: definition | {"properties": dict(sorted(fields.items(), key=lambda item: is_section(item[1])))}
+        for name, definition in definitions.items()
+        if (fields := definition.get("properties"))
+    }
+    return schema | {"definitions": definitions | ordered}
+
+
 def deploy(name: str, preset: str, config: PipelineConfig, *, schedule: Schedule | None = None, pool: str = WORK_POOL) -> str:
     """Create or replace the deployment `align/NAME`; returns its id. One run of it at a time, others wait for their turn."""
     from prefect import get_client
@@ -67,7 +83,7 @@ def deploy(name: str, preset: str, config: PipelineConfig, *, schedule: Schedule
             name=name,
             description=_description(preset),
             parameters=parameters,
-            parameter_openapi_schema=align.parameters.model_dump_for_openapi(),
+            parameter_openapi_schema=form_schema(align.parameters.model_dump_for_openapi()),
             enforce_parameter_schema=True,
             entrypoint=ENTRYPOINT,
             pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
