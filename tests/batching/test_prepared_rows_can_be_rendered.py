@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from template_cases import byte_level
 
 from data_processing.schemas import TableName
-from data_processing.sources.messages import BadRow
 from data_processing.sources.recognise import recognise
 from data_processing.sources.record import check
 from data_processing.sources.rows import ROW_BUILDERS
+from data_processing.sources.turn import BadRow
 from rlhf_core.batching.templates import PLAIN_TEMPLATE, Renderer
 from rlhf_core.recipes.examples import conversation, pair
 
