@@ -42,7 +42,8 @@ def row_tools(values: Row) -> list[dict[str, Any]]:
 def extra_columns(values: Row, shape: Shape, record: Record) -> Row:
     """The columns of a prompt's row that are neither its prompt nor its label; and the answer of a whole conversation."""
     _, label = _found_label(values)
-    taken = {"id", *_TOOLS, *BEFORE, *(shape.uses - shape.answers)} - {"reward_model"} | ({label} if label else set())
+    used = {"id", *_TOOLS, *BEFORE, *(shape.uses - shape.answers)}
+    taken = used if label in (None, "reward_model") else used | {label}
     answer = {} if shape.answers or record.response is None else {"response": record.response}
     return answer | {name: value for name, value in values.items() if value is not None and name not in taken}
 

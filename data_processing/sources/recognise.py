@@ -17,6 +17,8 @@ Read = Callable[[dict[str, Any]], Record | None]  # None: the cells are of anoth
 SYSTEM_COLUMNS = ("system", "system_prompt")
 # What a row of any shape may have before its own turns.
 BEFORE = frozenset({*SYSTEM_COLUMNS, "history"})
+# Answers that only a table of pairs has a use for.
+WORSE = frozenset({"rejected", "rejected_messages", "response_k"})
 # A question and its answer by the names of their columns; where a row has several answers, the first pair counts.
 _QUESTIONS_AND_ANSWERS = (
     ("prompt", "response"),

@@ -16,7 +16,7 @@ from data_processing.sources.files import RawRow, read_files
 from data_processing.sources.found import found_files
 from data_processing.sources.hub import read_hub
 from data_processing.sources.messages import unknown_keys
-from data_processing.sources.recognise import BEFORE, Shape, recognise
+from data_processing.sources.recognise import BEFORE, WORSE, Shape, recognise
 from data_processing.sources.record import Record, check
 from data_processing.sources.turn import BadRow, refuse_media
 from data_processing.turns import TEXT_ROLE, pack_turns
@@ -93,7 +93,8 @@ class SourceRows:
 
     def _note_unused(self, values: Row, shape: Shape, record: Record, row: Row) -> None:
         """Columns and keys that are not used; in the prompts table the columns travel with the row instead."""
-        unused = [name for name in values.keys() - shape.uses - OWN_COLUMNS[self.table] - BEFORE if values[name] is not None]
+        used = shape.uses if self.table == "preference" else shape.uses - WORSE
+        unused = [name for name in values.keys() - used - OWN_COLUMNS[self.table] - BEFORE if values[name] is not None]
         if self.table == "prompts":
             if extra := extra_columns(values, shape, record):
                 row["extra"] = json_text(extra, "extra")
