@@ -177,6 +177,15 @@ def _read_tar(file: Path) -> Iterator[RawRow]:
             sample = (name, values, problem or _take_member(values, ending, content.read()))
     if sample is not None:
         yield _sample_row(file, number + 1, *sample[1:])
+    # A shard that ends between two members looks whole to tarfile; compressed ones have an end of their own.
+    if compression_of(file) is None and any(_last_bytes(file, tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError("it ends without the mark of its end, so it was cut")
+
+
+def _last_bytes(file: Path, count: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(-min(count, file.stat().st_size), io.SEEK_END)
+        return stream.read()
 
 
 def _sample_row(file: Path, number: int, values: dict[str, Any], problem: str) -> RawRow:
