@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -41,13 +41,14 @@ class SourceKind(str, Enum):
 class TableSource(Settings):
     """One source of rows for one table.
 
-    `path` is a Hugging Face dataset name, a file (.parquet, .jsonl, .json, .csv, .arrow), a folder of such files,
-    or `data_type@dir` (for example `jsonl@/data/chat`), which reads every file of that type below the folder.
+    `path` is a Hugging Face dataset name, a file (.parquet, .jsonl, .ndjson, .json, .csv, .arrow, .txt, .tar; text and tar also
+    .gz or .zst), a folder of such files or of `save_to_disk`, or `data_type@dir` (for example `jsonl@/data/chat`), which reads
+    every file of that type below the folder.
     """
 
-    path: str = Field(description="Dataset name, file, folder, or data_type@dir")
+    path: str = Field(description="Dataset name, file, folder, or data_type@dir; ~ is your home")
     kind: SourceKind = Field(SourceKind.file, description="'file' for local paths, 'huggingface' for dataset names")
-    split: str = Field("train", description="Split to read from a Hugging Face dataset")
+    split: str = Field("train", description="Split of a Hugging Face dataset, or of a folder of save_to_disk that has splits")
     subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset")
     revision: str | None = Field(None, description="Commit, tag or branch of a Hugging Face dataset; pin it to repeat a run")
     max_rows: int | None = Field(None, ge=1, description="Read at most this many rows")
@@ -57,10 +58,13 @@ class TableSource(Settings):
 
     @model_validator(mode="after")
     def _options_apply(self) -> TableSource:
-        given = [name for name in ("split", "subset", "revision") if getattr(self, name) != type(self).model_fields[name].default]
+        given = [name for name in ("subset", "revision") if getattr(self, name) != type(self).model_fields[name].default]
         if self.kind is SourceKind.file and given:
             raise ValueError(f"{', '.join(given)} only apply to kind 'huggingface'; remove them or set the kind")
         return self
+
+
+_EARLIER = {"allow_duplicates", "allow_leaks"}
 
 
 class DataConfig(Settings):
@@ -78,11 +82,21 @@ class DataConfig(Settings):
     max_bad_fraction: float = Field(
         0.01, ge=0.0, le=1.0, description="Share of unreadable rows above which the stage stops (exit 11)"
     )
-    allow_duplicates: bool = Field(
-        False, description="Keep going when rows repeat others of their table; repeats are dropped and counted"
-    )
-    allow_leaks: bool = Field(
-        False,
-        description="Keep going when a source has a prompt of the built-in task in another split; the training copy is dropped",
+    max_duplicate_fraction: float = Field(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="Share of a table's rows above which rows that repeat, leak or contradict others stop the stage (exit 11); "
+        "up to it they are dropped and counted",
     )
     preview_rows: int = operational(3, "Rows of each table shown in the stage's summary", ge=0, le=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, values: Any) -> Any:
+        """Configs that say with `allow_duplicates` or `allow_leaks` whether any row may be dropped mean all or none."""
+        if not isinstance(values, dict) or not _EARLIER & values.keys():
+            return values
+        allowed = float(any(values.get(name) is True for name in _EARLIER))
+        kept = {name: value for name, value in values.items() if name not in _EARLIER}
+        return {"max_duplicate_fraction": allowed, **kept}

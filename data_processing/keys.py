@@ -1,7 +1,7 @@
 """What makes two rows the same, as 64-bit hashes; and what is kept of every row to compare it with all others.
 
 Tables may be larger than memory, so what is kept is 25 bytes a row: the hashes of its id, its content and its prompt, and its
-split. Two different rows among n have a hash in common by chance with probability n² / 2^65 (3e-8 in a million).
+split; and 8 more of a pair or a judged answer, for what would contradict it. Two different rows among n have a hash in common by chance with probability n² / 2^65 (3e-8 in a million).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from data_processing.config import SPLITS, Split
 from data_processing.schemas import canonical_json, hash64
 
 # Columns that do not make two rows different.
-_ASIDE = frozenset({"id", "source", "detail", "margin"})
+_ASIDE = frozenset({"id", "source", "detail", "margin", "turns", "extra"})
 # What shows nothing where it stands: the code points that Unicode calls default ignorable (zero-width ones and their like).
 _IGNORABLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
@@ -28,16 +28,33 @@ _IGNORABLE = re.compile(
 _ASCII_WHITE_SPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f"  # without " ", by what str.split takes for white space
 
 Row = dict[str, Any]
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 Hashes = NDArray[np.uint64]
 
 
-RowKey = tuple[int, int, int]  # a row's id_key, content_key and prompt_key: by these it is compared
+# A row's id_key, content_key and prompt_key, and the content_key of the row that would contradict it: by these it is compared.
+RowKey = tuple[int, int, int, int | None]
 
 
 def row_key(row: Row) -> RowKey:
     """The hashes of a row of any table."""
-    return id_key(row["id"]), content_key(row), prompt_key(prompt_of(row))
+    return id_key(row["id"]), content_key(row), prompt_key(prompt_of(row)), opposite_key(row)
+
+
+def source_row_key(row: Row, given_id: str | None, prompt: Messages) -> RowKey:
+    """Give a row its id, or that of its content, and return its hashes. Its messages hold all keys of their turns."""
+    content = content_key(row)
+    row["id"] = given_id or f"{content:016x}"
+    return id_key(row["id"]), content, prompt_key(prompt), opposite_key(row)
+
+
+def opposite_key(row: Row) -> int | None:
+    """Hash of the content that says the opposite: a pair with its sides swapped, a judged answer judged otherwise."""
+    if "rejected" in row:
+        return content_key({**row, "chosen": row["rejected"], "rejected": row["chosen"]})
+    if "desirable" in row:
+        return content_key({**row, "desirable": not row["desirable"]})
+    return None
 
 
 def id_key(row_id: str) -> int:
@@ -51,8 +68,8 @@ def content_key(row: Row) -> int:
 
 
 def prompt_of(row: Row) -> Messages:
-    """The prompt of a row of any table; in the sft table what stands before the last turn."""
-    prompt: Messages = row["prompt"] if "prompt" in row else row["messages"][:-1]
+    """The prompt of a row of any table; in the sft table what stands before the last turn, or a text that is the only one."""
+    prompt: Messages = row["prompt"] if "prompt" in row else row["messages"][:-1] or row["messages"]
     return prompt
 
 
@@ -81,7 +98,7 @@ class TableKeys:
     """The keys, the splits and the origins of the rows of one table, in their order."""
 
     def __init__(self) -> None:
-        self._ids, self._contents, self._prompts = array("Q"), array("Q"), array("Q")
+        self._ids, self._contents, self._prompts, self._opposites = array("Q"), array("Q"), array("Q"), array("Q")
         self._staged = array("B")
         self._moved: NDArray[np.uint8] | None = None
         # A run of consecutive rows of one origin: index of the first, origin, its number there minus its index here.
@@ -95,11 +112,13 @@ class TableKeys:
         offset = number - len(self._staged)
         if not self._runs or self._runs[-1][1:] != (origin, offset):
             self._runs.append((len(self._staged), origin, offset))
-        row_id, content, prompt = key
+        row_id, content, prompt, opposite = key
         self._ids.append(row_id)
         self._contents.append(content)
         self._prompts.append(prompt)
         self._staged.append(SPLITS.index(split))
+        if opposite is not None:
+            self._opposites.append(opposite)
 
     def move(self, prompt: int, split: int) -> None:
         """Put all rows of a prompt into another split, an index into `SPLITS`."""
@@ -121,6 +140,11 @@ class TableKeys:
     def prompts(self) -> Hashes:
         """The prompt keys of all rows."""
         return np.asarray(self._prompts)
+
+    @property
+    def opposites(self) -> Hashes:
+        """The content keys of the rows that would contradict these; none in tables whose rows say nothing of the kind."""
+        return np.asarray(self._opposites)
 
     @property
     def staged(self) -> NDArray[np.uint8]:

@@ -13,15 +13,21 @@ import pyarrow.parquet as pq
 
 from data_processing.config import SPLITS, DataConfig, SourceKind, Split, TableSource
 from data_processing.errors import ConfigError, DataError
-from data_processing.keys import Hashes, prompt_key, prompt_of, row_key
+from data_processing.keys import Hashes, TableKeys, prompt_key, prompt_of, row_key
 from data_processing.procedures.rows import SOURCE, procedures_rows
 from data_processing.schemas import TableName
-from data_processing.sources.files import file_fingerprint
+from data_processing.sources.found import file_fingerprint
 from data_processing.sources.rows import SourceRows
-from data_processing.splits import Dropped, clashing, duplicates, fill_splits, leaks, split_of
+from data_processing.splits import Dropped, check_dropped, clashing, contradictions, duplicates, fill_splits, leaks, split_of
 from data_processing.staging import StagedTable, staged
 
 TABLES: tuple[TableName, ...] = ("sft", "preference", "prompts", "unpaired")
+
+REPEATS = "repeat the content of another row of it"
+OPPOSED = "contradict another row of it (the same answers the other way round)"
+LEAKS = "have the prompt of a row in a split held out further"
+_KEYS = ("duplicates", "contradictions", "leaks")
+_TOLD = ("repeat others", "contradict one another", "leak into other splits")
 
 Row = dict[str, Any]
 Generated = dict[tuple[TableName, Split], list[Row]]
@@ -33,7 +39,7 @@ def prepare(config: DataConfig, output: Path, seed: int) -> dict[str, Any]:
     """Write `<table>/<split>.parquet` for every table with rows, and `summary.json`; return the summary with previews.
 
     Sources are read once, row by row. Raises `ConfigError` where a source is not there or nothing is to be prepared,
-    `DataError` for too many bad rows, duplicates and leaks that are not allowed, or when no row is left.
+    `DataError` for too many bad rows, duplicates, contradictions or leaks, or when no row is left.
     """
     sources = [SourceRows(table, source, place, config.max_bad_fraction) for place, table, source in _sources(config)]
     if not sources and config.procedures is None:
@@ -42,14 +48,14 @@ def prepare(config: DataConfig, output: Path, seed: int) -> dict[str, Any]:
     tables = _staged(config, generated, sources, output)
     keys = {name: table.keys for name, table in tables.items()}
     filled = fill_splits(keys, _prompts(generated), config.validation_fraction, config.test_fraction)
-    repeats = duplicates(keys, lambda name, row: tables[name].describe(row), config.allow_duplicates)
-    leaking = leaks(keys, repeats, lambda name, row: tables[name].describe(row), config.allow_leaks)
-    stays = {name: ~(repeats.rows[name] | leaking.rows[name]) for name in tables}
+    dropped = _dropped(tables, keys)
+    check_dropped(dropped, config.max_duplicate_fraction)
+    stays = {name: ~np.logical_or.reduce([its.rows[name] for its in dropped.values()]) for name in tables}
     clashes = {name: clashing(keys[name].ids, stays[name]) for name in tables}
     counts = {name: rows for name, table in tables.items() if (rows := table.keep(stays[name], clashes[name]))}
-    summary = _summary(counts, generated, sources, repeats, leaking)
+    summary = _summary(counts, generated, sources, dropped)
     n_clashing = sum(int(mask.sum()) for mask in clashes.values())
-    summary["warnings"] = [*_warnings(summary, filled, n_clashing), *(line for rows in sources for line in rows.unused)]
+    summary["warnings"] = [*_warnings(summary, filled, n_clashing), *(line for rows in sources for line in rows.notes)]
     (output / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     # Previews stay out of the artifact: their number is operational, and must not change what is stored.
     return {**summary, "previews": {name: _first_rows(output, name, config.preview_rows) for name in summary["rows"]}}
@@ -58,7 +64,7 @@ def prepare(config: DataConfig, output: Path, seed: int) -> dict[str, Any]:
 def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
     """Name, size and sha256 of every local file the config names, by source; Hugging Face datasets are named only."""
     return [
-        {"place": place, "files": file_fingerprint(source.path, f"{place}.path")}
+        {"place": place, "files": file_fingerprint(source, f"{place}.path")}
         for place, _, source in _sources(config)
         if source.kind is SourceKind.file
     ]
@@ -80,7 +86,7 @@ def _staged(config: DataConfig, generated: Generated, sources: list[SourceRows],
                     tables[name].add(row, row_key(row), split, f"{SOURCE} {split} row", number)
             for rows in (rows for rows in sources if rows.table == name):
                 for row, key, raw in rows:
-                    *_, prompt = key
+                    _, _, prompt, _ = key
                     split = split_of(prompt, config.validation_fraction, config.test_fraction)
                     tables[name].add(row, key, split, raw.origin, raw.number)
     return tables
@@ -90,21 +96,37 @@ def _prompts(generated: Generated) -> Hashes:
     return np.array([prompt_key(prompt_of(row)) for rows in generated.values() for row in rows], np.uint64)
 
 
-def _summary(
-    counts: Counts, generated: Generated, sources: list[SourceRows], repeats: Dropped, leaking: Dropped
-) -> dict[str, Any]:
+def _dropped(tables: dict[TableName, StagedTable], keys: dict[TableName, TableKeys]) -> dict[str, Dropped]:
+    """The rows that go, by the reason why; each for one reason only."""
+
+    def describe(name: TableName, row: int) -> str:
+        return tables[name].describe(row)
+
+    repeats = duplicates(keys, describe)
+    opposed = contradictions(keys, repeats.rows, describe)
+    leaking = leaks(keys, {name: repeats.rows[name] | opposed.rows[name] for name in keys}, describe)
+    return {REPEATS: repeats, OPPOSED: opposed, LEAKS: leaking}
+
+
+def _summary(counts: Counts, generated: Generated, sources: list[SourceRows], dropped: dict[str, Dropped]) -> dict[str, Any]:
     """Rows by table: what was read and what is used; and what became of the difference."""
     if not counts:
-        raise DataError("no table has a row; raise the row counts of data.procedures or add sources")
+        raise _nothing_left(sources, dropped)
     made = {name: sum(len(rows) for (table, _), rows in generated.items() if table == name) for name in TABLES}
     read = {name: made[name] + sum(rows.n_read for rows in sources if rows.table == name) for name in TABLES}
     return {
         "read": {name: count for name, count in read.items() if count},
         "rows": counts,
         "bad_rows": {"count": sum(rows.n_bad for rows in sources), "listed": [bad for rows in sources for bad in rows.bad]},
-        "duplicates": {"count": repeats.count, "listed": repeats.lines},
-        "leaks": {"count": leaking.count, "listed": leaking.lines},
+        **{key: {"count": its.count, "listed": its.lines} for key, its in zip(_KEYS, dropped.values(), strict=True)},
     }
+
+
+def _nothing_left(sources: list[SourceRows], dropped: dict[str, Dropped]) -> DataError:
+    """The error for tables without rows: why those that were read cannot be used, if any were."""
+    reasons = [rows.why_none() for rows in sources if rows.n_bad]
+    reasons += [f"{its.count} rows {key}: {its.lines[0]}" for key, its in zip(_TOLD, dropped.values(), strict=True) if its.count]
+    return DataError("no table has a row: " + ("\n".join(reasons) or "raise the row counts of data.procedures or add sources"))
 
 
 def _warnings(summary: dict[str, Any], filled: Filled, n_clashing: int) -> Iterator[str]:
@@ -117,6 +139,7 @@ def _warnings(summary: dict[str, Any], filled: Filled, n_clashing: int) -> Itera
     told = {
         "rows could not be used; see summary.json": summary["bad_rows"]["count"],
         "repeated rows were dropped; see summary.json": summary["duplicates"]["count"],
+        "rows that contradict one another were dropped; see summary.json": summary["contradictions"]["count"],
         "leaking rows were dropped; see summary.json": summary["leaks"]["count"],
         "rows have the id of another row of their table: the hash of their content was added to it": n_clashing,
     }

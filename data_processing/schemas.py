@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import msgspec
 import pyarrow as pa
@@ -19,12 +19,14 @@ import pyarrow.parquet as pq
 from data_processing.errors import DataError
 
 TableName = Literal["sft", "preference", "unpaired", "prompts", "rollouts", "predictions", "scores"]
-Role = Literal["system", "user", "assistant", "tool"]
-ROLES: tuple[str, ...] = get_args(Role)
 
 MESSAGE = pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
 MESSAGES = pa.list_(pa.field("item", MESSAGE, nullable=False))
 IDS = pa.list_(pa.field("item", pa.int32(), nullable=False))
+# What turns hold beside role and content (data_processing/turns.py).
+TURNS = pa.list_(
+    pa.field("item", pa.struct([pa.field("side", pa.string()), pa.field("index", pa.int32()), pa.field("keys", pa.string())]))
+)
 FLOATS = pa.list_(pa.field("item", pa.float32(), nullable=False))
 
 
@@ -39,12 +41,29 @@ def _schema(**columns: pa.DataType | tuple[pa.DataType]) -> pa.Schema:
 
 
 SCHEMAS: dict[str, pa.Schema] = {
-    "sft": _schema(id=pa.string(), messages=MESSAGES),
+    "sft": _schema(id=pa.string(), messages=MESSAGES, turns=(TURNS,), tools=(pa.string(),)),
     "preference": _schema(
-        id=pa.string(), prompt=MESSAGES, chosen=MESSAGES, rejected=MESSAGES, margin=(pa.float64(),), detail=(pa.string(),)
+        id=pa.string(),
+        prompt=MESSAGES,
+        chosen=MESSAGES,
+        rejected=MESSAGES,
+        margin=(pa.float64(),),
+        detail=(pa.string(),),
+        turns=(TURNS,),
+        tools=(pa.string(),),
     ),
-    "unpaired": _schema(id=pa.string(), prompt=MESSAGES, response=MESSAGES, desirable=pa.bool_()),
-    "prompts": _schema(id=pa.string(), prompt=MESSAGES, label=(pa.string(),), source=pa.string()),
+    "unpaired": _schema(
+        id=pa.string(), prompt=MESSAGES, response=MESSAGES, desirable=pa.bool_(), turns=(TURNS,), tools=(pa.string(),)
+    ),
+    "prompts": _schema(
+        id=pa.string(),
+        prompt=MESSAGES,
+        label=(pa.string(),),
+        source=pa.string(),
+        turns=(TURNS,),
+        tools=(pa.string(),),
+        extra=(pa.string(),),
+    ),
     "rollouts": _schema(
         prompt_id=pa.string(),
         step=pa.int64(),
@@ -140,8 +159,12 @@ def read_table(name: TableName, path: Path) -> pa.Table:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"table '{name}': {path} is not a readable Parquet file: {error}") from error
+    # Tables written before an optional column was thought of are as good as those without a value in it.
+    for field in SCHEMAS[name]:
+        if field.nullable and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     validate_table(name, table, where=str(path))
-    return table.cast(SCHEMAS[name])
+    return table.select(SCHEMAS[name].names).cast(SCHEMAS[name])
 
 
 def validate_table(name: TableName, table: pa.Table, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Which split a row belongs to, and rows that stand where they must not: duplicates and leaks.
+"""Which split a row belongs to, and rows that stand where they must not: duplicates, contradictions and leaks.
 
 Rows are split by their prompt, so a prompt of the sources stands in one split, whatever the table. The built-in task gives
 its rows their splits: a leak is a row whose prompt also stands in a split that is held out further, in any table.
@@ -6,6 +6,7 @@ its rows their splits: a leak is a row whose prompt also stands in a split that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -80,43 +81,63 @@ class Dropped:
         return sum(int(mask.sum()) for mask in self.rows.values())
 
 
-def duplicates(tables: Tables, describe: Describe, allowed: bool) -> Dropped:
-    """Rows whose content came before in their table; raises `DataError` where there are any and they are not allowed."""
+def duplicates(tables: Tables, describe: Describe) -> Dropped:
+    """Rows whose content came before in their table."""
     dropped = _none_dropped(tables)
     for table, keys in tables.items():
         for row, first in _repeats(keys.contents):
             dropped.rows[table][row] = True
             if len(dropped.lines) < LISTED:
                 dropped.lines.append(f"{describe(table, row)} repeats {describe(table, first)}")
-    if dropped.count and not allowed:
-        raise DataError(
-            f"{dropped.count} rows repeat the content of another row of their table; remove them, or set "
-            f"data.allow_duplicates=true to keep the first of each. The first of them:{_listed(dropped)}"
-        )
     return dropped
 
 
-def leaks(tables: Tables, gone: Dropped, describe: Describe, allowed: bool) -> Dropped:
+def contradictions(tables: Tables, gone: Mapping[TableName, Mask], describe: Describe) -> Dropped:
+    """Rows whose opposite is in their table too: a pair and the pair with its sides swapped, an answer judged both ways.
+
+    Both go: which of them is right cannot be told. Rows that are `gone` already take no part.
+    """
+    dropped = _none_dropped(tables)
+    for table, keys in tables.items():
+        if not len(keys.opposites):
+            continue
+        stays = ~gone[table]
+        dropped.rows[table][stays] = _among(keys.opposites[stays], np.sort(keys.contents[stays]))
+        for row in np.flatnonzero(dropped.rows[table])[: LISTED - len(dropped.lines)].tolist():
+            other = int((stays & (keys.contents == keys.opposites[row])).argmax())
+            dropped.lines.append(f"{describe(table, row)} contradicts {describe(table, other)}")
+    return dropped
+
+
+def leaks(tables: Tables, gone: Mapping[TableName, Mask], describe: Describe) -> Dropped:
     """Rows whose prompt is also in a split held out further (test, then validation), in any table.
 
-    Rows that are `gone` already take no part. Raises `DataError` where there are leaks and they are not allowed.
+    Rows that are `gone` already take no part.
     """
     dropped = _none_dropped(tables)
     for split in reversed(range(len(SPLITS) - 1)):
-        held = {table: ~gone.rows[table] & (keys.splits > split) for table, keys in tables.items()}
+        held = {table: ~gone[table] & (keys.splits > split) for table, keys in tables.items()}
         held_prompts = np.sort(np.concatenate([keys.prompts[held[table]] for table, keys in tables.items()]))
         for table, keys in tables.items():
-            leaking = ~gone.rows[table] & (keys.splits == split) & _among(keys.prompts, held_prompts)
+            leaking = ~gone[table] & (keys.splits == split) & _among(keys.prompts, held_prompts)
             dropped.rows[table][leaking] = True
             for row in np.flatnonzero(leaking)[: LISTED - len(dropped.lines)].tolist():
                 holder = _holder(tables, held, keys.prompts[row])
                 dropped.lines.append(f"{describe(table, row)} leaks {describe(*holder)}")
-    if dropped.count and not allowed:
-        raise DataError(
-            f"{dropped.count} rows have the prompt of a row in a split held out further; remove them, or set "
-            f"data.allow_leaks=true to drop the copy nearer to training. The first of them:{_listed(dropped)}"
-        )
     return dropped
+
+
+def check_dropped(dropped: Mapping[str, Dropped], max_fraction: float) -> None:
+    """Raise `DataError` where more than `max_fraction` of a table's rows go for one of these reasons."""
+    for what, its in dropped.items():
+        for table, rows in its.rows.items():
+            count = int(rows.sum())
+            if count > max_fraction * len(rows):
+                raise DataError(
+                    f"{count} of {len(rows)} rows of table '{table}' {what}, more than data.max_duplicate_fraction={max_fraction} "
+                    f"allows: remove them, or set it to {_ceiling(count / len(rows))} to have them dropped. "
+                    f"The first of them:{_listed(its)}"
+                )
 
 
 def clashing(ids: Hashes, stays: Mask) -> Mask:
@@ -129,6 +150,11 @@ def clashing(ids: Hashes, stays: Mask) -> Mask:
 
 def _none_dropped(tables: Tables) -> Dropped:
     return Dropped({table: np.zeros(len(keys), bool) for table, keys in tables.items()})
+
+
+def _ceiling(fraction: float) -> float:
+    """The fraction rounded up to what people write."""
+    return math.ceil(fraction * 100) / 100
 
 
 def _listed(dropped: Dropped) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,14 @@ class EvaluationJob:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A row of the prompts table and its tokens under the model's chat template."""
+    """A row of the prompts table and its tokens under the model's chat template; `extra` are its source's further columns."""
 
     id: str
     messages: Sequence[dict[str, str]]
     label: str | None
     source: str
     ids: list[int]
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Answer:
     def to_scored_response(self) -> ScoredResponse:
         """The answer as rewards see it."""
         prompt = self.prompt
-        return ScoredResponse(prompt.id, prompt.messages, prompt.label, prompt.ids, self.response_ids, self.text)
+        return ScoredResponse(prompt.id, prompt.messages, prompt.label, prompt.ids, self.response_ids, self.text, prompt.extra)
 
     def to_row(self, model_name: str) -> dict[str, Any]:
         """A row of the `predictions` table."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from data_processing.errors import DataError
 from data_processing.schemas import TableName, read_table
+from data_processing.turns import extra_of, messages_of, tools_of
 from evaluation.job import EvaluationJob, Prompt
 from evaluation.row_selection import DrawnRow, count_rows, draw_rows, fitting, named
 from rlhf_core.batching.refused import named as named_lines
@@ -32,7 +33,8 @@ def read_prompts(job: EvaluationJob, renderer: Renderer) -> list[Prompt]:
         raise DataError("table 'prompts', split 'test' has no rows; give it some, for example by data.test_fraction")
 
     def render(row: Mapping[str, Any]) -> Prompt:
-        return Prompt(row["id"], row["prompt"], row["label"], row["source"], renderer.prompt_ids(row["prompt"]))
+        ids = renderer.prompt_ids(messages_of(row, "prompt"), tools_of(row))
+        return Prompt(row["id"], row["prompt"], row["label"], row["source"], ids, extra_of(row))
 
     prompts, refused = _rendered(job, "prompts", table, render)
     rows = [DrawnRow(prompt.id, prompt.source, len(prompt.ids)) for prompt in prompts]
@@ -52,7 +54,7 @@ def read_held_out(job: EvaluationJob) -> list[tuple[str, TokenRow]]:
     renderer = Renderer(load_tokenizer(job.model, trust_remote_code=True), None)
 
     def render(row: Mapping[str, Any]) -> tuple[str, TokenRow]:
-        return row["id"], renderer.conversation(row["messages"])
+        return row["id"], renderer.conversation(messages_of(row, "messages"), tools_of(row))
 
     conversations, refused = _rendered(job, "sft", table, render)
     rows = [DrawnRow(id, "", len(tokens)) for id, tokens in conversations]

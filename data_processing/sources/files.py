@@ -1,24 +1,30 @@
-"""Which local files a source names, what they hold, and their fingerprint. Knows nothing about row shapes."""
+"""Data files of all types as rows. Knows nothing about row shapes."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
+import gzip
+import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_processing.errors import ConfigError, DataError
+from data_processing.errors import DataError
+from data_processing.sources.found import compression_of, data_type_of
+from data_processing.sources.turn import MEDIA
 
 _BATCH_ROWS = 1024  # of columnar files turned into Python objects at a time
 _BUFFER_BYTES = 1 << 20
 _decoded = msgspec.json.Decoder().decode
+_UNREADABLE = (pa.ArrowException, OSError, EOFError, zlib.error, tarfile.TarError, csv.Error, UnicodeDecodeError)
 
 
 class RawRow(NamedTuple):
@@ -33,60 +39,24 @@ class RawRow(NamedTuple):
     problem: str = ""
 
 
-def source_files(path: str, field: str) -> list[Path]:
-    """The files that `path` (file, folder or data_type@dir) names, sorted; raises `ConfigError` naming `field`."""
-    data_type, at, folder = path.partition("@")
-    if at and not Path(path).exists():
-        if data_type not in READERS:
-            raise ConfigError(f"{field}: unknown data type '{data_type}' in '{path}'; allowed: {', '.join(READERS)}")
-        return _files_below(Path(folder), {data_type}, field)
-    if Path(path).is_dir():
-        return _files_below(Path(path), set(READERS), field)
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"{field}: no file or folder at '{path}'; give a path that exists, or set the source's kind to 'huggingface'"
-        )
-    if data_type_of(Path(path)) not in READERS:
-        raise ConfigError(f"{field}: '{path}' ends in none of {', '.join('.' + name for name in READERS)}; convert it")
-    return [Path(path)]
-
-
-def _files_below(folder: Path, types: set[str], field: str) -> list[Path]:
-    if not folder.is_dir():
-        raise ConfigError(f"{field}: no folder at '{folder}'; give one that exists")
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and data_type_of(f) in types)
-    found = sorted({data_type_of(f) for f in files})
-    if not files:
-        raise ConfigError(f"{field}: no file of type {', '.join(sorted(types))} below '{folder}'; check the folder")
-    if len(found) > 1:
-        raise ConfigError(
-            f"{field}: '{folder}' holds files of several types ({', '.join(found)}); name one, for example {found[0]}@{folder}"
-        )
-    return files
-
-
-def data_type_of(file: Path) -> str:
-    """The type of a file by its ending, for example "jsonl"."""
-    return file.suffix.lower().removeprefix(".")
-
-
-def file_fingerprint(path: str, field: str) -> list[dict[str, Any]]:
-    """Name, size in bytes and sha256 of every file that `path` names."""
-    return [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in source_files(path, field)]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def read_files(files: list[Path]) -> Iterator[RawRow]:
     """Rows of `files` in order, numbered from 1 in each; raises `DataError` for a file that is no such file at all."""
     for file in files:
+        data_type = str(data_type_of(file))
         try:
-            yield from READERS[data_type_of(file)](file)
-        except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: not a readable {data_type_of(file)} file: {error}; write it again or remove it") from error
+            yield from READERS[data_type](file)
+        except _UNREADABLE as error:
+            raise DataError(f"{file}: not a readable {data_type} file: {error}; write it again or remove it") from error
+
+
+def _open(file: Path) -> IO[bytes]:
+    """The bytes of a file, decompressed."""
+    compression = compression_of(file)
+    if compression == "gzip":
+        return cast(IO[bytes], gzip.open(file, "rb"))
+    if compression == "zstd":
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), _BUFFER_BYTES)
+    return file.open("rb", buffering=_BUFFER_BYTES)
 
 
 def _read_parquet(file: Path) -> Iterator[RawRow]:
@@ -114,15 +84,18 @@ def _numbered(file: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow]
 
 
 def _read_json_lines(file: Path) -> Iterator[RawRow]:
-    origin = f"{file.name} line"
-    with file.open("rb", buffering=_BUFFER_BYTES) as stream:
-        for number, line in enumerate(stream, 1):
-            if line.isspace():
-                continue
-            try:
-                yield _object_row(origin, number, _json_value(line))
-            except (ValueError, RecursionError) as error:
-                yield RawRow(origin, number, None, f"not valid JSON: {error}")
+    with _open(file) as stream:
+        yield from _json_lines(f"{file.name} line", stream)
+
+
+def _json_lines(origin: str, lines: Iterable[bytes]) -> Iterator[RawRow]:
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
+        try:
+            yield _object_row(origin, number, _json_value(line))
+        except (ValueError, RecursionError) as error:
+            yield RawRow(origin, number, None, f"not valid JSON: {error}")
 
 
 def _json_value(line: bytes) -> Any:
@@ -136,7 +109,8 @@ def _json_value(line: bytes) -> Any:
 def _read_json(file: Path) -> Iterator[RawRow]:
     """A list of objects, or an object with one list in it; a file of JSON lines under this ending is read as such."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        with _open(file) as stream:
+            content = json.loads(stream.read().decode("utf-8-sig"))
     except (json.JSONDecodeError, RecursionError) as error:
         if str(error).startswith("Extra data"):
             yield from _read_json_lines(file)
@@ -156,13 +130,88 @@ def _values(content: Any) -> list[Any]:
 def _read_csv(file: Path) -> Iterator[RawRow]:
     csv.field_size_limit(sys.maxsize)
     origin = f"{file.name} row"
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        for number, row in enumerate(csv.DictReader(stream), 1):
+    with _open(file) as stream:
+        reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+        names = list(reader.fieldnames or [])
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"{file}: the header names {twice!r} twice; rename or remove one of the columns")
+        for number, row in enumerate(reader, 1):
             # DictReader keeps surplus cells under None and fills missing cells with None.
             if None in row or None in row.values():
                 yield RawRow(origin, number, None, "has another number of cells than the header")
             else:
                 yield RawRow(origin, number, dict(row))
+
+
+def _read_text(file: Path) -> Iterator[RawRow]:
+    """A row a line, as the datasets library has it."""
+    with _open(file) as stream:
+        for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig"), 1):
+            if not line.isspace():
+                yield RawRow(f"{file.name} line", number, {"text": line.rstrip("\r\n")})
+
+
+def _read_tar(file: Path) -> Iterator[RawRow]:
+    """A row a sample: members that follow one another with the same name up to its first dot, as WebDataset writes them.
+
+    A .json member gives columns, a .txt member the column `text`; a .jsonl member gives rows of its own.
+    """
+    sample: tuple[str, dict[str, Any], str] | None = None  # name, columns, problem
+    number = 0
+    with _open(file) as stream, tarfile.open(fileobj=stream, mode="r|") as shard:
+        for member in shard:
+            folder, _, base = member.name.rpartition("/")
+            stem, _, ending = base.partition(".")
+            if not member.isfile() or not stem or folder.startswith("__MACOSX"):
+                continue
+            content = cast(IO[bytes], shard.extractfile(member))
+            if ending in ("jsonl", "ndjson"):
+                yield from _json_lines(f"{file.name} {member.name} line", content)
+                continue
+            name = f"{folder}/{stem}"
+            if sample is not None and sample[0] != name:
+                number += 1
+                yield _sample_row(file, number, *sample[1:])
+                sample = None
+            _, values, problem = sample or (name, {}, "")
+            sample = (name, values, problem or _take_member(values, ending, content.read()))
+    if sample is not None:
+        yield _sample_row(file, number + 1, *sample[1:])
+    # A shard that ends between two members looks whole to tarfile; compressed ones have an end of their own.
+    if compression_of(file) is None and any(_last_bytes(file, tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError("it ends without the mark of its end, so it was cut")
+
+
+def _last_bytes(file: Path, count: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(-min(count, file.stat().st_size), io.SEEK_END)
+        return stream.read()
+
+
+def _sample_row(file: Path, number: int, values: dict[str, Any], problem: str) -> RawRow:
+    return RawRow(f"{file.name} sample", number, None if problem else values, problem)
+
+
+def _take_member(values: dict[str, Any], ending: str, content: bytes) -> str:
+    """Put a member of a sample into its columns; what is wrong with it, if anything."""
+    kind = ending.rpartition(".")[2].lower()
+    try:
+        if kind == "json":
+            decoded = _json_value(content)
+            if not isinstance(decoded, dict):
+                return f"member .{ending} is a JSON {type(decoded).__name__}, expected an object"
+            values.update(decoded)
+        elif kind in ("txt", "text"):
+            values["text"] = content.decode("utf-8-sig")
+        elif kind in MEDIA:
+            values[kind] = content
+        elif kind == "cls" or kind.startswith("__"):
+            values[kind] = content.decode()
+        else:
+            return f"has a member that ends in .{ending}, allowed: .json, .jsonl, .txt"
+    except (ValueError, RecursionError) as error:
+        return f"member .{ending} cannot be read: {error}"
+    return ""
 
 
 def _object_row(origin: str, number: int, value: Any) -> RawRow:
@@ -177,4 +226,6 @@ READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     "json": _read_json,
     "csv": _read_csv,
     "arrow": _read_arrow,
+    "txt": _read_text,
+    "tar": _read_tar,
 }

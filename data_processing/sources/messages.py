@@ -6,21 +6,10 @@ import json
 import re
 from typing import Any
 
-Message = dict[str, str]
+from data_processing.sources.turn import KNOWN_KEYS, BadRow, kind, plain_turn, turn
+from data_processing.turns import PLAIN_KEYS, Message
 
-ROLE_NAMES: dict[str, str] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "tool": "tool",
-}
 _TRANSCRIPT_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-
-
-class BadRow(Exception):
-    """A row that cannot be used; the message is the reason."""
 
 
 def conversation(value: Any, column: str) -> list[Message]:
@@ -34,12 +23,18 @@ def prompt(value: Any, column: str) -> list[Message]:
 
 
 def messages(value: Any, column: str, text_role: str) -> list[Message]:
-    """The messages of a cell with a list of them, or with a text, which is one message of `text_role` to the letter."""
+    """The messages of a cell with a list of them, or with one, or with a text, which is one of `text_role` to the letter.
+
+    A system message that says nothing is left out.
+    """
     if isinstance(value, str):
-        return [_message(text_role, value, column)]
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"'{column}' is {_kind(value)}, expected text or a list of messages")
-    said = [_from_object(item, column, i) for i, item in enumerate(value)]
+        return [plain_turn(text_role, value, column)]
+    items = [value] if isinstance(value, dict) else value
+    if not isinstance(items, list) or not items:
+        raise BadRow(f"'{column}' is {kind(value)}, expected text or a list of messages")
+    said = [message for i, item in enumerate(items) if (message := turn(item, column, i)) is not None]
+    if not said:
+        raise BadRow(f"'{column}' holds nothing but an empty system message")
     if "system" in [message["role"] for message in said[1:]]:
         raise BadRow(f"'{column}' has a system message that is not the first")
     return said
@@ -58,7 +53,15 @@ def json_messages(value: Any) -> list[Any]:
 
 def text(value: Any, column: str) -> str:
     """A cell that must be a non-empty text."""
-    return _message("user", value, column)["content"]
+    content: str = plain_turn("user", value, column)["content"]
+    return content
+
+
+def unknown_keys(value: Any) -> set[str]:
+    """The keys of a cell's messages that nothing here makes use of."""
+    items = json_messages(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    rich = (item for item in items if isinstance(item, dict) and len(item) > PLAIN_KEYS)
+    return {key for item in rich for key in item.keys() - KNOWN_KEYS if item[key] not in (None, [], {}, "")}
 
 
 def _objects(value: Any) -> list[Any]:
@@ -70,29 +73,6 @@ def _objects(value: Any) -> list[Any]:
     except (ValueError, RecursionError):
         return []
     return decoded if isinstance(decoded, list) and all(isinstance(item, dict) for item in decoded) else []
-
-
-def _from_object(item: Any, column: str, index: int) -> Message:
-    """A message written as role and content, or as from and value."""
-    if not isinstance(item, dict):
-        raise BadRow(f"'{column}[{index}]' is {_kind(item)}, expected an object with role and content (or from and value)")
-    role, content = ("role", "content") if "role" in item else ("from", "value")
-    name, said = item.get(role), item.get(content)
-    if not isinstance(name, str) or name not in ROLE_NAMES:
-        raise BadRow(f"'{column}[{index}]' has role {name!r}, allowed: {', '.join(ROLE_NAMES)}")
-    if not isinstance(said, str) or not said.strip():
-        raise _no_text(said, f"{column}[{index}].{content}")
-    return {"role": ROLE_NAMES[name], "content": said}
-
-
-def _message(role: str, content: Any, place: str) -> Message:
-    if not isinstance(content, str) or not content.strip():
-        raise _no_text(content, place)
-    return {"role": role, "content": content}
-
-
-def _no_text(value: Any, place: str) -> BadRow:
-    return BadRow(f"'{place}' is empty" if isinstance(value, str) else f"'{place}' is {_kind(value)}, expected text")
 
 
 def _transcript(value: Any) -> list[Message]:
@@ -107,8 +87,4 @@ def _transcript(value: Any) -> list[Message]:
     if turns[-1] == ("Assistant", ""):
         turns.pop()
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [_message(roles[speaker], said, f"turn {i} of the transcript") for i, (speaker, said) in enumerate(turns, 1)]
-
-
-def _kind(value: Any) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}" + (" without entries" if value == [] else "")
+    return [plain_turn(roles[speaker], said, f"turn {i} of the transcript") for i, (speaker, said) in enumerate(turns, 1)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from data_processing.schemas import TableName
-from data_processing.sources.messages import BadRow, Message
+from data_processing.sources.turn import BadRow
+from data_processing.turns import TEXT_ROLE, Message
 
 
 class Record(NamedTuple):
-    """A prompt, perhaps a response, perhaps a worse one."""
+    """A prompt, perhaps a response, perhaps a worse one; or, as a prompt of one turn of role `text`, a text without turns."""
 
     prompt: list[Message]
     response: list[Message] | None = None
@@ -23,6 +24,10 @@ def check(record: Record, table: TableName) -> None:
     template makes of it (roles that it refuses, turns that it trims) is for the stages to see.
     """
     roles = [message["role"] for message in record.prompt]
+    if roles == [TEXT_ROLE]:
+        if table != "sft":
+            raise BadRow(f"is a text without turns, which only the sft table takes, not '{table}'")
+        return
     if "user" not in roles:
         raise BadRow("has no user turn before the answer")
     if roles[-1] == "assistant":
@@ -41,8 +46,16 @@ def check(record: Record, table: TableName) -> None:
     # All assistant turns of a conversation are learnt, and the first would have nothing before it.
     if table == "sft" and roles[0] == "assistant":
         raise BadRow("starts with an assistant turn: put a user or system turn before it, or remove it")
+    if table == "sft" and not any(_is_learnt(message) for message in (*record.prompt, *record.response)):
+        raise BadRow("nothing is learnt from it: every assistant turn has weight 0")
 
 
 def _check_answer(turns: list[Message], name: str) -> None:
     if not turns[0]["role"] == turns[-1]["role"] == "assistant":
         raise BadRow(f"the {name} does not start and end with an assistant turn")
+    if not any(_is_learnt(message) for message in turns) and name == "rejected":
+        raise BadRow("the rejected answer has weight 0")
+
+
+def _is_learnt(message: Message) -> bool:
+    return message["role"] == "assistant" and "weight" not in message

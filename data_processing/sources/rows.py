@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data_processing.config import SourceKind, TableSource
 from data_processing.errors import DataError
-from data_processing.keys import RowKey, content_key, id_key, prompt_key
+from data_processing.keys import RowKey, source_row_key
 from data_processing.schemas import TableName
-from data_processing.sources.files import RawRow, read_files, source_files
+from data_processing.sources.columns import OWN_COLUMNS, ROW_BUILDERS, extra_columns, json_text, row_tools
+from data_processing.sources.files import RawRow, read_files
+from data_processing.sources.found import found_files
 from data_processing.sources.hub import read_hub
-from data_processing.sources.messages import BadRow
-from data_processing.sources.recognise import recognise
+from data_processing.sources.messages import unknown_keys
+from data_processing.sources.recognise import BEFORE, WORSE, Shape, recognise
 from data_processing.sources.record import Record, check
+from data_processing.sources.turn import BadRow, refuse_media
+from data_processing.turns import TEXT_ROLE, pack_turns
 
 LISTED_BAD_ROWS = 20
 LISTED_COLUMNS = 10
@@ -29,9 +31,9 @@ SourceRow = tuple[Row, RowKey, RawRow]  # a row of a table, its key, and what it
 class SourceRows:
     """The rows of one source for one table, read as they are iterated over: once.
 
-    Meanwhile it counts the rows, lists number and reason of the first bad ones, and gathers the columns that rows have and that
-    were not used. `place` is the source's place in the config, for messages. Iterating raises `ConfigError` where the source is
-    not there, and at the end `DataError` where it was empty or had too many bad rows.
+    Meanwhile it counts the rows, lists number and reason of the first bad ones, and gathers the columns and the keys of messages
+    that rows have and that were not used. `place` is the source's place in the config, for messages. Iterating raises
+    `ConfigError` where the source is not there, and at the end `DataError` where it was empty or had too many bad rows.
     """
 
     def __init__(self, table: TableName, source: TableSource, place: str, max_bad_fraction: float) -> None:
@@ -40,10 +42,11 @@ class SourceRows:
         self.n_bad = 0
         self.bad: list[dict[str, str]] = []
         self._unused: set[str] = set()
+        self._passed_over: list[str] = []
         self._source, self._place, self._max_bad_fraction = source, place, max_bad_fraction
 
     def __iter__(self) -> Iterator[SourceRow]:
-        for raw in islice(_raw_rows(self._source, self._place), self._source.max_rows):
+        for raw in islice(self._raw_rows(), self._source.max_rows):
             self.n_read += 1
             try:
                 row, key = self._row(raw)
@@ -54,30 +57,61 @@ class SourceRows:
         self._check()
 
     @property
-    def unused(self) -> list[str]:
-        """A line on the columns that were not used, if there are any."""
-        names = sorted(self._unused)
-        shown = ", ".join(repr(name) for name in names[:LISTED_COLUMNS]) + (", ..." if len(names) > LISTED_COLUMNS else "")
-        return [f"{self._place}: columns that were not used: {shown}"] if names else []
+    def notes(self) -> list[str]:
+        """A line on the columns that were not used, and one on the files that are no data, if there are any."""
+        told = {"columns that were not used": sorted(self._unused), "passed over": self._passed_over}
+        return [f"{self._place}: {what}: {_listed(names)}" for what, names in told.items() if names]
+
+    def why_none(self) -> str:
+        """What was read and why none of it could be used, for messages."""
+        listed = "".join(f"\n  {bad['row']}: {bad['reason']}" for bad in self.bad)
+        return f"{self.n_bad} of {self.n_read} rows of '{self._source.path}' cannot be used{listed}"
 
     def _row(self, raw: RawRow) -> tuple[Row, RowKey]:
         if raw.values is None:
             raise BadRow(raw.problem)
-        values = raw.values
-        if self._source.columns:
-            values = {self._source.columns.get(name, name): value for name, value in values.items()}
+        values = self._renamed(raw.values)
+        refuse_media(values, "column ")
         record, shape = recognise(values, self.table)
         check(record, self.table)
-        self._unused |= {name for name in values.keys() - shape.uses - OWN_COLUMNS[self.table] if values[name] is not None}
-        return self._with_key(ROW_BUILDERS[self.table](record, values), record, _given_id(values))
+        row = ROW_BUILDERS[self.table](record, values)
+        if tools := row_tools(values):
+            if record.prompt[0]["role"] == TEXT_ROLE:
+                raise BadRow("has tools beside a 'text', which is no conversation")
+            row["tools"] = json_text(tools, "tools")
+        self._note_unused(values, shape, record, row)
+        return self._finished(row, record, values)
 
-    def _with_key(self, row: Row, record: Record, given_id: str | None) -> tuple[Row, RowKey]:
+    def _renamed(self, values: Row) -> Row:
+        if not self._source.columns:
+            return values
+        renamed = {self._source.columns.get(name, name): value for name, value in values.items()}
+        if len(renamed) < len(values):
+            names = [self._source.columns.get(name, name) for name in values]
+            raise BadRow(f"has two columns {next(n for n in names if names.count(n) > 1)!r} once they are renamed by 'columns'")
+        return renamed
+
+    def _note_unused(self, values: Row, shape: Shape, record: Record, row: Row) -> None:
+        """Columns and keys that are not used; in the prompts table the columns travel with the row instead."""
+        used = shape.uses if self.table == "preference" else shape.uses - WORSE
+        unused = [name for name in values.keys() - used - OWN_COLUMNS[self.table] - BEFORE if values[name] is not None]
+        if self.table == "prompts":
+            if extra := extra_columns(values, shape, record):
+                row["extra"] = json_text(extra, "extra")
+        elif unused:
+            self._unused.update(unused)
+        for name in shape.uses:
+            value = values.get(name)
+            if value.__class__ is not str or value.startswith("["):
+                self._unused.update(f"{name}[].{key}" for key in unknown_keys(value))
+
+    def _finished(self, row: Row, record: Record, values: Row) -> tuple[Row, RowKey]:
+        """The row with its id and key, as it stands in the table."""
         try:
-            content = content_key(row)
-            row["id"] = given_id or f"{content:016x}"
-            key = id_key(row["id"]), content, prompt_key(record.prompt)
+            key = source_row_key(row, _given_id(values), record.prompt)
         except UnicodeEncodeError as error:
             raise BadRow(f"holds text that is not valid Unicode: {error}") from error
+        pack_turns(row)
         if self.table == "prompts":
             path = self._source.path
             row["source"] = path if self._source.kind is SourceKind.huggingface else Path(path).name
@@ -99,11 +133,16 @@ class SourceRows:
                 f"data.max_bad_fraction={self._max_bad_fraction}; correct them or raise the limit. The first of them:{listed}"
             )
 
+    def _raw_rows(self) -> Iterator[RawRow]:
+        if self._source.kind is SourceKind.huggingface:
+            return read_hub(self._source, f"{self._place}.path")
+        found = found_files(self._source, f"{self._place}.path")
+        self._passed_over = found.passed_over
+        return read_files(found.files)
 
-def _raw_rows(source: TableSource, place: str) -> Iterator[RawRow]:
-    if source.kind is SourceKind.huggingface:
-        return read_hub(source, f"{place}.path")
-    return read_files(source_files(source.path, f"{place}.path"))
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names[:LISTED_COLUMNS]) + (", ..." if len(names) > LISTED_COLUMNS else "")
 
 
 def _given_id(values: Row) -> str | None:
@@ -113,66 +152,3 @@ def _given_id(values: Row) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise BadRow(f"'id' is a {type(value).__name__}, expected text or a whole number")
     return str(value)
-
-
-def _sft_row(record: Record, values: Row) -> Row:
-    return {"messages": [*record.prompt, *(record.response or [])]}
-
-
-def _preference_row(record: Record, values: Row) -> Row:
-    row = {"prompt": record.prompt, "chosen": record.response, "rejected": record.rejected}
-    return {**row, "margin": _margin(values.get("margin")), "detail": None}
-
-
-def _prompts_row(record: Record, values: Row) -> Row:
-    return {"prompt": record.prompt, "label": _label(values.get("label"))}
-
-
-def _unpaired_row(record: Record, values: Row) -> Row:
-    return {"prompt": record.prompt, "response": record.response, "desirable": _flag(values.get("desirable"))}
-
-
-def _margin(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        margin = float(value)
-    except (TypeError, ValueError):
-        margin = math.nan
-    if not math.isfinite(margin):
-        raise BadRow(f"'margin' is {value!r}, expected a finite number")
-    return margin
-
-
-def _label(value: Any) -> str | None:
-    """What a verifier needs: text as it is, anything else as JSON."""
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise BadRow(f"'label' cannot be written as JSON: {error}") from error
-
-
-def _flag(value: Any) -> bool:
-    flags = {"true": True, "1": True, "false": False, "0": False}
-    flag = flags.get(str(value).strip().lower())
-    if flag is None:
-        raise BadRow(f"'desirable' is {value!r}, expected true or false")
-    return flag
-
-
-# Columns that a table takes from a row of any shape.
-OWN_COLUMNS: dict[str, frozenset[str]] = {
-    "sft": frozenset({"id"}),
-    "preference": frozenset({"id", "margin"}),
-    "prompts": frozenset({"id", "label"}),
-    "unpaired": frozenset({"id", "desirable"}),
-}
-
-ROW_BUILDERS: dict[str, Callable[[Record, Row], Row]] = {
-    "sft": _sft_row,
-    "preference": _preference_row,
-    "prompts": _prompts_row,
-    "unpaired": _unpaired_row,
-}

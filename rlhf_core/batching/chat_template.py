@@ -17,11 +17,13 @@ from jinja2.exceptions import TemplateError
 from data_processing.errors import ConfigError, DataError
 from rlhf_core.batching.chat_templates import BUNDLED, marks, read_template
 from rlhf_core.batching.rendering import Rendering, check_arguments
+from rlhf_core.batching.shown import with_reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # role, content, and what else the turn holds (data_processing/turns.py)
+Tools = Sequence[Mapping[str, Any]] | None  # the functions that a conversation may call
 
 _QUESTION: Message = {"role": "user", "content": "Hello"}
 # The two answers that the template is tried with.
@@ -49,18 +51,22 @@ class ChatTemplate:
         except DataError as error:
             raise ConfigError(f"chat_template fails on one question and answer: {error}") from error
 
-    def opening(self, messages: Sequence[Message]) -> str:
+    def given(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with reasoning where this template looks for it."""
+        return with_reasoning(messages, in_content="</think>" in self._template)
+
+    def opening(self, messages: Sequence[Message], tools: Tools = None) -> str:
         """The text that an answer to `messages` follows: they, and the opening of an assistant turn."""
         if not messages:
             raise DataError("a conversation starts with an assistant turn: put a user or system turn before it")
-        return self._render(messages, add_generation_prompt=True) + self._heading
+        return self._render(messages, add_generation_prompt=True, tools=tools) + self._heading
 
-    def turn(self, messages: Sequence[Message]) -> tuple[str, str]:
+    def turn(self, messages: Sequence[Message], tools: Tools = None) -> tuple[str, str]:
         """Texts before and of the last message, an assistant turn; the second ends with the token that ends the turn."""
         *before, answer = messages
-        opening = self.opening(before)
+        opening = self.opening(before, tools)
         thought, content = self._thought(answer["content"])
-        rendered = self._render([*before, {"role": "assistant", "content": content}], add_generation_prompt=False)
+        rendered = self._render([*before, {**answer, "content": content}], add_generation_prompt=False, tools=tools)
         start = opening.removesuffix(self._unanswered) if thought else opening
         where, end = f"message {len(before)}, an assistant turn,", self.end_token + self._after_end
         if not rendered.startswith(start):
@@ -85,6 +91,24 @@ class ChatTemplate:
             "templates that drop earlier reasoning do): give rows with a single assistant turn, or set model.chat_template to one "
             "that keeps turns as they were" + (f" (bundled for these control tokens: {fitting})" if fitting else "")
         )
+
+    def check_calls(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Raise `DataError` where the template renders the same without the functions that may be called, or without the calls."""
+        if tools and self.opening(messages, tools) == self.opening(messages):
+            raise DataError(
+                "the chat template does not render tools, so the functions of this row would be left out: give another template in "
+                "model.chat_template, or rows without tools"
+            )
+        for number, message in enumerate(messages):
+            if not message.get("tool_calls"):
+                continue
+            *before, _ = beginning = list(messages[: number + 1])
+            silent = {name: value for name, value in message.items() if name != "tool_calls"}
+            if self._render(beginning, False, tools) == self._render([*before, silent], False, tools):
+                raise DataError(
+                    f"the chat template does not render the tool calls of message {number}: give another template in "
+                    "model.chat_template, or rows without tool calls"
+                )
 
     @cached_property
     def _bundled_alike(self) -> list[str]:
@@ -115,10 +139,10 @@ class ChatTemplate:
         rest = answer.lstrip()
         return reasoning + close + answer.removesuffix(rest), rest
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        plain = [{"role": message["role"], "content": self._content(message["content"])} for message in messages]
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Tools = None) -> str:
+        plain = [{**message, "content": self._content(message["content"])} for message in messages]
         try:
-            return self._applied(self._template, plain, add_generation_prompt)
+            return self._applied(self._template, plain, add_generation_prompt, tools)
         except TemplateError as error:
             raise DataError(f"the chat template refuses a conversation with roles {_roles(messages)}: {error}") from error
         except Exception as error:  # what a faulty expression raises: a TypeError, a KeyError, anything
@@ -127,9 +151,16 @@ class ChatTemplate:
                 "or give another in model.chat_template"
             ) from error
 
-    def _applied(self, template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+    def _applied(
+        self, template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, tools: Tools = None
+    ) -> str:
         text: str = self._tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt, **self._arguments
+            messages,
+            tools=tools,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **self._arguments,
         )
         return text
 

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from data_processing.errors import ConfigError
-from rlhf_core.batching.chat_template import ChatTemplate, Message
+from data_processing.errors import ConfigError, DataError
+from data_processing.turns import PLAIN_KEYS, TEXT_ROLE
+from rlhf_core.batching.chat_template import ChatTemplate, Message, Tools
 from rlhf_core.batching.growing import GrowingTokens, always_splits
+from rlhf_core.batching.literal import LiteralText
 from rlhf_core.batching.rendering import Rendering, read_rendering
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.shown import check_shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +47,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.template: str = chat_template or _own_template(tokenizer) or _plain_template(tokenizer)
         self._text = ChatTemplate(tokenizer, self.template, rendering or _own_rendering(tokenizer))
+        self._literal = LiteralText(tokenizer)
         self._end_id: int = tokenizer.convert_tokens_to_ids(self._text.end_token)
         self._split = self._text.end_token if always_splits(tokenizer, self._text.end_token) else None
         if self.prompt_ids([{"role": "user", "content": "Hello"}])[:2] == [tokenizer.bos_token_id] * 2:
@@ -55,38 +59,77 @@ class Renderer:
         eos = self.tokenizer.eos_token_id
         return [self._end_id] if eos is None or eos == self._end_id else [self._end_id, eos]
 
-    def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
-        """What the sampler is given: the prompt's messages and the opening of an assistant turn."""
-        return self._encode(self._text.opening(prompt))
+    def prompt_ids(self, prompt: Sequence[Message], tools: Tools = None) -> list[int]:
+        """What the sampler is given: the prompt's messages and the opening of an assistant turn.
 
-    def prompt_and_response(self, prompt: Sequence[Message], response: Sequence[Message]) -> TokenRow:
-        """Prompt, then response; targets are the assistant turns of the response. Starts with `prompt_ids(prompt)`."""
-        return self._row([*prompt, *response], first_target=len(prompt))
+        Raises `DataError`, as the others do, for what the template refuses or leaves out.
+        """
+        messages, functions = self._given(prompt, tools)
+        text = self._text.opening(messages, functions)
+        check_shown(messages, text, first_learnt=len(messages))
+        return self._literal.encode(text)
 
-    def conversation(self, messages: Sequence[Message]) -> TokenRow:
-        """The conversation up to the end of its last assistant turn; targets are all assistant turns."""
-        return self._row(messages, first_target=0)
+    def prompt_and_response(self, prompt: Sequence[Message], response: Sequence[Message], tools: Tools = None) -> TokenRow:
+        """Prompt, then response; targets are the assistant turns of the response. Starts with `prompt_ids(prompt, tools)`."""
+        return self._row([*prompt, *response], len(prompt), tools)
 
-    def _row(self, messages: Sequence[Message], first_target: int) -> TokenRow:
-        """Row whose targets are the assistant turns from message `first_target` on; without any it is the bare prompt."""
-        text, tokens = "", GrowingTokens(self._encode, self._split)
+    def conversation(self, messages: Sequence[Message], tools: Tools = None) -> TokenRow:
+        """The conversation up to the end of its last assistant turn; targets are all assistant turns.
+
+        One message of role `text` is rendered without a template, and learnt whole.
+        """
+        if [message["role"] for message in messages] == [TEXT_ROLE]:
+            return self._plain_text(messages[0]["content"])
+        return self._row(messages, 0, tools)
+
+    def _row(self, messages: Sequence[Message], first_target: int, tools: Tools) -> TokenRow:
+        """Row whose targets are the assistant turns from message `first_target` on; without any it is the bare prompt.
+
+        Turns of weight 0 are no targets, but what follows them is behind them.
+        """
+        text, tokens = "", GrowingTokens(self._literal.encode, self._split)
         is_target: list[bool] = []
-        for i in range(first_target, len(messages)):
-            if messages[i]["role"] != "assistant":
+        given, functions = self._given(messages, tools)
+        last = 0
+        for i in range(first_target, len(given)):
+            if given[i]["role"] != "assistant":
                 continue
-            opening, answer = self._text.turn(messages[: i + 1])
+            opening, answer = self._text.turn(given[: i + 1], functions)
             if not opening.startswith(text):
                 raise self._text.rewrites(i, text, opening)
             is_target += [False] * tokens.add(opening.removeprefix(text))
-            is_target += [True] * tokens.add(answer)
+            is_target += [messages[i].get("weight", 1) != 0] * tokens.add(answer)
             tokens.end_turn(self._end_id)
-            text = opening + answer
-        ids = tokens.ids or self.prompt_ids(messages)
-        return TokenRow(ids, is_target or [False] * len(ids))
+            text, last = opening + answer, i + 1
+        if not last:
+            ids = self.prompt_ids(messages, tools)
+            return TokenRow(ids, [False] * len(ids))
+        check_shown(given[:last], text, first_target)
+        return TokenRow(tokens.ids, is_target)
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return ids
+    def _given(self, messages: Sequence[Message], tools: Tools) -> tuple[Sequence[Message], Tools]:
+        """The messages and tools as the template gets them: control tokens that people typed are broken."""
+        rich = bool(tools) or any(len(message) > PLAIN_KEYS for message in messages)
+        if not rich:
+            typed = any(self._literal.first_in(message["content"]) for message in messages)
+            return (self._literal.marked(list(messages)) if typed else messages), None
+        seen = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
+        given, tools = self._text.given(self._literal.marked(seen)), self._literal.marked(tools)
+        self._text.check_calls(given, tools)
+        return given, tools
+
+    def _plain_text(self, text: str) -> TokenRow:
+        """BOS where the tokenizer puts one, the text, EOS. A control token in the text would be none of ours to put there."""
+        bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token or self._text.end_token
+        adds_bos = bos is not None and self.tokenizer("Hello")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        bare = text.removeprefix(bos or "").removesuffix(eos)
+        if typed := self._literal.first_in(bare):
+            raise DataError(
+                f"a text without turns holds {typed!r}, a control token of this model: give the conversation in 'messages' and leave "
+                "the control tokens to the chat template, or remove them"
+            )
+        ids = self._literal.encode((bos if adds_bos else "") + bare + eos)
+        return TokenRow(ids, [False] + [True] * (len(ids) - 1))
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from data_processing.errors import DataError
 from data_processing.schemas import read_table
+from data_processing.turns import messages_of, tools_of
 from rlhf_core.batching.refused import render_rows
 from rlhf_core.batching.rows import TokenRow, apply_overlong
 from rlhf_core.batching.templates import Renderer
@@ -61,7 +62,7 @@ class Splits:
 
 def conversation(renderer: Renderer, row: Mapping[str, Any]) -> Example:
     """A row of the sft table: the assistant turns are the targets. Raises `DataError` where there is none."""
-    tokens = renderer.conversation(row["messages"])
+    tokens = renderer.conversation(messages_of(row, "messages"), tools_of(row))
     if not tokens.n_targets:
         raise DataError("not a single token to learn from: a row needs an assistant turn")
     return Example(row["id"], (tokens,))
@@ -69,10 +70,14 @@ def conversation(renderer: Renderer, row: Mapping[str, Any]) -> Example:
 
 def pair(renderer: Renderer, row: Mapping[str, Any]) -> Example:
     """A row of the preference table: (chosen, rejected), each behind the shared prompt. Raises `DataError` for a tie."""
-    chosen, rejected = (renderer.prompt_and_response(row["prompt"], row[name]) for name in ("chosen", "rejected"))
+    chosen, rejected = (_side(renderer, row, name) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise DataError("chosen and rejected have the same tokens: they differ at most in what the chat template does not render")
     return Example(row["id"], (chosen, rejected), margin=row["margin"] or 0.0)
+
+
+def _side(renderer: Renderer, row: Mapping[str, Any], name: str) -> TokenRow:
+    return renderer.prompt_and_response(messages_of(row, "prompt"), messages_of(row, name), tools_of(row))
 
 
 def read_examples(

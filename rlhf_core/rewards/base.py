@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from rlhf_core.batching.chat_template import Message
 
@@ -13,7 +13,8 @@ from rlhf_core.batching.chat_template import Message
 class ScoredResponse:
     """One response as a scorer sees it: messages and text for people, token ids for models, the prompt's label or None.
 
-    `text` is without special tokens; `response_ids` are exactly what was sampled.
+    `text` is without special tokens; `response_ids` are exactly what was sampled; `extra` are the further columns that the
+    prompt's row had in its source, by name.
     """
 
     prompt_id: str
@@ -22,6 +23,7 @@ class ScoredResponse:
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
     text: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Scorer(Protocol):

@@ -116,14 +116,14 @@ def test_where_a_token_may_be_missed_everything_is_encoded() -> None:
 def test_encoded_text_grows_with_the_conversation_and_not_with_its_square(case: Any) -> None:
     def encoded_characters(turns: int) -> int:
         renderer, counted = case.renderer(), 0
-        encode = renderer._encode
+        encode = renderer._literal.encode
 
         def count(text: str) -> list[int]:
             nonlocal counted
             counted += len(text)
             return encode(text)
 
-        renderer._encode = count
+        renderer._literal.encode = count
         renderer.conversation(case.messages * turns)
         return counted
 

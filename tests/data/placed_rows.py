@@ -21,16 +21,16 @@ class PlacedRow:
         return f"{self.table}/{self.split} id {self.row['id']} (file row {self.row['id']})"
 
 
-def without_duplicates(rows: list[PlacedRow], allowed: bool) -> tuple[list[PlacedRow], list[str]]:
+def without_duplicates(rows: list[PlacedRow]) -> tuple[list[PlacedRow], list[str]]:
     by_table = _by_table(rows)
-    dropped = duplicates(_keys(by_table), lambda table, row: str(by_table[table][row]), allowed)
+    dropped = duplicates(_keys(by_table), lambda table, row: str(by_table[table][row]))
     return _kept(rows, by_table, dropped)
 
 
-def without_leaks(rows: list[PlacedRow], allowed: bool) -> tuple[list[PlacedRow], list[str]]:
+def without_leaks(rows: list[PlacedRow]) -> tuple[list[PlacedRow], list[str]]:
     by_table = _by_table(rows)
-    nothing = Dropped({table: np.zeros(len(rows), bool) for table, rows in by_table.items()})
-    dropped = leaks(_keys(by_table), nothing, lambda table, row: str(by_table[table][row]), allowed)
+    nothing = {table: np.zeros(len(rows), bool) for table, rows in by_table.items()}
+    dropped = leaks(_keys(by_table), nothing, lambda table, row: str(by_table[table][row]))
     return _kept(rows, by_table, dropped)
 
 

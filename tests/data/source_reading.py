@@ -14,10 +14,10 @@ class Read:
     n_read: int
     n_bad: int
     bad: list[dict[str, str]]
-    unused: list[str]
+    notes: list[str]
 
 
 def read_source(table: TableName, source: TableSource, place: str, max_bad_fraction: float) -> Read:
     source_rows = SourceRows(table, source, place, max_bad_fraction)
     rows = [row for row, _, _ in source_rows]
-    return Read(rows, source_rows.n_read, source_rows.n_bad, source_rows.bad, source_rows.unused)
+    return Read(rows, source_rows.n_read, source_rows.n_bad, source_rows.bad, source_rows.notes)

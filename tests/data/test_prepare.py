@@ -131,7 +131,7 @@ def test_rows_of_one_prompt_share_a_split_whatever_tables_and_sources_they_are_i
                 "procedures": None,
                 "validation_fraction": validation,
                 "test_fraction": test,
-                "allow_duplicates": True,
+                "max_duplicate_fraction": 1.0,
                 **{table: [source.model_dump() for source in listed] for table, listed in given.items()},
             }
         )
@@ -148,7 +148,7 @@ def test_rows_of_one_prompt_share_a_split_whatever_tables_and_sources_they_are_i
 def test_rows_do_not_move_when_other_rows_and_tables_are_added(tmp_path: Path) -> None:
     first = jsonl(tmp_path / "first.jsonl", questions(100))
     others = [jsonl(tmp_path / f"{i}.jsonl", [{"id": j, **row} for j, row in enumerate(questions(80, 50 * i))]) for i in (1, 2)]
-    fractions = {"validation_fraction": 0.2, "test_fraction": 0.2, "allow_duplicates": True}
+    fractions = {"validation_fraction": 0.2, "test_fraction": 0.2, "max_duplicate_fraction": 1.0}
     prepare(DataConfig(procedures=None, sft=[first], **fractions), tmp_path / "few", seed=0)
     prepare(DataConfig(procedures=SMALL, sft=[others[0], first], prompts=others, **fractions), tmp_path / "many", seed=1)
     few, many = (split_by_prompt(tmp_path / name) for name in ("few", "many"))
@@ -212,7 +212,7 @@ def test_ids_that_start_again_in_each_file_are_told_apart_and_nothing_is_lost(tm
     (tmp_path / "chat").mkdir()
     for name, start in (("a", 0), ("b", 10)):
         jsonl(tmp_path / "chat" / f"{name}.jsonl", [{"id": i, **row} for i, row in enumerate(questions(11, start))])
-    config = DataConfig(procedures=None, sft=[TableSource(path=str(tmp_path / "chat"))], allow_duplicates=True)
+    config = DataConfig(procedures=None, sft=[TableSource(path=str(tmp_path / "chat"))], max_duplicate_fraction=1.0)
     summary = prepare(config, tmp_path / "out", seed=0)
     rows = [row for split in tables(tmp_path / "out")["sft"].values() for row in split]
     asked = sorted(int(row["messages"][0]["content"].removeprefix("Question ").removesuffix("?")) for row in rows)
@@ -250,8 +250,7 @@ def test_the_summary_is_stored_and_lists_bad_rows_duplicates_and_leaks(tmp_path:
         validation_fraction=0.0,
         test_fraction=0.0,
         max_bad_fraction=0.1,
-        allow_duplicates=True,
-        allow_leaks=True,
+        max_duplicate_fraction=1.0,
     )
     summary = prepare(config, tmp_path / "out", seed=0)
     assert summary["bad_rows"]["count"] == 1
@@ -279,22 +278,98 @@ def test_the_summary_names_the_columns_that_are_not_used_and_the_table_that_nobo
     assert "table 'unpaired' is written, but no stage of this version reads it" in warnings
 
 
-@pytest.mark.parametrize("setting", ["allow_duplicates", "allow_leaks"])
-def test_duplicates_and_leaks_stop_the_run_unless_each_is_allowed(tmp_path: Path, setting: str) -> None:
-    rows = [*questions(60), *questions(60)] if setting == "allow_duplicates" else questions(60)
-    rows += [] if setting == "allow_duplicates" else [{"prompt": prompt, "response": "So."} for prompt in held_out_prompts(4)]
-    config = DataConfig(procedures=SMALL, sft=[jsonl(tmp_path / "rows.jsonl", rows)], test_fraction=0.4)
-    with pytest.raises(DataError, match=f"data.{setting}=true"):
+def pairs(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"Question {i}?", "chosen": f"Yes {i}.", "rejected": f"No {i}."} for i in range(count)]
+
+
+def swapped(pair: dict[str, Any]) -> dict[str, Any]:
+    return {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]}
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "key", "told"),
+    [
+        ("sft", [*questions(57), *questions(3)], "duplicates", "repeat the content of another row"),
+        (
+            "sft",
+            [*questions(57), *({"prompt": p, "response": "So."} for p in held_out_prompts(3))],
+            "leaks",
+            "have the prompt of a row in a split held out further",
+        ),
+        ("preference", [*pairs(57), *map(swapped, pairs(3))], "contradictions", "contradict another row"),
+        (
+            "unpaired",
+            [*({**row, "label": True} for row in questions(57)), *({**row, "label": False} for row in questions(3))],
+            "contradictions",
+            "contradict another row",
+        ),
+    ],
+)
+def test_duplicates_contradictions_and_leaks_are_dropped_and_counted_up_to_a_share_and_stop_the_stage_above_it(
+    tmp_path: Path, table: str, rows: list[dict[str, Any]], key: str, told: str
+) -> None:
+    gone = 6 if key == "contradictions" else 3  # of a contradiction both sides go
+    made = sum(len(its) for (name, _), its in procedures_rows(SMALL, seed=0).items() if name == table)
+    source = jsonl(tmp_path / "rows.jsonl", rows)
+    share = gone / (60 + made)
+    config = DataConfig.model_validate(
+        {"procedures": SMALL.model_dump(), table: [source], "max_duplicate_fraction": share, "test_fraction": 0.0}
+    )
+    summary = prepare(config, tmp_path / "out", seed=0)
+    assert sum(summary["rows"][table].values()) == 60 + made - gone
+    assert {name: summary[name]["count"] for name in ("duplicates", "contradictions", "leaks")} == {
+        **dict.fromkeys(("duplicates", "contradictions", "leaks"), 0),
+        key: gone,
+    }
+    assert len(summary[key]["listed"]) == gone
+    assert [line for line in summary["warnings"] if line.startswith(f"{gone} ")]
+    stricter = config.model_copy(update={"max_duplicate_fraction": share - 0.001})
+    with pytest.raises(DataError, match=rf"{gone} of {60 + made} rows of table '{table}' {told}.*max_duplicate_fraction="):
+        prepare(stricter, tmp_path / "again", seed=0)
+
+
+def test_the_share_that_the_error_names_is_enough(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", [*questions(50), *questions(7)])
+    config = DataConfig(procedures=None, sft=[source])
+    with pytest.raises(DataError, match=r"7 of 57 rows .* set it to 0\.13 to have them dropped"):
         prepare(config, tmp_path / "out", seed=0)
-    prepare(config.model_copy(update={setting: True}), tmp_path / "again", seed=0)
+    assert prepare(config.model_copy(update={"max_duplicate_fraction": 0.13}), tmp_path / "again", seed=0)["read"] == {"sft": 57}
+
+
+def test_a_few_repeats_are_dropped_with_default_settings(tmp_path: Path) -> None:
+    summary = prepare(
+        DataConfig(procedures=None, sft=[jsonl(tmp_path / "a.jsonl", [*questions(986), *questions(14)])]), tmp_path, 0
+    )
+    assert summary["duplicates"]["count"] == 14
+    assert sum(summary["rows"]["sft"].values()) == 986
+
+
+@pytest.mark.parametrize("name", ["allow_duplicates", "allow_leaks"])
+def test_settings_of_earlier_versions_mean_all_or_none(name: str) -> None:
+    fractions = [DataConfig.model_validate({name: allowed}).max_duplicate_fraction for allowed in (True, False)]
+    assert fractions == [1.0, 0.0]
+    assert DataConfig.model_validate({name: True, "max_duplicate_fraction": 0.1}).max_duplicate_fraction == 0.1
+
+
+def test_where_no_row_can_be_used_the_reasons_are_told(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", [{"query": str(i), "reply": "x"} for i in range(8)])
+    config = DataConfig(procedures=None, sft=[source], max_bad_fraction=1.0)
+    with pytest.raises(
+        DataError, match=r"8 of 8 rows of '.*rows\.jsonl' cannot be used\n  rows\.jsonl line 1: columns \['query', 'reply'\]"
+    ):
+        prepare(config, tmp_path / "out", seed=0)
+    source = jsonl(tmp_path / "rows.jsonl", [*pairs(4), *map(swapped, pairs(4))])
+    config = DataConfig(procedures=None, preference=[source], max_duplicate_fraction=1.0)
+    with pytest.raises(DataError, match=r"no table has a row: 8 rows contradict one another"):
+        prepare(config, tmp_path / "out", seed=0)
 
 
 @pytest.mark.parametrize("alike", ["{}", " {}\n", "\ufeff{}", "{}\u200b"])
 def test_a_prompt_of_the_built_in_task_leaks_in_whatever_form_a_source_has_it(tmp_path: Path, alike: str) -> None:
     row = {"prompt": alike.format(held_out_prompts(1)[0]).replace("review", "REVIEW"), "response": "So."}
     source = jsonl(tmp_path / "rows.jsonl", [row])
-    config = DataConfig(procedures=SMALL, sft=[source], validation_fraction=0.0, test_fraction=0.0)
-    with pytest.raises(DataError, match=r"1 rows have the prompt of a row in a split held out further(.|\n)*leaks prompts/test"):
+    config = DataConfig(procedures=SMALL, sft=[source], validation_fraction=0.0, test_fraction=0.0, max_duplicate_fraction=0.01)
+    with pytest.raises(DataError, match=r"1 of 14 rows .* held out further(.|\n)*leaks prompts/test"):
         prepare(config, tmp_path / "out", seed=0)
 
 
@@ -307,8 +382,7 @@ def test_rows_of_many_row_groups_keep_their_order_and_lose_only_what_repeats_or_
         unpaired=[jsonl(tmp_path / "rows.jsonl", [{**row, "desirable": True} for row in [*rows, rows[1_000], leaking]])],
         validation_fraction=0.0,
         test_fraction=0.0,
-        allow_duplicates=True,
-        allow_leaks=True,
+        max_duplicate_fraction=1.0,
     )
     summary = prepare(config, tmp_path / "out", seed=0)
     written = tables(tmp_path / "out")["unpaired"]
@@ -353,7 +427,7 @@ def test_a_table_whose_rows_all_leak_is_left_out(tmp_path: Path) -> None:
         unpaired=[jsonl(tmp_path / "judged.jsonl", judged)],
         validation_fraction=0.0,
         test_fraction=0.0,
-        allow_leaks=True,
+        max_duplicate_fraction=1.0,
     )
     assert "unpaired" not in prepare(config, tmp_path / "out", seed=0)["rows"]
     assert list(tables(tmp_path / "out")) == ["sft", "preference", "prompts"]

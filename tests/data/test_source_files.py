@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data_processing.config import SourceKind, TableSource
 from data_processing.errors import AlignflowError, ConfigError, DataError
-from data_processing.sources.files import RawRow, file_fingerprint, read_files, source_files
+from data_processing.sources.files import RawRow, read_files
+from data_processing.sources.found import file_fingerprint, found_files
 from tests.data.source_reading import Read, read_source
 
 ROWS: list[dict[str, Any]] = [
@@ -44,7 +45,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def values(path: Path | str) -> list[dict[str, Any] | None]:
-    return [raw.values for raw in read_files(source_files(str(path), "data.sft[0].path"))]
+    return [raw.values for raw in read_files(found_files(TableSource(path=str(path)), "data.sft[0].path").files)]
 
 
 def read_sft(path: Path | str, max_bad_fraction: float = 0.0, **settings: Any) -> Read:
@@ -102,12 +103,12 @@ def test_a_path_with_an_at_sign_that_exists_is_a_path(tmp_path: Path) -> None:
         ("{tmp}", "no file of type"),
         ("jsonl@{tmp}", "no file of type jsonl"),
         ("jsonl@{tmp}/none", "no folder at"),
-        ("xml@{tmp}", "unknown data type 'xml' .* allowed: parquet, jsonl, json, csv, arrow"),
-        ("{tmp}/rows.txt", "ends in none of .parquet, .jsonl"),
+        ("xml@{tmp}", "unknown data type 'xml' .* allowed: parquet, jsonl, ndjson, json, csv, arrow"),
+        ("{tmp}/rows.xml", "ends in none of .parquet, .jsonl"),
     ],
 )
 def test_paths_that_name_nothing_readable_say_field_value_and_what_is_allowed(tmp_path: Path, path: str, message: str) -> None:
-    (tmp_path / "rows.txt").write_text("x")
+    (tmp_path / "rows.xml").write_text("x")
     with pytest.raises(ConfigError, match=rf"data\.sft\[0\]\.path: .*{message}"):
         read_sft(path.format(tmp=tmp_path))
 
@@ -205,10 +206,10 @@ def test_long_csv_cells_and_a_byte_order_mark_are_no_problem(tmp_path: Path) -> 
 
 def test_the_fingerprint_follows_the_content_of_the_files(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", ROWS)
-    before = file_fingerprint(str(path), "data.sft[0].path")
-    assert before == file_fingerprint(str(tmp_path), "data.sft[0].path")
+    before = file_fingerprint(TableSource(path=str(path)), "data.sft[0].path")
+    assert before == file_fingerprint(TableSource(path=str(tmp_path)), "data.sft[0].path")
     write(path, ROWS[1:])
-    assert file_fingerprint(str(path), "data.sft[0].path") != before
+    assert file_fingerprint(TableSource(path=str(path)), "data.sft[0].path") != before
 
 
 def test_hugging_face_datasets_are_read_by_name_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +227,7 @@ def test_a_dataset_that_cannot_be_had_is_a_config_error_that_says_what_to_do() -
         read_sft("no-one/nothing", kind="huggingface")
 
 
-@pytest.mark.parametrize("option", [{"split": "test"}, {"subset": "en"}, {"revision": "main"}])
+@pytest.mark.parametrize("option", [{"subset": "en"}, {"revision": "main"}])
 def test_options_of_hugging_face_datasets_are_refused_for_files(option: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="only apply to kind 'huggingface'"):
         TableSource(path="rows.jsonl", **option)  # type: ignore[arg-type]

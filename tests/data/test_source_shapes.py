@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from data_processing.config import TableSource
 from data_processing.errors import DataError
 from data_processing.schemas import TableName, to_table, validate_table
-from data_processing.sources.messages import BadRow
 from data_processing.sources.recognise import recognise
 from data_processing.sources.record import Record, check
+from data_processing.sources.turn import BadRow
 from tests.data.source_reading import Read, read_source
 
 Row = dict[str, Any]
@@ -106,7 +106,7 @@ def test_each_known_shape_gives_prompt_and_responses(row: Row, record: Record) -
         ({"messages": []}, "without entries"),
         ({"messages": None}, "fit no known shape"),
         ({"messages": ["Why?"]}, r"'messages\[0\]' is a str"),
-        ({"messages": [{"role": "boss", "content": "Why?"}]}, "role 'boss', allowed: system, user"),
+        ({"messages": [{"role": "boss", "content": "Why?"}]}, "role 'boss', allowed: system, developer, user"),
         ({"messages": [{"role": ["user"], "content": "Why?"}]}, r"role \['user'\], allowed"),
         ({"messages": [user("Why?"), {"role": "assistant", "content": None}]}, r"'messages\[1\].content' is missing"),
         ({"messages": [user("Why?"), assistant("  ")]}, r"'messages\[1\].content' is empty"),
@@ -280,7 +280,11 @@ def read(tmp_path: Path, table: TableName, rows: list[Row], **options: Any) -> R
             },
         ),
         ("prompts", {"prompt": "1+1?", "label": 2}, {"prompt": [user("1+1?")], "label": "2", "source": "rows.jsonl"}),
-        ("prompts", {"prompt": "1+1?", "response": "2"}, {"prompt": [user("1+1?")], "label": None, "source": "rows.jsonl"}),
+        (
+            "prompts",
+            {"prompt": "1+1?", "response": "2"},
+            {"prompt": [user("1+1?")], "label": None, "source": "rows.jsonl", "extra": '{"response":"2"}'},
+        ),
         (
             "unpaired",
             {"prompt": "Why?", "response": "Because.", "desirable": "False"},

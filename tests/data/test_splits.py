@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_processing.config import Split
-from data_processing.errors import DataError
 from data_processing.keys import TableKeys, normalised, prompt_key, prompt_of
 from data_processing.splits import clashing, split_of
 from tests.data.placed_rows import (
@@ -62,40 +61,38 @@ def test_known_prompts_keep_their_split_for_good() -> None:
     [prompt_row("Why?", "2"), prompt_row("Why?", "1"), prompt_row("Why?", "1", split="test")],
     ids=["same content", "same id and content", "both, in another split"],
 )
-def test_duplicates_stop_the_run_or_are_dropped_and_told(repeat: PlacedRow) -> None:
+def test_duplicates_are_found_and_told(repeat: PlacedRow) -> None:
     rows = [prompt_row("Why?", "1"), repeat]
-    with pytest.raises(DataError, match=r"1 rows repeat(.|\n)*allow_duplicates(.|\n)*file row 1"):
-        without_duplicates(rows, allowed=False)
-    kept, dropped = without_duplicates(rows, allowed=True)
+    kept, dropped = without_duplicates(rows)
     assert kept == rows[:1]
     assert len(dropped) == 1
+    assert dropped[0].startswith(str(repeat))
+    assert dropped[0].endswith(f"repeats {rows[0]}")
 
 
 def test_rows_that_share_a_prompt_or_an_id_only_are_no_duplicates() -> None:
     prompts = [prompt_row("Why?", "1"), prompt_row("Why?", "3", label="x"), prompt_row("How?", "3")]
     rows = [sft_row("Why?", "1"), sft_row("Why?", "2"), *prompts]
-    assert without_duplicates(rows, allowed=False) == (rows, [])
+    assert without_duplicates(rows) == (rows, [])
 
 
 @pytest.mark.parametrize("text", ["Why?", "why?", " Why? \n"])
 @pytest.mark.parametrize(("nearer", "further"), [("train", "test"), ("train", "validation"), ("validation", "test")])
 def test_a_prompt_in_two_splits_is_a_leak_and_the_copy_nearer_to_training_goes(nearer: Split, further: Split, text: str) -> None:
     rows = [sft_row(text, "1", nearer), prompt_row("Why?", "2", further), sft_row("How?", "3", nearer)]
-    with pytest.raises(DataError, match=rf"1 rows (.|\n)*allow_leaks(.|\n)*sft/{nearer} id 1 (.|\n)*prompts/{further} id 2"):
-        without_leaks(rows, allowed=False)
-    kept, dropped = without_leaks(rows, allowed=True)
+    kept, dropped = without_leaks(rows)
     assert kept == rows[1:]
-    assert len(dropped) == 1
+    assert dropped == [f"{rows[0]} leaks {rows[1]}"]
 
 
 def test_an_id_in_two_splits_is_no_leak_where_the_prompts_differ() -> None:
     rows = [prompt_row("a", "1", "train"), prompt_row("b", "1", "test"), sft_row("c", "1", "validation")]
-    assert without_leaks(rows, allowed=False) == (rows, [])
+    assert without_leaks(rows) == (rows, [])
 
 
 def test_the_same_prompt_within_one_split_is_no_leak() -> None:
     rows = [sft_row("Why?", "1"), prompt_row("Why?", "2"), sft_row("Why?", "3")]
-    assert without_leaks(rows, allowed=False) == (rows, [])
+    assert without_leaks(rows) == (rows, [])
 
 
 def test_earlier_turns_and_system_prompts_make_prompts_different() -> None:
@@ -122,7 +119,7 @@ placed_rows = st.lists(
 @settings(deadline=None)
 @given(placed_rows)
 def test_after_dropping_no_prompt_stands_in_two_splits(rows: list[PlacedRow]) -> None:
-    kept, _ = without_leaks(rows, allowed=True)
+    kept, _ = without_leaks(rows)
     assert kept == plainly_without_leaks(rows)
     places: dict[Any, set[str]] = {}
     for placed in kept:
@@ -133,7 +130,7 @@ def test_after_dropping_no_prompt_stands_in_two_splits(rows: list[PlacedRow]) ->
 
 @given(placed_rows)
 def test_rows_are_repeats_by_their_hashes_just_where_they_are_by_all_that_they_hold(rows: list[PlacedRow]) -> None:
-    kept, dropped = without_duplicates(rows, allowed=True)
+    kept, dropped = without_duplicates(rows)
     assert kept == plainly_without_duplicates(rows)
     assert len(dropped) == min(len(rows) - len(kept), 10)
 
@@ -220,7 +217,7 @@ def test_prompts_with_a_given_split_stay_there() -> None:
 def test_rows_that_stay_clash_where_they_share_an_id() -> None:
     keys = TableKeys()
     for number, row_id in enumerate([7, 8, 7, 7, 9]):
-        keys.add((row_id, number, number), "train", "row", number)
+        keys.add((row_id, number, number, None), "train", "row", number)
     stays = np.array([True, True, False, True, True])
     assert clashing(keys.ids, stays).tolist() == [True, False, False, True, False]
     assert not clashing(keys.ids, np.array([True, True, False, False, True])).any()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data_processing.errors import DataError
 from data_processing.schemas import read_table, to_table, write_table
+from data_processing.turns import extra_of, messages_of, tools_of
 from rlhf_core.batching.balance import order
 from rlhf_core.batching.chat_template import Message
 from rlhf_core.batching.refused import named, render_rows
@@ -31,12 +32,13 @@ from rlhf_core.rollout.base import Generation
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One row of the prompts table with the token ids that the sampler is given."""
+    """One row of the prompts table with the token ids that the sampler is given; `extra` are its source's further columns."""
 
     id: str
     messages: Sequence[Message]
     label: str | None
     ids: list[int]
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Prompt]:
@@ -53,7 +55,8 @@ def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Pro
     table = read_table("prompts", path).to_pylist()
 
     def render(row: Mapping[str, Any]) -> Prompt:
-        return Prompt(row["id"], row["prompt"], row["label"], renderer.prompt_ids(row["prompt"]))
+        ids = renderer.prompt_ids(messages_of(row, "prompt"), tools_of(row))
+        return Prompt(row["id"], row["prompt"], row["label"], ids, extra_of(row))
 
     prompts, refused = render_rows("prompts", table, render, job.config.max_dropped_fraction)
     if refused:
@@ -83,7 +86,7 @@ def prompts_of_step(prompts: Sequence[Prompt], step: int, per_step: int, seed: i
 
 def digest(prompts: Sequence[Prompt]) -> str:
     """sha256 of ids, tokens and labels: changes with the table, the template and the tokenizer."""
-    return hashlib.sha256(json.dumps([(p.id, p.ids, p.label) for p in prompts]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([(p.id, p.ids, p.label, p.extra) for p in prompts]).encode()).hexdigest()
 
 
 def mini_batch_plan(n_rows: int, samples: int, *, passes: int, mini_batches: int, seed: int, step: int) -> list[list[int]]:
@@ -154,7 +157,9 @@ def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Rend
         prompts=[prompt for prompt, _ in pairs],
         generations=[generation for _, generation in pairs],
         responses=[
-            ScoredResponse(p.id, p.messages, p.label, p.ids, g.response_ids, decode(g.response_ids, skip_special_tokens=True))
+            ScoredResponse(
+                p.id, p.messages, p.label, p.ids, g.response_ids, decode(g.response_ids, skip_special_tokens=True), p.extra
+            )
             for p, g in pairs
         ],
         rows=[TokenRow.from_prompt_response(p.ids, g.response_ids) for p, g in pairs],
