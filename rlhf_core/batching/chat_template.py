@@ -16,7 +16,7 @@ from jinja2.exceptions import TemplateError
 
 from data_processing.errors import ConfigError, DataError
 from rlhf_core.batching.chat_templates import BUNDLED, marks, read_template
-from rlhf_core.batching.rendering import Rendering, check_arguments
+from rlhf_core.batching.rendering import SYSTEM, Rendering, check_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, rendering: Rendering) -> None:
         check_arguments(rendering.chat_template_kwargs, template)
         self._tokenizer, self._template = tokenizer, template
-        self._arguments = rendering.arguments()
+        self._arguments, self._no_system = rendering.arguments(), rendering.refuses.get(SYSTEM)
         try:
             self._choose_contents()
             self.end_token, self._after_end = self._ending()
@@ -75,6 +75,10 @@ class ChatTemplate:
                 "row, or give another template in model.chat_template"
             )
         return opening, thought + rendered.removeprefix(start).removesuffix(self._after_end)
+
+    def with_tools(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+        """`messages` and the opening of an assistant turn, for a model that may call `tools` (JSON schemas of functions)."""
+        return self._render(messages, add_generation_prompt=True, tools=tools)
 
     def rewrites(self, number: int, before: str, after: str) -> DataError:
         """The error for a conversation whose turns before message `number` render as `after`, having been learnt as `before`."""
@@ -115,10 +119,12 @@ class ChatTemplate:
         rest = answer.lstrip()
         return reasoning + close + answer.removesuffix(rest), rest
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, **given: Any) -> str:
+        if self._no_system and any(message["role"] == "system" for message in messages):
+            raise DataError(f"the conversation has a system turn: {self._no_system}")
         plain = [{"role": message["role"], "content": self._content(message["content"])} for message in messages]
         try:
-            return self._applied(self._template, plain, add_generation_prompt)
+            return self._applied(self._template, plain, add_generation_prompt, **given)
         except TemplateError as error:
             raise DataError(f"the chat template refuses a conversation with roles {_roles(messages)}: {error}") from error
         except Exception as error:  # what a faulty expression raises: a TypeError, a KeyError, anything
@@ -127,10 +133,9 @@ class ChatTemplate:
                 "or give another in model.chat_template"
             ) from error
 
-    def _applied(self, template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt, **self._arguments
-        )
+    def _applied(self, template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **given: Any) -> str:
+        settings = {"chat_template": template, "tokenize": False, "add_generation_prompt": add_generation_prompt}
+        text: str = self._tokenizer.apply_chat_template(messages, **settings, **given, **self._arguments)
         return text
 
     def _content(self, text: str) -> str | list[dict[str, str]]:
