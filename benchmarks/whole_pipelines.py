@@ -58,8 +58,8 @@ def main() -> None:
 
 def of_pipeline(name: str, folder: Path) -> tuple[str, str, str]:
     """The row of one architecture: works, refused before anything starts, or what failed; and the stages that were done."""
-    positions = "n_positions" if name == "gpt2" else "max_position_embeddings"
-    model = architecture(folder, name, **{positions: POSITIONS})
+    positions = dict.fromkeys({"max_position_embeddings", *(["n_positions"] if name == "gpt2" else [])}, POSITIONS)
+    model = architecture(folder, name, **positions)
     graph = build_graph(resolve("tiny", overrides={"model.path": str(model)} | ONE_STEP))
     try:
         examine(model, BaseModelConfig(path=str(model)), scores=True)

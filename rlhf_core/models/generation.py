@@ -36,11 +36,21 @@ def valid_generation(folder: Path, embedding_rows: int) -> tuple[Any | None, str
         drop_idle(config)
         _drop_unknown_tokens(config, embedding_rows)
         config.validate(strict=True)
+        _check_mode(config)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}; correct it, or remove the file") from error
     after = config.to_dict()
     changed = [f"{name} {before.get(name)} -> {after.get(name)}" for name in after if before.get(name) != after.get(name)]
     return config, f"{GENERATION_NAME} was made valid: {', '.join(changed)}" if changed else None
+
+
+def _check_mode(generation: Any) -> None:
+    """Raise `ValueError` for a way of decoding that transformers has only by a name now."""
+    from transformers.generation.utils import GENERATION_MODES_MAPPING
+
+    mode = generation.get_generation_mode()
+    if "/" in GENERATION_MODES_MAPPING[mode]:
+        raise ValueError(f"it asks for {mode.value}, which transformers cannot do any more")
 
 
 def drop_idle(generation: Any) -> None:

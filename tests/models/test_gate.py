@@ -105,6 +105,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "impossible config": (lambda f: edit_json(f / "config.json", num_attention_heads=0), r"config\.json cannot be used"),
     "turns without rows": (new_turns, r"ids up to \d+ and its embedding \d+ rows: <\|end_turn\|>, <\|turn\|> would have none"),
     "generation": (lambda f: edit_json(f / "generation_config.json", max_new_tokens=0), r"generation_config\.json: .*max_new_tokens"),
+    "decoding": (lambda f: edit_json(f / "generation_config.json", num_beams=4, num_beam_groups=2), r"asks for group_beam_search"),
     "template": (lambda f: write_template(f, CHATML.replace("message['content']", "message['content'] + 1")), "chat_template fails.*TypeError"),
 }  # fmt: skip
 
