@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import architecture
+from transformers import AutoModelForCausalLM, CodeGenConfig
 
 from rlhf_core.models.load import load_lm, load_scorer
 from rlhf_core.models.scorer import is_own_scorer
@@ -24,6 +25,16 @@ def test_a_scorer_of_our_own_reads_the_last_token_and_comes_back_from_its_folder
     scorer.save_pretrained(tmp_path / "saved")
     again = load_scorer(tmp_path / "saved", dtype="fp32", attention="auto", new_head=False)
     assert torch.equal(again(ids).logits, scorer(ids).logits)
+
+
+def test_the_weights_are_found_where_the_family_keeps_them(tmp_path: Path) -> None:
+    """CodeGen's begin with `transformer`, not with `model`."""
+    config = CodeGenConfig(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_ctx=64, n_positions=64, rotary_dim=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "codegen")
+    scorer = load_scorer(tmp_path / "codegen", dtype="fp32", attention="auto", new_head=True)
+    assert is_own_scorer(scorer)
+    scorer.save_pretrained(tmp_path / "saved")
+    load_scorer(tmp_path / "saved", dtype="fp32", attention="auto", new_head=False)
 
 
 def test_padding_on_the_right_is_not_what_is_scored(tmp_path: Path) -> None:
