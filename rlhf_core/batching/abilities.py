@@ -57,5 +57,5 @@ def _goes_on(template: ChatTemplate) -> None:
 
 
 def _has_tools(template: ChatTemplate) -> None:
-    if "list_ferries" not in template.with_tools([_QUESTION], [_TOOL]):
+    if "list_ferries" not in template.opening([_QUESTION], [_TOOL]):
         raise DataError("the chat template leaves them out")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, str]
+Tools = Sequence[Mapping[str, Any]] | None  # the functions that a conversation may call
 
 _QUESTION: Message = {"role": "user", "content": "Hello"}
 # The two answers that the template is tried with.
@@ -49,11 +50,11 @@ class ChatTemplate:
         except DataError as error:
             raise ConfigError(f"chat_template fails on one question and answer: {error}") from error
 
-    def opening(self, messages: Sequence[Message]) -> str:
+    def opening(self, messages: Sequence[Message], tools: Tools = None) -> str:
         """The text that an answer to `messages` follows: they, and the opening of an assistant turn."""
         if not messages:
             raise DataError("a conversation starts with an assistant turn: put a user or system turn before it")
-        return self._render(messages, add_generation_prompt=True) + self._heading
+        return self._render(messages, add_generation_prompt=True, tools=tools) + self._heading
 
     def turn(self, messages: Sequence[Message]) -> tuple[str, str]:
         """Texts before and of the last message, an assistant turn; the second ends with the token that ends the turn."""
@@ -75,10 +76,6 @@ class ChatTemplate:
                 "row, or give another template in model.chat_template"
             )
         return opening, thought + rendered.removeprefix(start).removesuffix(self._after_end)
-
-    def with_tools(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
-        """`messages` and the opening of an assistant turn, for a model that may call `tools` (JSON schemas of functions)."""
-        return self._render(messages, add_generation_prompt=True, tools=tools)
 
     def rewrites(self, number: int, before: str, after: str) -> DataError:
         """The error for a conversation whose turns before message `number` render as `after`, having been learnt as `before`."""
@@ -119,12 +116,12 @@ class ChatTemplate:
         rest = answer.lstrip()
         return reasoning + close + answer.removesuffix(rest), rest
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, **given: Any) -> str:
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Tools = None) -> str:
         if self._no_system and any(message["role"] == "system" for message in messages):
             raise DataError(f"the conversation has a system turn: {self._no_system}")
         plain = [{"role": message["role"], "content": self._content(message["content"])} for message in messages]
         try:
-            return self._applied(self._template, plain, add_generation_prompt, **given)
+            return self._applied(self._template, plain, add_generation_prompt, tools)
         except TemplateError as error:
             raise DataError(f"the chat template refuses a conversation with roles {_roles(messages)}: {error}") from error
         except Exception as error:  # what a faulty expression raises: a TypeError, a KeyError, anything
@@ -133,9 +130,17 @@ class ChatTemplate:
                 "or give another in model.chat_template"
             ) from error
 
-    def _applied(self, template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **given: Any) -> str:
-        settings = {"chat_template": template, "tokenize": False, "add_generation_prompt": add_generation_prompt}
-        text: str = self._tokenizer.apply_chat_template(messages, **settings, **given, **self._arguments)
+    def _applied(
+        self, template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, tools: Tools = None
+    ) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            messages,
+            tools=tools,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **self._arguments,
+        )
         return text
 
     def _content(self, text: str) -> str | list[dict[str, str]]:

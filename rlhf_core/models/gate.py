@@ -71,10 +71,12 @@ def examine(folder: Path, settings: BaseModelConfig, *, scores: bool = False) ->
     if scores:
         _check_scores(folder, config, trust)
     kept, lost = _with_rows(tokenizer, rows, settings)
-    rendering, template = _rendering(folder, kept, settings)
+    rendering, renderer = _rendering(folder, kept, settings)
     generation, mended = valid_generation(folder, rows)
-    changed = kept is not tokenizer or template != kept.chat_template
-    kept.chat_template = template
+    changed = kept is not tokenizer or kept.pad_token is None or renderer.template != kept.chat_template
+    kept.chat_template = renderer.template
+    if kept.pad_token is None:  # nor has it an end of text, which would pad
+        kept.pad_token = kept.convert_ids_to_tokens(renderer.stop_ids[0])
     every = (*notes, *said, *lost, *([mended] if mended else []))
     return Examined(kept, changed, rendering, ids, generation if mended else None, every)
 
@@ -204,8 +206,8 @@ def _with_rows(
     return left, [*notes, *([f"{left.pad_token} pads in place of {padded}"] if padded in gone else [])]
 
 
-def _rendering(folder: Path, tokenizer: PreTrainedTokenizerBase, settings: BaseModelConfig) -> tuple[Rendering, str]:
-    """What is rendered with, and the complete template."""
+def _rendering(folder: Path, tokenizer: PreTrainedTokenizerBase, settings: BaseModelConfig) -> tuple[Rendering, Renderer]:
+    """What is rendered with, to be kept; and a renderer with the complete template."""
     rendering = read_rendering(folder).settled(settings.template_date, settings.chat_template_kwargs)
     renderer = Renderer(tokenizer, _chosen(settings), rendering)
     if not uses_date(renderer.template):
@@ -215,7 +217,7 @@ def _rendering(folder: Path, tokenizer: PreTrainedTokenizerBase, settings: BaseM
                 f"model.template_date={settings.template_date}: the chat template asks for no date (strftime_now); remove the setting"
             )
         rendering = rendering.model_copy(update={"date": None})
-    return rendering.model_copy(update={"refuses": renderer.refuses}), renderer.template
+    return rendering.model_copy(update={"refuses": renderer.refuses}), renderer
 
 
 def _chosen(settings: BaseModelConfig) -> str | None:

@@ -184,6 +184,15 @@ def test_a_token_that_left_the_tokenizer_is_text_like_any_other(tmp_path: Path) 
     assert tokenizer.decode(ids) == "<|image|><|pad|>"
 
 
+def test_a_tokenizer_that_names_no_end_of_text_pads_with_the_end_of_a_turn(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "llama")
+    path = folder / "tokenizer_config.json"
+    named = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in named.items() if key not in {"eos_token", "pad_token"}}))
+    assert load_tokenizer(folder).pad_token is None
+    assert load_tokenizer(take_in(folder, tmp_path)).pad_token == "<|im_end|>"
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_architecture_is_refused_for_the_names_of_its_weights(tmp_path: Path, name: str) -> None:
     folder = architecture(tmp_path, name)
