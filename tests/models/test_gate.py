@@ -69,6 +69,16 @@ def shards_named(folder: Path, *names: str) -> None:
     edit_json(folder / "model.safetensors.index.json", weight_map={str(i): name for i, name in enumerate(names)})
 
 
+def change_header(folder: Path, **values: object) -> None:
+    """Give one tensor of the folder's weights other values in the header."""
+    data = (folder / WHOLE).read_bytes()
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:end])
+    header["model.norm.weight"] |= values
+    changed = json.dumps(header).encode()
+    (folder / WHOLE).write_bytes(struct.pack("<Q", len(changed)) + changed + data[end:])
+
+
 def extra_weight(folder: Path) -> None:
     weights = load_file(folder / WHOLE) | {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}
     save_file(weights, folder / WHOLE, metadata={"format": "pt"})
@@ -86,9 +96,14 @@ def cut(name: str, n_bytes: int) -> Spoil:
 REFUSED: dict[str, tuple[Spoil, str]] = {
     "lfs": (lambda f: (f / WHOLE).write_text("version https://git-lfs.github.com/spec/v1\nsize 5\n"), "Git LFS pointer.*git lfs pull"),
     "empty": (lambda f: (f / WHOLE).write_bytes(b""), r"model\.safetensors is empty"),
-    "cut": (cut(WHOLE, 2000), r"model\.safetensors has [\d,]+ bytes of the [\d,]+ that its header promises"),
+    "cut": (cut(WHOLE, 2000), r"model\.safetensors has [\d,]+ bytes and is no whole safetensors file"),
     "in the header": (lambda f: (f / WHOLE).write_bytes(struct.pack("<Q", 10**12) + b"{}"), "fewer than its header alone"),
-    "no header": (lambda f: (f / WHOLE).write_bytes(struct.pack("<Q", 4) + b"abcd"), "a header that cannot be read"),
+    "no header": (lambda f: (f / WHOLE).write_bytes(struct.pack("<Q", 4) + b"abcd"), "is no whole safetensors file"),
+    "offsets": (lambda f: change_header(f, data_offsets=["0", "4"]), "is no whole safetensors file"),
+    "type of another size": (lambda f: change_header(f, dtype="F16"), "is no whole safetensors file"),
+    "nested": (lambda f: (f / WHOLE).write_bytes(struct.pack("<Q", 10**5) + b"[" * 10**5), "is no whole safetensors file"),
+    "subfolder": (lambda f: shards_named(f, "parts/a.safetensors"), r"not beside it: parts/a\.safetensors"),
+    "parent": (lambda f: shards_named(f, "../a.safetensors"), r"not beside it: \.\./a\.safetensors"),
     "shard": (lambda f: shards_named(f, "model-00002-of-00002.safetensors"), r"lacks 1 of its 1.*model-00002-of-00002"),
     "index": (lambda f: shards_named(f, "model-00001-of-00002.safetensors"), "in none of its files: 0"),
     "broken index": (lambda f: ((f / WHOLE).unlink(), (f / "model.safetensors.index.json").write_text("[]")), "is no index"),
@@ -219,7 +234,7 @@ def test_a_folder_is_known_from_its_headers_however_large_it_is(tmp_path: Path) 
     assert examine(folder, BaseModelConfig(path=str(folder))).notes == ()
     with (folder / WHOLE).open("r+b") as file:
         file.truncate(8 + len(header) + end - 1)
-    refuse(folder, "header promises")
+    refuse(folder, "is no whole safetensors file")
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
