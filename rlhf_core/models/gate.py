@@ -65,6 +65,7 @@ def examine(folder: Path, settings: BaseModelConfig, *, scores: bool = False) ->
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
     except Exception as error:  # impossible values raise anything
         raise ConfigError(f"model folder {folder}: config.json cannot be used: {_line(error)}") from error
+    _check_plain(folder, config)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     ids, notes = _sane_ids(config, tokenizer)
     rows, said = _compared(folder, config, weights, trust)
@@ -79,6 +80,17 @@ def examine(folder: Path, settings: BaseModelConfig, *, scores: bool = False) ->
         kept.pad_token = kept.convert_ids_to_tokens(renderer.stop_ids[0])
     every = (*notes, *said, *lost, *([mended] if mended else []))
     return Examined(kept, changed, rendering, ids, generation if mended else None, every)
+
+
+def _check_plain(folder: Path, config: Any) -> None:
+    """Raise `ConfigError` for quantised weights: many cannot be trained, and transformers saves none of them as plain ones again."""
+    for part in (config, config.get_text_config()):
+        if quantised := getattr(part, "quantization_config", None):
+            method = quantised.get("quant_method", "no quant_method given") if isinstance(quantised, dict) else quantised
+            raise ConfigError(
+                f"model folder {folder}: config.json has a quantization_config ({method}), and quantised weights cannot be trained and "
+                "saved again; give the model with plain weights (bf16 or fp32) and without that entry"
+            )
 
 
 def _sane_ids(config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int | None], list[str]]:
@@ -109,8 +121,6 @@ def _compared(folder: Path, config: Any, weights: WeightFiles, trust: bool) -> t
 
     model = _outline(folder, AutoModelForCausalLM, config, trust)
     rows = int(model.get_input_embeddings().weight.shape[0])
-    if getattr(config, "quantization_config", None):
-        return rows, ["its weights are quantised: their names and shapes were not compared with config.json"]
     tensors = {name: torch.empty(shape, device="meta") for name, shape in _shapes(weights).items()}
     try:
         with _quiet():

@@ -117,6 +117,10 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "more layers": (lambda f: edit_json(f / "config.json", num_hidden_layers=3), "lacks 9 weights of the model"),
     "another width": (lambda f: edit_json(f / "config.json", intermediate_size=32), r"disagree on shapes: .*gate_proj.*\[64, 32\]"),
     "a weight more": (extra_weight, r"holds 1 weights.*q_proj\.bias"),
+    "quantised": (
+        lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "mxfp4"}),
+        r"has a quantization_config \(mxfp4\).*plain weights",
+    ),
     "impossible config": (lambda f: edit_json(f / "config.json", num_attention_heads=0), r"config\.json cannot be used"),
     "turns without rows": (new_turns, r"ids up to \d+ and its embedding \d+ rows: <\|end_turn\|>, <\|turn\|> would have none"),
     "generation": (lambda f: edit_json(f / "generation_config.json", max_new_tokens=0), r"generation_config\.json: .*max_new_tokens"),
