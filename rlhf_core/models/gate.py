@@ -45,7 +45,7 @@ class Examined:
     tokenizer: PreTrainedTokenizerBase
     tokenizer_changed: bool
     rendering: Rendering
-    config: Mapping[str, int | None]
+    config: Mapping[str, int | list[int] | None]
     generation: Any | None
     notes: tuple[str, ...]
 
@@ -93,16 +93,17 @@ def _check_plain(folder: Path, config: Any) -> None:
             )
 
 
-def _sane_ids(config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int | None], list[str]]:
+def _sane_ids(config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int | list[int] | None], list[str]]:
     """What config.json says of special tokens, where its vocabulary has no such id; also set in `config`."""
-    changes: dict[str, int | None] = {}
+    changes: dict[str, int | list[int] | None] = {}
     vocabulary = config.get_text_config().vocab_size
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         value = getattr(config, name, None)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if any(not isinstance(i, int) or not 0 <= i < vocabulary for i in ids):
             own = getattr(tokenizer, name)
-            changes[name] = own if own is not None and own < vocabulary else None
+            kept = [i for i in ids if isinstance(i, int) and 0 <= i < vocabulary]
+            changes[name] = kept or (own if own is not None and own < vocabulary else None)
             setattr(config, name, changes[name])
             setattr(config.get_text_config(), name, changes[name])
     notes = [

@@ -194,6 +194,15 @@ def test_settings_of_sampling_mean_sampling_unless_it_is_switched_off(tmp_path: 
         assert "generation_config.json was made valid" in seen.notes[0]
 
 
+def test_ends_of_the_config_that_have_a_row_stay(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "llama")
+    edit_json(folder / "config.json", eos_token_id=[1, 32000])
+    assert examine(folder, BaseModelConfig(path=str(folder))).config == {"eos_token_id": [1]}
+    edit_json(folder / "config.json", eos_token_id=[32000])
+    own = load_tokenizer(folder).eos_token_id
+    assert examine(folder, BaseModelConfig(path=str(folder))).config == {"eos_token_id": own}
+
+
 def test_a_token_that_left_the_tokenizer_is_text_like_any_other(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path, "llama")
     add_tokens(folder, pad_token="<|pad|>", additional_special_tokens=["<|image|>"])
