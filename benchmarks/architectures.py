@@ -35,7 +35,7 @@ from rlhf_core.models.modules import PolicyModule, ScoreModule  # noqa: E402
 from tests.architectures import ARCHITECTURES, architecture  # noqa: E402
 
 PAGE = ROOT / "docs" / "models.md"
-BEGIN, END = "<!-- begin: python benchmarks/architectures.py -->", "<!-- end -->"
+COMMAND, END = "python benchmarks/architectures.py", "<!-- end -->"
 COLUMNS = (
     "model type",
     "attention",
@@ -74,7 +74,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         rows = [measured(name, Path(folder)) for name in ARCHITECTURES]
-    page.write_text(with_table(page.read_text(encoding="utf-8"), table([COLUMNS, *rows])), encoding="utf-8")
+    page.write_text(with_table(page.read_text(encoding="utf-8"), table([COLUMNS, *rows]), COMMAND), encoding="utf-8")
     print(f"wrote {page}")
 
 
@@ -182,11 +182,22 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
-def with_table(page: str, text: str) -> str:
-    """The page with `text` between its markers."""
-    before, _, rest = page.partition(BEGIN)
+def with_table(page: str, text: str, command: str) -> str:
+    """The page with `text` between the markers of the table that `command` writes."""
+    before, begin, rest = page.partition(_begin(command))
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    return f"{before}{begin}\n{text}\n{END}{after}"
+
+
+def rows_on(page: str, command: str) -> list[tuple[str, ...]]:
+    """The rows of the table that `command` has written on the page."""
+    _, _, rest = page.partition(_begin(command))
+    lines = rest.partition(END)[0].strip().splitlines()[2:]
+    return [tuple(line.strip("| ").split(" | ")) for line in lines]
+
+
+def _begin(command: str) -> str:
+    return f"<!-- begin: {command} -->"
 
 
 def _logprobs(module: PolicyModule, rows: Sequence[TokenRow], *, packed: bool, shared: bool = False) -> Tensor:

@@ -16,7 +16,8 @@ from rlhf_core.batching.refused import named as named_lines
 from rlhf_core.batching.refused import render_rows
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.models.load import check_model_folder, load_tokenizer
+from rlhf_core.models.folder import check_model_folder
+from rlhf_core.models.load import load_tokenizer
 
 T = TypeVar("T")
 

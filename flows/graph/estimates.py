@@ -6,9 +6,7 @@ where GPUs are asked for, and an earlier run's measured time replaces the formul
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from evaluation.config import CompareConfig, EvaluateConfig
 from flows.graph.nodes import Node
 from flows.settings.config import PipelineConfig
 from rlhf_core.config import EngineSettings, OnlineConfig, TrainingConfig
-from rlhf_core.models.packaged import PACKAGED
+from rlhf_core.models.packaged import parameters_of_named
+from rlhf_core.models.weight_files import parameters_in
 
 _PROCESS_GIB = 1.0  # an interpreter with torch and friends
 _START_S = 15.0  # to start one and load a model
@@ -39,14 +38,12 @@ class Estimate:
 
 
 def parameters_of(path: str) -> int | None:
-    """Parameters of a packaged model or a folder with safetensors; None where they cannot be told without loading."""
+    """Parameters of a model given by name, or of a folder with safetensors; None where they cannot be told without loading.
+
+    Raises `ConfigError` for weights that are missing or damaged.
+    """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return PACKAGED[path].parameters if path in PACKAGED else None
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        total += _parameters_in(file)
-    return total or None
+    return parameters_in(folder) if folder.is_dir() else parameters_of_named(path)
 
 
 def estimate(node: Node, config: PipelineConfig, parameters: int | None) -> Estimate:
@@ -117,11 +114,3 @@ def _rows_a_step(settings: TrainingConfig) -> float:
 
 def _cpu_only(engine: EngineSettings, seconds: float) -> float | None:
     return None if engine.gpus_per_rank else seconds / engine.world_size
-
-
-def _parameters_in(file: Path) -> int:
-    """The number of values in a safetensors file, from its header."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from rlhf_core.config import BaseModelConfig, OnlineConfig, OnlineMethod, Reward
 from tasks.runtime.contract.config import ExecutorKind
 from tasks.runtime.contract.disk import check_free_disk
 from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.spec import write_json
 
 
 def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
@@ -29,11 +31,9 @@ def check_what_runs(config: PipelineConfig, plan: Plan, home: Home) -> None:
     """As `check_before_start`, but asks no server."""
     check_free_disk(home.root, config.runtime.min_free_disk_gib)
     for settings in (planned.node.settings for planned in plan.values() if planned.runs):
-        if isinstance(settings, BaseModelConfig):
-            _check_model(settings)
         if isinstance(settings, OnlineConfig):
             _check_rewards(settings)
-    _check_scorers(plan)
+    _check_models(plan, home)
 
 
 def check_servers(config: PipelineConfig, home: Home) -> None:
@@ -61,23 +61,44 @@ def check_ray_address(address: str) -> None:
         )
 
 
-def _check_model(model: BaseModelConfig) -> None:
-    folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        from rlhf_core.models.load import check_model_folder
-
-        check_model_folder(folder, trust_remote_code=model.trust_remote_code)
-
-
-def _check_scorers(plan: Plan) -> None:
-    """Reward model and critic are made of the base model, which need not have what it takes."""
+def _check_models(plan: Plan, home: Home) -> None:
+    """Take the local folders that models are made from through the gate; one that has passed is known by its key."""
     graph = {name: planned.node for name, planned in plan.items()}
-    made = [name for name, planned in plan.items() if planned.runs and _trains_scorer(planned.node)]
-    for node in (graph[name] for name in sorted(ancestors(graph, made))):
-        if isinstance(node.settings, BaseModelConfig) and (folder := Path(node.settings.path).expanduser()).is_dir():
-            from rlhf_core.models.load import check_has_scorer
+    scorers = [name for name, planned in plan.items() if planned.runs and _trains_scorer(planned.node)]
+    scored, passed = ancestors(graph, scorers), _Passed(home)
+    for name, planned in plan.items():
+        settings = planned.node.settings
+        if not isinstance(settings, BaseModelConfig) or not (planned.runs or name in scored):
+            continue
+        scores = name in scored
+        if (folder := Path(settings.path).expanduser()).is_dir() and not passed.knows(planned.key.key, scores):
+            from rlhf_core.models.gate import examine
 
-            check_has_scorer(folder)
+            examine(folder, settings, scores=scores)
+            passed.add(planned.key.key, scores)
+
+
+class _Passed:
+    """Keys of models that came through the gate, so that a plan need not load transformers for what it has seen before."""
+
+    def __init__(self, home: Home) -> None:
+        self._place = home.models / "passed.json"
+
+    def knows(self, key: str, scores: bool) -> bool:
+        """Whether the model of that key has passed, as one to make scorers of where that is asked."""
+        seen = self._read()
+        return bool(seen.get(key, False) or (key in seen and not scores))
+
+    def add(self, key: str, scores: bool) -> None:
+        """Remember it; true where scorers can be made of it."""
+        write_json(self._place, self._read() | {key: scores})
+
+    def _read(self) -> dict[str, bool]:
+        try:
+            seen: dict[str, bool] = json.loads(self._place.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return seen
 
 
 def _trains_scorer(node: Node) -> bool:

@@ -16,7 +16,7 @@ from jinja2.exceptions import TemplateError
 
 from data_processing.errors import ConfigError, DataError
 from rlhf_core.batching.chat_templates import BUNDLED, marks, read_template
-from rlhf_core.batching.rendering import Rendering, check_arguments
+from rlhf_core.batching.rendering import SYSTEM, Rendering, check_arguments
 from rlhf_core.batching.shown import with_reasoning
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, rendering: Rendering) -> None:
         check_arguments(rendering.chat_template_kwargs, template)
         self._tokenizer, self._template = tokenizer, template
-        self._arguments = rendering.arguments()
+        self._arguments, self._no_system = rendering.arguments(), rendering.refuses.get(SYSTEM)
         try:
             self._choose_contents()
             self.end_token, self._after_end = self._ending()
@@ -140,6 +140,8 @@ class ChatTemplate:
         return reasoning + close + answer.removesuffix(rest), rest
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Tools = None) -> str:
+        if self._no_system and any(message["role"] == "system" for message in messages):
+            raise DataError(f"the conversation has a system turn: {self._no_system}")
         plain = [{**message, "content": self._content(message["content"])} for message in messages]
         try:
             return self._applied(self._template, plain, add_generation_prompt, tools)

@@ -20,6 +20,8 @@ from data_processing.wording import did_you_mean
 from rlhf_core.config import TemplateArgument
 
 RENDERING_NAME = "rendering.json"
+# The kind of rows, in `Rendering.refuses`, that have a system turn.
+SYSTEM = "system"
 # The one clock that transformers gives to templates.
 _CLOCK = "strftime_now"
 # What apply_chat_template and the renderer set themselves.
@@ -34,6 +36,11 @@ class Rendering(Settings):
     )
     chat_template_kwargs: dict[str, TemplateArgument] = Field(
         default_factory=dict, description="Arguments of the template, for example enable_thinking"
+    )
+
+    refuses: dict[str, str] = Field(
+        default_factory=dict,
+        description="Kinds of rows that the template cannot render, with the reason; seen when the model is taken in",
     )
 
     def arguments(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from data_processing.errors import ConfigError, DataError
 from data_processing.turns import PLAIN_KEYS, TEXT_ROLE
+from rlhf_core.batching.abilities import refusals
 from rlhf_core.batching.chat_template import ChatTemplate, Message, Tools
 from rlhf_core.batching.growing import GrowingTokens, always_splits
 from rlhf_core.batching.literal import LiteralText
@@ -52,6 +53,11 @@ class Renderer:
         self._split = self._text.end_token if always_splits(tokenizer, self._text.end_token) else None
         if self.prompt_ids([{"role": "user", "content": "Hello"}])[:2] == [tokenizer.bos_token_id] * 2:
             raise ConfigError(f"chat_template starts conversations with {tokenizer.bos_token!r} twice: remove one from it")
+
+    @property
+    def refuses(self) -> dict[str, str]:
+        """Kinds of rows that the template cannot render, with the reason (see `abilities.refusals`)."""
+        return refusals(self._text)
 
     @cached_property
     def stop_ids(self) -> list[int]:

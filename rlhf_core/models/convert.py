@@ -1,4 +1,4 @@
-"""Training checkpoint to Hugging Face folder: ZeRO shards put together, adapters merged, reloaded and compared."""
+"""Training checkpoint to Hugging Face folder: ZeRO shards put together, adapters merged, reloaded, compared and generated with."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from data_processing.errors import ConfigError
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import ConvertConfig
 from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, copy_tokenizer, read_policy
+from rlhf_core.models.generation import drop_idle
 from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer, set_dropout
 from rlhf_core.models.lora import add_lora, merged_tensors
+from rlhf_core.models.scorer import is_own_scorer
 
 PROBE_TOKENS = 16
+SMOKE_TOKENS = 8
 GIB = 1 << 30
-# Settings of generation that have an effect only with do_sample, and only with num_beams.
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-BEAMS = ("early_stopping", "length_penalty")
 _OPTIMIZER, _FLAT = "optimizer_state_dict", "single_partition_of_fp32_groups"
 
 
@@ -32,7 +32,7 @@ def convert_checkpoint(
     """Write the model of `checkpoint` (trained from the folder `base`) to `output`; returns facts about it.
 
     Weights are merged in fp32 and rounded once. Raises `ConfigError` where checkpoint and base do not fit, and where the
-    written folder does not give exactly the outputs of the model in memory.
+    written folder does not give exactly the outputs of the model in memory, or cannot be generated with.
     """
     policy = read_policy(checkpoint)
     load = partial(_loaded, base, policy, new_head=policy.head == "score")
@@ -44,8 +44,11 @@ def convert_checkpoint(
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": config.dtype,
     }
-    (output / "README.md").write_text(_model_card(facts, policy, lineage), encoding="utf-8")
-    _check_reloaded(model, _loaded(output, policy, config.dtype, new_head=False), output)
+    (output / "README.md").write_text(_model_card(facts, policy, lineage, is_own_scorer(model)), encoding="utf-8")
+    reloaded = _loaded(output, policy, config.dtype, new_head=False)
+    _check_reloaded(model, reloaded, output)
+    if policy.head == "lm":
+        facts["generated_tokens"] = _check_generates(reloaded, output)
     return facts
 
 
@@ -168,14 +171,7 @@ def _tell_where_responses_stop(model: Any, folder: Path) -> None:
     """`generate` stops at a list of tokens in the generation config: the template's end of turn must be among them."""
     stop_ids = Renderer(load_tokenizer(folder, trust_remote_code=True)).stop_ids
     model.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
-    _drop_idle(model.generation_config)
-
-
-def _drop_idle(generation: Any) -> None:
-    """Forget settings of sampling where nothing is sampled, and of beams without beams: transformers does not save them."""
-    idle = (() if generation.do_sample else SAMPLING) + (() if (generation.num_beams or 1) > 1 else BEAMS)
-    for name in idle:
-        setattr(generation, name, None)
+    drop_idle(model.generation_config)
 
 
 @torch.no_grad()
@@ -191,15 +187,38 @@ def _check_reloaded(model: Any, reloaded: Any, output: Path) -> None:
         )
 
 
-def _model_card(facts: dict[str, Any], policy: PolicyDescription, lineage: dict[str, Any]) -> str:
+@torch.no_grad()
+def _check_generates(reloaded: Any, output: Path) -> int:
+    """Have a written folder answer a question as its own settings say; the number of tokens that came."""
+    tokenizer = load_tokenizer(output, trust_remote_code=True)
+    prompt = torch.tensor([Renderer(tokenizer).prompt_ids([{"role": "user", "content": "Hello"}])])
+    try:
+        # Drawn by the folder's settings, it must not move what is drawn elsewhere.
+        with torch.random.fork_rng(devices=[]):
+            answer = reloaded.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=SMOKE_TOKENS, pad_token_id=tokenizer.pad_token_id
+            )[0, prompt.shape[1] :]
+        tokenizer.decode(answer)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever it is, whoever serves the folder would meet it
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the model written to {output} cannot generate: {type(error).__name__}: {reason}") from error
+    return len(answer)
+
+
+def _model_card(facts: dict[str, Any], policy: PolicyDescription, lineage: dict[str, Any], own_scorer: bool) -> str:
     """The README.md of a model folder: what it is, what it was made from, how to load it."""
     task = "text-generation" if policy.head == "lm" else "text-classification"
     auto = "AutoModelForCausalLM" if policy.head == "lm" else "AutoModelForSequenceClassification"
     adapters = "all weights" if policy.lora is None else f"LoRA rank {policy.lora.rank}, alpha {policy.lora.alpha:g}, merged"
+    loading = f"Load it with `{auto}.from_pretrained(folder)`."
+    if own_scorer:
+        loading = "transformers has no such class by itself: load it with `rlhf_core.models.load.load_scorer`."
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [alignflow]\n---\n\n"
         f"# {policy.architecture}, trained by alignflow\n\n"
         f"- parameters: {facts['parameters']:,}\n- precision: {facts['dtype']}\n- trained: {adapters}, in {policy.dtype}\n\n"
-        f"Load it with `{auto}.from_pretrained(folder)`.\n\n"
+        f"{loading}\n\n"
         f"## Lineage\n\n```json\n{json.dumps(lineage, indent=2)}\n```\n"
     )

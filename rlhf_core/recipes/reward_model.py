@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf_core.batching.collate import ModelBatch
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import RewardModelConfig
-from rlhf_core.models.load import check_has_scorer, load_scorer
+from rlhf_core.models.load import load_scorer
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.recipes.cursor import plan_cursor
@@ -34,7 +34,6 @@ def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:
     """
     config = job.config
     tokenizer = check_and_load_tokenizer(job)
-    check_has_scorer(job.model)
     splits = load_examples(job, "preference", partial(pair, Renderer(tokenizer)))
     cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
 

@@ -11,7 +11,8 @@ from rlhf_core.batching.refused import named
 from rlhf_core.device import placed
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.engine.rehearsal import rehearse_convert
-from rlhf_core.models.load import check_model_folder, load_tokenizer
+from rlhf_core.models.folder import check_model_folder
+from rlhf_core.models.load import load_tokenizer
 from rlhf_core.models.lora import add_lora
 from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.precision import Dtype

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from architectures import architecture
-from tiny_models import tiny_model
+from tiny_models import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, CTRLConfig
 
 from data_processing.errors import ConfigError, DivergedError
 from flows.graph.build import build_graph
@@ -20,6 +22,7 @@ from flows.running.results import markdown, verdict_table
 from flows.running.run_folder import NodeTimes, RunFolder, overhead_s
 from flows.services.processes import free_port
 from flows.settings.presets import resolve
+from rlhf_core.models.packaged import fetch_named
 from tasks.runtime.contract.home import Home
 
 QUICKSTART = resolve("quickstart")
@@ -79,13 +82,37 @@ def test_a_model_that_cannot_give_scores_is_refused_only_where_scores_are_traine
 ) -> None:
     rewards = [{"kind": "procedures"}]
     settings: dict[str, Any] = {
-        "model.path": str(architecture(tmp_path, "lfm2")),
+        "model.path": str(classifying_otherwise(tmp_path)),
         "online.rewards": rewards,
         "evaluate.metrics": ["perplexity"],
     }
-    with pytest.raises(ConfigError, match="no sequence classifier for model type 'lfm2'"):
-        check_before_start(*_plan(home, **settings, **{"online.method": method, **dict.fromkeys(without)}), home)
     check_before_start(*_plan(home, **settings, **{"online.method": "grpo", "pipeline.reward_model": None}), home)
+    with pytest.raises(ConfigError, match="CTRLForSequenceClassification has no linear head 'score'"):
+        check_before_start(*_plan(home, **settings, **{"online.method": method, **dict.fromkeys(without)}), home)
+
+
+def classifying_otherwise(tmp_path: Path) -> Path:
+    """A causal language model whose classifier in transformers has another head than those that scores are read from."""
+    tokenizer = tiny_tokenizer("llama")
+    config = CTRLConfig(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, dff=16, n_positions=64)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "ctrl")
+    tokenizer.save_pretrained(tmp_path / "ctrl")
+    return tmp_path / "ctrl"
+
+
+@pytest.mark.parametrize("plans", [1, 2])
+def test_a_plan_loads_transformers_once_for_a_folder(home: Home, tmp_path: Path, plans: int) -> None:
+    folder = tiny_model(tmp_path / "models", "llama")
+    code = (
+        "import sys; from flows.cli import main\n"
+        f"sys.argv = ['alignflow', 'plan', '--preset', 'tiny', '--set', 'model.path={folder}']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print('torch' in sys.modules)"
+    )
+    for _ in range(plans):
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ran.stdout.splitlines()[-1] == str(plans == 1)
 
 
 def test_parameters_are_counted_in_the_files_without_loading_them(tmp_path: Path) -> None:
@@ -96,7 +123,18 @@ def test_parameters_are_counted_in_the_files_without_loading_them(tmp_path: Path
         counted = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
     assert parameters_of(str(folder)) == counted
     assert parameters_of("smollm2-135m") == 134_515_008
-    assert parameters_of(str(tmp_path)) is None
+    assert parameters_of(str(tmp_path / "nowhere")) is None
+    with pytest.raises(ConfigError, match="no weights"):
+        parameters_of(str(tmp_path))
+
+
+def test_the_tiny_random_model_has_as_many_parameters_as_is_said(tmp_path: Path) -> None:
+    made = fetch_named("tiny-random", tmp_path)
+    assert parameters_of(str(made)) == parameters_of("tiny-random")
+    assert (
+        fetch_named("tiny-random", tmp_path / "again").joinpath("model.safetensors").read_bytes()
+        == (made / "model.safetensors").read_bytes()
+    )
 
 
 def test_estimates_grow_with_the_model_and_the_work() -> None:

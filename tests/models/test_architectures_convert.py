@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.architectures import BEGIN, END, PAGE, SAME, trained_and_converted
+from benchmarks import architectures, whole_pipelines
+from benchmarks.architectures import SAME, trained_and_converted
 from rlhf_core.config import LoraSettings
 from tests.architectures import ARCHITECTURES, architecture
 
@@ -23,7 +24,14 @@ def test_one_step_of_training_comes_back_from_convert(tmp_path: Path, name: str,
     assert trained.gap < SAME
 
 
-def test_every_architecture_has_its_row_on_the_page() -> None:
-    _, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in rest.partition(END)[0].strip().splitlines()[2:]]
-    assert rows == list(ARCHITECTURES)
+@pytest.mark.parametrize("command", [architectures.COMMAND, whole_pipelines.COMMAND])
+def test_every_architecture_has_its_row_on_the_page(command: str) -> None:
+    rows = architectures.rows_on(architectures.PAGE.read_text(encoding="utf-8"), command)
+    assert [row[0] for row in rows] == list(ARCHITECTURES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt_oss", "lfm2"])
+def test_the_whole_pipeline_runs_on_models_that_differ_most_from_llama(tmp_path: Path, name: str) -> None:
+    """Attention without SDPA and experts in one tensor; convolutions, and a scorer that transformers does not have."""
+    assert whole_pipelines.of_pipeline(name, tmp_path)[1] == "works"

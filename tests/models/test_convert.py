@@ -31,6 +31,7 @@ CASES = [
     ("gemma", True, 0, 1, "score"),
     ("llama", True, 0, 3, "score"),
 ]
+GROUPS_OF_BEAMS = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}
 
 
 def batch() -> ModelBatch:
@@ -183,3 +184,29 @@ def test_weights_are_cut_into_files_of_the_size_asked_for(tmp_path: Path) -> Non
         output = tmp_path / f"{n_files} files"
         convert_checkpoint(tmp_path / "checkpoint", base, output, ConvertConfig(max_shard_gib=limit / 2**30), {})
         assert len(list(output.glob("*.safetensors"))) == n_files
+
+
+def test_a_written_folder_that_cannot_be_generated_with_is_refused(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path, "llama")
+    trained(base, tmp_path / "checkpoint", "lm", 0, 0)
+    # A way of decoding that transformers knows by name and no longer has.
+    (base / "generation_config.json").write_text(json.dumps(GROUPS_OF_BEAMS))
+    with pytest.raises(ConfigError, match="cannot generate"):
+        convert_checkpoint(tmp_path / "checkpoint", base, tmp_path / "out", ConvertConfig(dtype="fp32"), {})
+
+
+@pytest.mark.parametrize("head", ["lm", "score"])
+def test_a_converted_language_model_has_answered_a_question(tmp_path: Path, head: str) -> None:
+    base = tiny_model(tmp_path, "llama")
+    trained(base, tmp_path / "checkpoint", head, 0, 0)
+    facts = convert_checkpoint(tmp_path / "checkpoint", base, tmp_path / "out", ConvertConfig(dtype="fp32"), {})
+    assert facts.get("generated_tokens", 0) > 0 if head == "lm" else "generated_tokens" not in facts
+
+
+@pytest.mark.parametrize("name", ["granite", "recurrent_gemma"])
+def test_a_scorer_that_transformers_does_not_have_is_converted_and_says_so(tmp_path: Path, name: str) -> None:
+    base = architecture(tmp_path, name)
+    expected = trained(base, tmp_path / "checkpoint", "score", 0, 0)
+    convert_checkpoint(tmp_path / "checkpoint", base, tmp_path / "out", ConvertConfig(dtype="fp32"), {})
+    assert torch.allclose(outputs(module(tmp_path / "out", "score", 0, new_head=False)), expected, atol=2e-6)
+    assert "load_scorer" in (tmp_path / "out" / "README.md").read_text()

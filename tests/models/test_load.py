@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma3Config
 
 from data_processing.errors import ConfigError
-from rlhf_core.models.load import check_model_folder, load_lm, load_scorer, load_tokenizer, max_positions, set_dropout
+from rlhf_core.models.folder import check_model_folder, max_positions
+from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer, set_dropout
 from tests.tiny_models import ARCHITECTURES, POSITIONS, Architecture, tiny_model
 
 
@@ -77,7 +78,7 @@ def test_a_torchvision_that_cannot_be_imported_is_found(tmp_path: Path, monkeypa
     (broken / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"torchvision does not fit.*nms does not exist"):
-        check_model_folder(tiny_model(tmp_path, "llama"))
+        load_lm(tiny_model(tmp_path, "llama"), dtype="fp32", attention="auto")
 
 
 def test_weights_are_never_filled_in_at_random(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from data_processing.errors import ConfigError, DivergedError, PreemptedError
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import Call, wait
-from rlhf_core.models.load import check_model_folder, load_tokenizer
+from rlhf_core.models.folder import check_model_folder
+from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.online.alarms import Alarms, check_rewards, useless_conditions
 from rlhf_core.recipes.online.checkpoints import Checkpoints
 from rlhf_core.recipes.online.job import OnlineJob
