@@ -50,6 +50,23 @@ class Examined:
     notes: tuple[str, ...]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars, reports and warnings of transformers: what is wrong is said here, in a line."""
+    from transformers.utils import logging
+
+    verbosity, shows = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows:
+            logging.enable_progress_bar()
+
+
+@_quiet()
 def examine(folder: Path, settings: BaseModelConfig, *, scores: bool = False) -> Examined:
     """Check the model folder under its settings; with `scores` also whether a reward model or critic can be made of it.
 
@@ -124,15 +141,14 @@ def _compared(folder: Path, config: Any, weights: WeightFiles, trust: bool) -> t
     rows = int(model.get_input_embeddings().weight.shape[0])
     tensors = {name: torch.empty(shape, device="meta") for name, shape in _shapes(weights).items()}
     try:
-        with _quiet():
-            _, info = type(model).from_pretrained(
-                None,
-                config=model.config,
-                state_dict=tensors,
-                device_map="meta",
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+        _, info = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=tensors,
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     except Exception as error:  # of the comparison, not of the model: it must not cost a user a model that works
         return rows, [f"names and shapes of its weights could not be compared with config.json: {_line(error)}"]
     _refuse(
@@ -158,22 +174,6 @@ def _outline(folder: Path, auto: Any, config: Any, trust: bool) -> Any:
             return auto.from_config(config, trust_remote_code=trust)
     except Exception as error:  # a config with impossible values raises anything
         raise ConfigError(f"model folder {folder}: config.json describes no model of text: {_line(error)}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars and load reports of transformers: what is wrong is said here, in a line."""
-    from transformers.utils import logging
-
-    verbosity, shows = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shows:
-            logging.enable_progress_bar()
 
 
 def _shapes(weights: WeightFiles) -> Mapping[str, tuple[int, ...]]:

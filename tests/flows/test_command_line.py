@@ -73,7 +73,7 @@ def test_help_answers_within_the_time_people_notice(tmp_path: Path) -> None:
         (["plan", "--set", "model.path=/no/such/folder"], "/no/such/folder"),
         (["report", "nightly"], "got 'nightly'"),
         (["cache", "why", "latest", "sft"], "runs in"),
-        (["fetch", "smollm"], "packaged are smollm2-135m"),
+        (["fetch", "smollm"], "by name are smollm2-135m, tiny-random"),
     ],
 )
 def test_wrong_input_is_one_message_and_exit_code_10(tmp_path: Path, arguments: list[str], said: str) -> None:
