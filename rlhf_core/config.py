@@ -268,8 +268,9 @@ class RewardSource(Settings):
     weight: float = Field(1.0, description="Factor in the weighted sum")
     function: str | None = Field(
         None,
-        description="Import path module:function for kind python; called with prompts, responses and labels. Returns for each response "
-        "a number, None where it does not apply, or NaN where it failed on that one; what it may raise is in docs/rewards.md",
+        description="Import path module:function for kind python; called with prompts, responses and labels, or as TRL calls its "
+        "rewards. Returns for each response a number, a dict with a score, None where it does not apply, or NaN where it failed on "
+        "that one: docs/rewards.md",
     )
 
     @model_validator(mode="after")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from rlhf_core.batching.chat_template import Message
 
@@ -13,7 +13,8 @@ from rlhf_core.batching.chat_template import Message
 class ScoredResponse:
     """One response as a scorer sees it: messages and text for people, token ids for models, the prompt's label or None.
 
-    `text` is without special tokens; `response_ids` are exactly what was sampled.
+    `text` is without special tokens; `response_ids` are exactly what was sampled. `columns` are the further columns of the
+    prompt's row, by name; `step` is the round (from 0) that the response was drawn in.
     """
 
     prompt_id: str
@@ -22,6 +23,8 @@ class ScoredResponse:
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
     text: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    step: int = 0
 
 
 class Scorer(Protocol):
