@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,13 +14,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def result_fields(self) -> dict[str, Any]:
-        """JSON-ready values of the fields that can change what a stage produces (all but those marked operational)."""
+        """JSON-ready values of the fields that can change what a stage produces (all but those marked operational).
+
+        Of a local path the name counts: what it holds is in the stage's fingerprint, and where it lies changes no result.
+        """
         values: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
             if isinstance(extra, dict) and extra.get("operational"):
                 continue
             value = getattr(self, name)
+            if isinstance(value, str) and isinstance(extra, dict) and extra.get("path") and Path(value).is_absolute():
+                values[name] = Path(value).name
+                continue
             values[name] = value.result_fields() if isinstance(value, Settings) else self._json_value(name)
         return values
 
@@ -33,3 +40,8 @@ class Settings(BaseModel):
 def operational(default: Any, description: str, **constraints: Any) -> Any:
     """A field that changes how a stage runs but never what it produces, so it stays out of the stage key."""
     return Field(default, description=description, json_schema_extra={"operational": True}, **constraints)
+
+
+def local_path(text: str) -> str:
+    """`text` as an absolute path, from the current folder and with `~` resolved: it then means the same in every process."""
+    return str(Path(text).expanduser().absolute())

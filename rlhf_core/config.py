@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from data_processing.settings import Settings, operational
+from data_processing.settings import Settings, local_path, operational
 from rlhf_core.precision import Dtype, native_dtype
 
 ChosenDtype = Literal["auto", "bf16", "fp32"]
@@ -24,13 +25,16 @@ class BaseModelConfig(Settings):
     """The model the pipeline starts from."""
 
     path: str = Field(
-        "smollm2-135m", description="A folder in Hugging Face layout, or the name of a packaged model: smollm2-135m"
+        "smollm2-135m",
+        description="A folder in Hugging Face layout, or the name of a packaged model: smollm2-135m",
+        json_schema_extra={"path": True},
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model folder")
     chat_template: str | None = Field(
         None,
         description="Chat template to use instead of the tokenizer's: the name of a bundled one (deepseek_r1, gpt_oss, qwen3, "
         "qwen3_thinking), the path of a .jinja file, or Jinja; null keeps its own, or the plain one if it has none",
+        json_schema_extra={"path": True},
     )
     template_date: datetime.date | None = Field(
         None,
@@ -41,6 +45,15 @@ class BaseModelConfig(Settings):
         default_factory=dict,
         description="Arguments of the chat template in training, generation and evaluation, for example {enable_thinking: false}",
     )
+
+    @field_validator("path", "chat_template")
+    @classmethod
+    def _paths_are_absolute(cls, value: str | None) -> str | None:
+        """What names a folder or a file here names the same one in a worker, which starts in another folder."""
+        if value is None or "{" in value:
+            return value
+        is_path = value.startswith(("~", "./", "../")) or value.endswith(".jinja") or Path(value).is_dir()
+        return local_path(value) if is_path else value
 
 
 class LoraSettings(Settings):

@@ -1,7 +1,8 @@
-"""What this machine has to give: memory and disk."""
+"""What this machine has to give: memory, disk, GPUs."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def available_memory_gib() -> float:
 def free_disk_gib(folder: Path) -> float:
     """Free space on the filesystem of `folder`, in GiB."""
     return shutil.disk_usage(folder).free / 2**30
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs that processes of this machine may use; loads no library."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+    return found if visible is None else min(found, sum(bool(part.strip()) for part in visible.split(",")))
 
 
 def _reclaimable_bytes() -> float:

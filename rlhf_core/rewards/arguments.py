@@ -30,7 +30,7 @@ class Signature:
     def of(cls, function: Callable[..., Any], path: str) -> Signature:
         """Read it; raises `ConfigError` for a function that takes neither form."""
         try:
-            parameters = inspect.signature(function).parameters.values()
+            parameters = tuple(inspect.signature(function).parameters.values())
         except (TypeError, ValueError):
             parameters = ()
         by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
