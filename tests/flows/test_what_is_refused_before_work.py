@@ -238,10 +238,10 @@ def test_a_prefect_that_is_gone_is_told_in_a_line(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("mark", list("/:.%\"'"))
 def test_names_that_mlflow_refuses_for_a_model_are_refused(mark: str) -> None:
     from mlflow.exceptions import MlflowException
-    from mlflow.utils.validation import _validate_model_name
+    from mlflow.utils.validation import _validate_logged_model_name
 
     with pytest.raises(MlflowException):
-        _validate_model_name(f"llama{mark}3")
+        _validate_logged_model_name(f"llama{mark}3")
     with pytest.raises(ConfigError, match=r"run\.registered_model: .*which MLflow does not take; for example llama-3"):
         resolve("quickstart", overrides={"run.registered_model": f"llama{mark}3"})
 
