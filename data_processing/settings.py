@@ -24,8 +24,8 @@ class Settings(BaseModel):
             if isinstance(extra, dict) and extra.get("operational"):
                 continue
             value = getattr(self, name)
-            if isinstance(value, str) and isinstance(extra, dict) and extra.get("path") and Path(value).is_absolute():
-                values[name] = Path(value).name
+            if isinstance(value, str) and isinstance(extra, dict) and extra.get("path"):
+                values[name] = _name_of(value)
                 continue
             values[name] = value.result_fields() if isinstance(value, Settings) else self._json_value(name)
         return values
@@ -35,6 +35,14 @@ class Settings(BaseModel):
         if isinstance(value, (list, tuple)):
             return [v.result_fields() if isinstance(v, Settings) else v for v in value]
         return self.model_dump(mode="json", include={name})[name]
+
+
+def _name_of(place: str) -> str:
+    """The last part of an absolute path, also behind a type (`jsonl@/data/chat`); what is none stays."""
+    if Path(place).is_absolute():
+        return Path(place).name
+    data_type, at, folder = place.partition("@")
+    return f"{data_type}@{Path(folder).name}" if at and Path(folder).is_absolute() else place
 
 
 def operational(default: Any, description: str, **constraints: Any) -> Any:
