@@ -179,7 +179,7 @@ class RewardModelConfig(TrainingConfig):
 
 
 class PreferenceMethod(str, Enum):
-    """Preference losses of specs/objectives.md: `preference_loss`, and `kto_loss` on the answers of the pairs."""
+    """Preference losses of specs/objectives.md: `preference_loss` on pairs, and `kto_loss` on each answer by itself."""
 
     dpo = "dpo"
     cdpo = "cdpo"
@@ -198,10 +198,14 @@ class PreferenceConfig(TrainingConfig):
     label_smoothing: float = Field(
         0.0, ge=0.0, lt=0.5, description="Assumed share of flipped labels; needs method cdpo or robust"
     )
-    desirable_weight: float = Field(1.0, gt=0.0, description="Weight of the chosen responses' losses; with method kto only")
-    undesirable_weight: float = Field(1.0, gt=0.0, description="Weight of the rejected responses' losses; with method kto only")
+    desirable_weight: float = Field(
+        1.0, gt=0.0, description="Weight of chosen and desirable answers' losses; with method kto only"
+    )
+    undesirable_weight: float = Field(
+        1.0, gt=0.0, description="Weight of rejected and undesirable answers' losses; with method kto only"
+    )
     nll_coef: float = Field(0.0, ge=0.0, description="Weight of the chosen response's token-mean negative log-likelihood")
-    batch_size: int = Field(8, ge=1, description="Pairs an optimizer step, over all ranks")
+    batch_size: int = Field(8, ge=1, description="Pairs (and with method kto single answers) an optimizer step, over all ranks")
     epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
     eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
