@@ -9,6 +9,8 @@ from data_processing.config import DataConfig
 from data_processing.errors import ConfigError, DataError
 from data_processing.first_prompts import first_prompts
 from data_processing.procedures.policy import parse_policy
+from data_processing.schemas import TableName
+from data_processing.settings import Settings
 from evaluation.config import PRIMARY_METRICS, CompareConfig, EvaluateConfig
 from flows.graph.build import deciding_metric
 from flows.graph.nodes import Node, ancestors
@@ -48,12 +50,12 @@ def check_tables(plan: Plan) -> None:
             )
 
 
-def tables_of(node: Node) -> tuple[str, ...]:
+def tables_of(node: Node) -> tuple[TableName, ...]:
     """The tables of which a node needs one, none where it needs no data."""
     settings = node.settings
     if isinstance(settings, PreferenceConfig) and settings.method is PreferenceMethod.kto:
         return ("preference", "unpaired")
-    by_settings = {
+    by_settings: dict[type[Settings], TableName] = {
         SftConfig: "sft",
         RewardModelConfig: "preference",
         PreferenceConfig: "preference",
@@ -88,9 +90,10 @@ def check_metrics(plan: Plan) -> None:
     asked = [metric for metric in evaluation.settings.metrics if can_be.get(metric)]
     allowed = [metric for metric in PRIMARY_METRICS if metric.partition(".")[0] in asked]
     chosen = deciding_metric(graph)
-    # Whether an answer was cut is measured with its length, which itself is neither better nor worse.
-    if chosen is None or (chosen.partition(".")[0] not in asked and not (chosen == "truncated" and "length" in asked)):
-        what = f"'{chosen}' is not measured" if chosen else "no metric that can decide is measured"
+    # Whether an answer was cut is measured with its length, of which neither more nor less is better; so it is with the KL.
+    family = "length" if chosen == "truncated" else (chosen or "").partition(".")[0]
+    if family not in asked or chosen == "length":
+        what = f"'{chosen}' is not measured, or cannot decide," if chosen else "no metric that can decide is measured"
         wanted = (
             f"allowed are {', '.join(allowed)}" if allowed else "give evaluate.metrics one of them, and the data that it needs"
         )
