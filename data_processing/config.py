@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from data_processing.settings import Settings, operational
+from data_processing.settings import Settings, local_path, operational
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -46,7 +47,9 @@ class TableSource(Settings):
     every file of that type below the folder.
     """
 
-    path: str = Field(description="Dataset name, file, folder, or data_type@dir; ~ is your home")
+    path: str = Field(
+        description="Dataset name, file, folder, or data_type@dir; ~ is your home", json_schema_extra={"path": True}
+    )
     kind: SourceKind = Field(SourceKind.file, description="'file' for local paths, 'huggingface' for dataset names")
     split: str = Field("train", description="Split of a Hugging Face dataset, or of a folder of save_to_disk that has splits")
     subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset")
@@ -55,6 +58,18 @@ class TableSource(Settings):
     columns: dict[str, str] = Field(
         default_factory=dict, description="Renames source columns: {name in the source: name a recogniser knows}"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_is_absolute(cls, values: Any) -> Any:
+        """A worker of a cluster starts in another folder than the command that reads the settings."""
+        if not isinstance(values, dict) or not isinstance(path := values.get("path"), str) or not path:
+            return values
+        if values.get("kind", SourceKind.file) not in (SourceKind.file, SourceKind.file.value):
+            return values
+        data_type, at, folder = path.partition("@")
+        named = at and data_type.isidentifier() and not Path(path).expanduser().exists()
+        return values | {"path": f"{data_type}@{local_path(folder)}" if named else local_path(path)}
 
     @model_validator(mode="after")
     def _options_apply(self) -> TableSource:

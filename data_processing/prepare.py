@@ -134,8 +134,6 @@ def _warnings(summary: dict[str, Any], filled: Filled, n_clashing: int) -> Itera
     for table, split in filled:
         yield f"table '{table}' had no row for its {split} split: the prompt nearest to it was put there"
     yield from (f"table '{name}' has no rows in its {split} split" for name, s in counts.items() for split in s if not s[split])
-    if "unpaired" in counts:
-        yield "table 'unpaired' is written, but no stage of this version reads it"
     told = {
         "rows could not be used; see summary.json": summary["bad_rows"]["count"],
         "repeated rows were dropped; see summary.json": summary["duplicates"]["count"],

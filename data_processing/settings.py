@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,13 +15,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=lambda name, _: name)
 
     def result_fields(self) -> dict[str, Any]:
-        """JSON-ready values of the fields that can change what a stage produces (all but those marked operational)."""
+        """JSON-ready values of the fields that can change what a stage produces (all but those marked operational).
+
+        Of a local path the name counts: what it holds is in the stage's fingerprint, and where it lies changes no result.
+        """
         values: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
             if isinstance(extra, dict) and extra.get("operational"):
                 continue
             value = getattr(self, name)
+            if isinstance(value, str) and isinstance(extra, dict) and extra.get("path"):
+                values[name] = _name_of(value)
+                continue
             values[name] = value.result_fields() if isinstance(value, Settings) else self._json_value(name)
         return values
 
@@ -31,6 +38,19 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", include={name})[name]
 
 
+def _name_of(place: str) -> str:
+    """The last part of an absolute path, also behind a type (`jsonl@/data/chat`); what is none stays."""
+    if Path(place).is_absolute():
+        return Path(place).name
+    data_type, at, folder = place.partition("@")
+    return f"{data_type}@{Path(folder).name}" if at and Path(folder).is_absolute() else place
+
+
 def operational(default: Any, description: str, **constraints: Any) -> Any:
     """A field that changes how a stage runs but never what it produces, so it stays out of the stage key."""
     return Field(default, description=description, json_schema_extra={"operational": True}, **constraints)
+
+
+def local_path(text: str) -> str:
+    """`text` as an absolute path, from the current folder and with `~` resolved: it then means the same in every process."""
+    return str(Path(text).expanduser().absolute())

@@ -38,14 +38,14 @@ class EvaluationJob:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A row of the prompts table and its tokens under the model's chat template; `extra` are its source's further columns."""
+    """A row of the prompts table and its tokens under the model's chat template; `columns` are its source's further ones."""
 
     id: str
     messages: Sequence[dict[str, str]]
     label: str | None
     source: str
     ids: list[int]
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Answer:
     def to_scored_response(self) -> ScoredResponse:
         """The answer as rewards see it."""
         prompt = self.prompt
-        return ScoredResponse(prompt.id, prompt.messages, prompt.label, prompt.ids, self.response_ids, self.text, prompt.extra)
+        return ScoredResponse(prompt.id, prompt.messages, prompt.label, prompt.ids, self.response_ids, self.text, prompt.columns)
 
     def to_row(self, model_name: str) -> dict[str, Any]:
         """A row of the `predictions` table."""

@@ -30,6 +30,7 @@ SetOption = Annotated[
 FromOption = Annotated[str | None, typer.Option("--from", help="Take everything before this entry or stage from the cache")]
 UntilOption = Annotated[str | None, typer.Option("--until", help="Stop after this entry or stage")]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run, in its folder, in Prefect and in MLflow")]
+NoCheckOption = Annotated[bool, typer.Option("--no-check", help="Do not call reward functions once beforehand")]
 ForceOption = Annotated[list[str] | None, typer.Option("--force", help="Run this entry or stage although cached; repeatable")]
 
 
@@ -43,12 +44,13 @@ def run(
     until: UntilOption = None,
     force: ForceOption = None,
     name: NameOption = None,
+    no_check: NoCheckOption = False,
 ) -> None:
     """Run the pipeline here, and wait for it."""
     from flows.commands.actions import Asked, run_here
 
     named = [f"run.name={name}"] if name else []
-    run_here(Asked(preset, config, [*(set_ or []), *named], from_, until, force or []))
+    run_here(Asked(preset, config, [*(set_ or []), *named], from_, until, force or [], no_check))
 
 
 @app.command()
@@ -60,11 +62,12 @@ def plan(
     from_: FromOption = None,
     until: UntilOption = None,
     force: ForceOption = None,
+    no_check: NoCheckOption = False,
 ) -> None:
     """Show what would run, what is cached and why, with estimated memory and time. Runs nothing."""
     from flows.commands.actions import Asked, show_plan
 
-    show_plan(Asked(preset, config, set_ or [], from_, until, force or []))
+    show_plan(Asked(preset, config, set_ or [], from_, until, force or [], no_check))
 
 
 @app.command()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from data_processing.settings import Settings, operational
+from data_processing.settings import Settings, local_path, operational
 from rlhf_core.precision import Dtype, native_dtype
 
 ChosenDtype = Literal["auto", "bf16", "fp32"]
@@ -26,12 +27,14 @@ class BaseModelConfig(Settings):
     path: str = Field(
         "smollm2-135m",
         description="A folder in Hugging Face layout, or a name: smollm2-135m (fetched), tiny-random (made on the spot)",
+        json_schema_extra={"path": True},
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model folder")
     chat_template: str | None = Field(
         None,
         description="Chat template to use instead of the tokenizer's: the name of a bundled one (deepseek_r1, gpt_oss, qwen3, "
         "qwen3_thinking), the path of a .jinja file, or Jinja; null keeps its own, or the plain one if it has none",
+        json_schema_extra={"path": True},
     )
     template_date: datetime.date | None = Field(
         None,
@@ -42,6 +45,15 @@ class BaseModelConfig(Settings):
         default_factory=dict,
         description="Arguments of the chat template in training, generation and evaluation, for example {enable_thinking: false}",
     )
+
+    @field_validator("path", "chat_template")
+    @classmethod
+    def _paths_are_absolute(cls, value: str | None) -> str | None:
+        """What names a folder or a file here names the same one in a worker, which starts in another folder."""
+        if value is None or "{" in value:
+            return value
+        is_path = value.startswith(("~", "./", "../")) or value.endswith(".jinja") or Path(value).is_dir()
+        return local_path(value) if is_path else value
 
 
 class LoraSettings(Settings):
@@ -167,7 +179,7 @@ class RewardModelConfig(TrainingConfig):
 
 
 class PreferenceMethod(str, Enum):
-    """Preference losses of specs/objectives.md: `preference_loss`, and `kto_loss` on the answers of the pairs."""
+    """Preference losses of specs/objectives.md: `preference_loss` on pairs, and `kto_loss` on each answer by itself."""
 
     dpo = "dpo"
     cdpo = "cdpo"
@@ -186,10 +198,14 @@ class PreferenceConfig(TrainingConfig):
     label_smoothing: float = Field(
         0.0, ge=0.0, lt=0.5, description="Assumed share of flipped labels; needs method cdpo or robust"
     )
-    desirable_weight: float = Field(1.0, gt=0.0, description="Weight of the chosen responses' losses; with method kto only")
-    undesirable_weight: float = Field(1.0, gt=0.0, description="Weight of the rejected responses' losses; with method kto only")
+    desirable_weight: float = Field(
+        1.0, gt=0.0, description="Weight of chosen and desirable answers' losses; with method kto only"
+    )
+    undesirable_weight: float = Field(
+        1.0, gt=0.0, description="Weight of rejected and undesirable answers' losses; with method kto only"
+    )
     nll_coef: float = Field(0.0, ge=0.0, description="Weight of the chosen response's token-mean negative log-likelihood")
-    batch_size: int = Field(8, ge=1, description="Pairs an optimizer step, over all ranks")
+    batch_size: int = Field(8, ge=1, description="Pairs (and with method kto single answers) an optimizer step, over all ranks")
     epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
     eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
@@ -269,8 +285,9 @@ class RewardSource(Settings):
     weight: float = Field(1.0, description="Factor in the weighted sum")
     function: str | None = Field(
         None,
-        description="Import path module:function for kind python; called with prompts, responses and labels. Returns for each response "
-        "a number, None where it does not apply, or NaN where it failed on that one; what it may raise is in docs/rewards.md",
+        description="Import path module:function for kind python; called with prompts, responses and labels, or as TRL calls its "
+        "rewards. Returns for each response a number, a dict with a score, None where it does not apply, or NaN where it failed on "
+        "that one: docs/rewards.md",
     )
 
     @model_validator(mode="after")

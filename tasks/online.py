@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.config import OnlineConfig
 from tasks.runtime.contract.context import Input, Stage, StageContext
+from tasks.runtime.keys.closure import file_digests
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
 
@@ -36,20 +34,17 @@ def run(context: StageContext[OnlineConfig]) -> None:
 
 
 def fingerprint(config: OnlineConfig) -> Any:
-    """sha256 of the files that hold the Python reward functions; raises `ConfigError` for one that is not there."""
+    """sha256 of the files of the user's that the Python reward functions can import; `ConfigError` for one that is not there."""
     functions = [source.function for source in config.rewards if source.function is not None]
-    return {function: _module_sha256(function) for function in functions}
+    return {function: _files(function) for function in functions}
 
 
-def _module_sha256(function: str) -> str:
+def _files(function: str) -> dict[str, str]:
     module = function.partition(":")[0]
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"rewards.function='{function}': module '{module}' does not import: {error}") from error
-    if found is None or found.origin is None:
+    digests = file_digests(module)
+    if not digests:
         raise ConfigError(f"rewards.function='{function}': there is no module '{module}'; it must be on PYTHONPATH")
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    return digests
 
 
 STAGE = Stage(

@@ -39,6 +39,7 @@ class Asked:
     from_stage: str | None
     until_stage: str | None
     force: Sequence[str]
+    no_check: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def read_request(asked: Asked, home: Home) -> Request:
     """Turn command-line input into a checked request; `ConfigError` names what is wrong."""
     overrides = as_overrides(read_values(asked.file)) if asked.file else {}
     overrides |= parse_assignments(asked.assignments)
+    if asked.no_check:
+        overrides["runtime.check_rewards"] = False
     config = resolve(asked.preset, overrides=overrides, home_presets=home.presets)
     return Request(asked.preset, overrides, config, select(build_graph(config), asked.from_stage, asked.until_stage, asked.force))
 

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 from data_processing.errors import ConfigError
 from flows.graph.nodes import Node, ancestors
 from flows.graph.plan import Plan, has_work
-from flows.services.health import answers, is_reachable
+from flows.running.check_rewards import check_rewards
+from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_tables
+from flows.services.health import answers, is_reachable, responds
 from flows.settings.config import PipelineConfig
 from rlhf_core.config import BaseModelConfig, OnlineConfig, OnlineMethod, RewardModelConfig
 from tasks.runtime.contract.config import ExecutorKind
@@ -30,10 +32,30 @@ def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
 def check_what_runs(config: PipelineConfig, plan: Plan, home: Home) -> None:
     """As `check_before_start`, but asks no server."""
     check_free_disk(home.root, config.runtime.min_free_disk_gib)
-    for settings in (planned.node.settings for planned in plan.values() if planned.runs):
-        if isinstance(settings, OnlineConfig):
-            _check_rewards(settings)
+    check_tracking(home)
+    check_tables(plan)
+    check_metrics(plan)
+    check_devices(config, plan)
     _check_models(plan, home)
+    check_adapters(plan)
+    if config.runtime.check_rewards:
+        check_rewards(plan)
+
+
+def check_prefect() -> None:
+    """Raise `ConfigError` where the user points at a Prefect that does not answer."""
+    if (address := os.environ.get("PREFECT_API_URL")) and not responds(f"{address.rstrip('/')}/health"):
+        raise ConfigError(f"PREFECT_API_URL: nothing answers at {address}; start that server, or unset the variable")
+
+
+def check_tracking(home: Home) -> None:
+    """Raise `ConfigError` for a tracking address that MLflow refuses; asks no server."""
+    address = home.tracking_uri
+    if urlsplit(address).scheme in ("", "file"):
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI: '{address}' is a file store, which MLflow does not take any more; use sqlite:///PATH or a "
+            "server, or unset it"
+        )
 
 
 def check_servers(config: PipelineConfig, home: Home) -> None:
@@ -105,11 +127,3 @@ def _trains_scorer(node: Node) -> bool:
     return isinstance(node.settings, RewardModelConfig) or (
         isinstance(node.settings, OnlineConfig) and node.settings.method is OnlineMethod.ppo
     )
-
-
-def _check_rewards(online: OnlineConfig) -> None:
-    from rlhf_core.rewards.python_function import load_function
-
-    for source in online.rewards:
-        if source.function is not None:
-            load_function(source.function)

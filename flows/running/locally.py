@@ -10,6 +10,7 @@ from typing import Any
 from data_processing.errors import AlignflowError
 from flows.graph.plan import Plan, has_work, make_plan
 from flows.graph.selection import Selection
+from flows.running.checks import check_prefect
 from flows.running.pipeline import run_pipeline
 from flows.services.prefect_server import prefect_for_run
 from flows.services.ray_head import ray_for_run
@@ -32,8 +33,9 @@ def run_locally(
 ) -> dict[str, Any]:
     """Run `selection`; returns what `flows.running.pipeline.run_pipeline` does.
 
-    `load_flow` imports the Prefect flow that takes `parameters`, which say the same as `config` and `selection`.
+    Raises `ConfigError` where `PREFECT_API_URL` names a server that does not answer. `load_flow` imports the Prefect flow that takes `parameters`, which say the same as `config` and `selection`.
     """
+    check_prefect()
     plan = make_plan(config, selection, home)
     if has_work(plan) or os.environ.get("PREFECT_API_URL"):
         return _in_prefect(plan, config, home, parameters, load_flow)

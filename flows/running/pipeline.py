@@ -21,6 +21,7 @@ from flows.running.checks import check_before_start
 from flows.running.display import Display
 from flows.running.failures import explained
 from flows.running.finish import finish
+from flows.running.lengths import LengthCheck
 from flows.running.links import link, mlflow_note
 from flows.running.progress import LOG, ProgressLines
 from flows.running.run_folder import NodeTimes, RunFolder
@@ -35,6 +36,7 @@ from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.executor import Executor
 from tasks.runtime.execution.start import Runtime, git_commit
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
+from tasks.runtime.store.artifacts import Store
 from tasks.runtime.tracking.tracker import RunStatus, Tracker, recover
 
 _COMMIT_DIGITS = 10
@@ -103,6 +105,7 @@ class _Run:
         self._preset = preset_name(preset)
         self._commit = git_commit()
         self._times: dict[str, NodeTimes] = {}
+        self._lengths = LengthCheck(plan, Store(home.store))
         self.folder.write_config(config)
         self.folder.write_status("running", flow_run=display.run_id, began=began)
         cached = sum(not planned.runs for planned in plan.values())
@@ -170,6 +173,7 @@ class _Run:
             force=node.name in self._selection.forced,
         )
         try:
+            await self._lengths.before(node)
             answer = await self._display.node(request, runtime, tracker, inputs, lines)
         except Exception as error:
             lines.failed(error)
@@ -177,6 +181,7 @@ class _Run:
         outcome, ended = StageOutcome.from_json(answer), time.time()
         self._times[node.name] = NodeTimes(began, ended, 0.0 if outcome.cached else outcome.seconds)
         lines.finished(outcome, ended - began)
+        self._lengths.made(node.name, outcome.ref)
         return answer
 
     def _order(self) -> list[str]:

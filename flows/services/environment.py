@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from tasks.runtime.contract.home import Home
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICE_VARIABLES = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI", "ray": "RAY_ADDRESS"}
+_NO_PROXY = ("NO_PROXY", "no_proxy")
+_OWN_HOSTS = ("127.0.0.1", "localhost")
 _QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -34,6 +36,7 @@ def enter(home: Home, environment: MutableMapping[str, str] | None = None) -> No
     environment = os.environ if environment is None else environment
     for name, value in local_settings(home).items():
         environment.setdefault(name, value)
+    environment.update(without_proxy(environment))
     running = {record.name: record for record in Records(home.pids).all() if record.process}
     for name, variable in SERVICE_VARIABLES.items():
         if name in running and variable not in environment:
@@ -76,6 +79,13 @@ def local_settings(home: Home) -> dict[str, str]:
     }
 
 
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that keep this machine's own servers from being asked through a proxy, beside what they say already."""
+    given = [place.strip() for name in _NO_PROXY for place in environment.get(name, "").split(",")]
+    places = ",".join(dict.fromkeys([*filter(None, given), *_OWN_HOSTS]))
+    return dict.fromkeys(_NO_PROXY, places)
+
+
 def use_own_ray(home: Home, head: ProcessRecord, environment: MutableMapping[str, str]) -> None:
     """Point `environment` at a Ray head that alignflow started, with the token that it asks for."""
     environment["RAY_ADDRESS"] = head.url
@@ -109,7 +119,7 @@ def service_environment(home: Home) -> dict[str, str]:
     environment = dict(os.environ)
     for variable in SERVICE_VARIABLES.values():
         environment.pop(variable, None)
-    environment |= local_settings(home)
+    environment |= local_settings(home) | without_proxy(environment)
     paths = [str(ROOT), *environment.get("PYTHONPATH", "").split(os.pathsep)]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in paths if p))
     return environment

@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
+from urllib.error import HTTPError
 
 from flows.services.processes import ProcessRecord, ServiceError, log_tail
 
@@ -33,6 +34,17 @@ def answers(url: str, headers: Mapping[str, str] | None = None, timeout_s: float
         with opener.open(request, timeout=timeout_s) as response:
             return bool(response.status == 200)
     except (HTTPException, OSError, ValueError):  # something else may listen there, and speak no HTTP
+        return False
+
+
+def responds(url: str, timeout_s: float = 5.0) -> bool:
+    """Whether anything answers a GET of `url`, whatever it says: a server that asks for a login is there. Proxies are used."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s):
+            return True
+    except HTTPError:
+        return True
+    except (HTTPException, OSError, ValueError):
         return False
 
 

@@ -1,7 +1,8 @@
-"""How much memory this machine has to give."""
+"""What this machine has to give: memory and GPUs."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,13 @@ def available_memory_gib() -> float:
     if limit is not None and used is not None:
         free_bytes = min(free_bytes, limit - used + _reclaimable_bytes())
     return free_bytes / 2**30
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs that processes of this machine may use; loads no library."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+    return found if visible is None else min(found, sum(bool(part.strip()) for part in visible.split(",")))
 
 
 def _reclaimable_bytes() -> float:

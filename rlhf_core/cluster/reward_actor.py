@@ -17,7 +17,7 @@ from rlhf_core.rewards.compose import ComposedReward, Retries, Rewards
 
 @dataclass(frozen=True, slots=True)
 class RewardSetup:
-    """What the reward worker is started with."""
+    """What the reward worker is started with; a call of a Python function may take `limit_s` seconds."""
 
     sources: list[RewardSource]
     policy_model: Path
@@ -25,6 +25,7 @@ class RewardSetup:
     engine: EngineSettings
     retries: Retries
     trust_remote_code: bool
+    limit_s: float | None = None
 
 
 class RewardWorker:
@@ -41,6 +42,7 @@ class RewardWorker:
             engine=setup.engine,
             retries=setup.retries,
             trust_remote_code=setup.trust_remote_code,
+            limit_s=setup.limit_s,
         )
         return self.reward.notes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,22 @@ def add_lora(hf_model: PreTrainedModel, settings: LoraSettings) -> None:
         raise ConfigError(f"lora: {type(hf_model).__name__} cannot take these adapters: {error}") from error
     for name, parameter in hf_model.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith(f"{HEAD_NAME}."))
+
+
+def check_targets(folder: Path, targets: list[str], place: str, *, trust_remote_code: bool) -> None:
+    """Raise `ConfigError`, beginning with `place`, for a target that is no linear layer of the model in `folder`.
+
+    The model is built from its configuration alone, without memory for weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        _targets(model, targets)
+    except ConfigError as error:
+        raise ConfigError(f"{place}.{error}") from None
 
 
 @contextmanager

@@ -18,26 +18,34 @@ from rlhf_core.batching.rows import TokenRow, apply_overlong
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import TrainingConfig
 
-TrainingTable = Literal["sft", "preference"]
+TrainingTable = Literal["sft", "preference", "unpaired"]
 
 MADE_BY: Mapping[TrainingTable, str] = {
     "sft": "data.procedures.sft_rows or sources in data.sft",
     "preference": "data.procedures.preference_pairs or sources in data.preference",
+    "unpaired": "sources in data.unpaired",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What one term of a loss is computed on: one conversation, or the chosen and the rejected row of a pair.
+    """What one term of a loss is computed on: one conversation, the chosen and the rejected row of a pair, or one judged answer.
 
     `margin` is how much better the chosen response is (0 where the table does not say); `reference_logps` are the
-    reference's summed response log-probs (nats), a number a row, where a recipe needs them.
+    reference's summed response log-probs (nats), a number a row, where a recipe needs them. `desirable` is how a single answer
+    was judged; None for all else.
     """
 
     id: str
     rows: tuple[TokenRow, ...]
     margin: float = 0.0
     reference_logps: tuple[float, ...] = ()
+    desirable: bool | None = None
+
+    @property
+    def are_desirable(self) -> tuple[bool, ...]:
+        """Of each row whether it is an answer to be made likelier: the first of a pair is, the second is not."""
+        return (True, False)[: len(self.rows)] if self.desirable is None else (self.desirable,)
 
     @property
     def length_tokens(self) -> int:
@@ -59,6 +67,15 @@ class Splits:
     n_dropped: int
     refused: tuple[str, ...] = ()
 
+    def __add__(self, other: Splits) -> Splits:
+        """Both, one after the other."""
+        return Splits(
+            self.train + other.train,
+            self.validation + other.validation,
+            self.n_dropped + other.n_dropped,
+            self.refused + other.refused,
+        )
+
 
 def conversation(renderer: Renderer, row: Mapping[str, Any]) -> Example:
     """A row of the sft table: the assistant turns are the targets. Raises `DataError` where there is none."""
@@ -74,6 +91,11 @@ def pair(renderer: Renderer, row: Mapping[str, Any]) -> Example:
     if chosen == rejected:
         raise DataError("chosen and rejected have the same tokens: they differ at most in what the chat template does not render")
     return Example(row["id"], (chosen, rejected), margin=row["margin"] or 0.0)
+
+
+def judged_answer(renderer: Renderer, row: Mapping[str, Any]) -> Example:
+    """A row of the unpaired table: one answer behind its prompt, and whether it is desirable."""
+    return Example(row["id"], (_side(renderer, row, "response"),), desirable=row["desirable"])
 
 
 def _side(renderer: Renderer, row: Mapping[str, Any], name: str) -> TokenRow:
@@ -104,10 +126,10 @@ def read_examples(
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """sha256 of ids, tokens, targets and margins: changes with the table, the template and the tokenizer."""
+    """sha256 of ids, tokens, targets, margins and judgements: changes with the table, the template and the tokenizer."""
     sha = hashlib.sha256()
     for example in examples:
-        sha.update(json.dumps([example.id, [len(row) for row in example.rows], example.margin]).encode())
+        sha.update(json.dumps([example.id, [len(row) for row in example.rows], example.margin, example.desirable]).encode())
         for row in example.rows:
             sha.update(array("q", row.ids))
             sha.update(bytes(row.is_target))

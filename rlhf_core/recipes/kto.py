@@ -1,21 +1,21 @@
-"""KTO's reference point: how much likelier than under the reference the policy finds answers that belong to other prompts.
+"""KTO: each answer, of a pair or judged alone, is moved by itself, around a reference point.
 
-The loss on the answers themselves is a row of `preference.py`. The global batches of a run are known before it starts, so the
+That is how much likelier than under the reference the policy finds answers that belong to other prompts. The global batches of a run are known before it starts, so the
 reference scores their mismatched pairs once, as it does the pairs; the policy scores them before each update.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.config import PreferenceConfig
 from rlhf_core.engine.engine import TrainingEngine
-from rlhf_core.objectives.preference import kto_reference
+from rlhf_core.objectives.preference import kto_loss, kto_reference
 from rlhf_core.recipes.cursor import DataCursor
 from rlhf_core.recipes.examples import Example, Splits
 from rlhf_core.recipes.job import TrainingJob
@@ -41,13 +41,63 @@ def kto_totals(
     def totals(examples: Sequence[Example]) -> Totals:
         pairs = mismatched(examples, config.max_length_tokens)
         ratios = _log_ratios(engine, pairs, reference, config, pad_id)
-        return replace(Totals.of(examples), reference_point=kto_reference(ratios, engine.all_sum).item())
+        judged = [(row, good) for example in examples for row, good in zip(example.rows, example.are_desirable, strict=True)]
+        n_desirable = sum(good for _, good in judged)
+        return Totals(
+            len(examples),
+            sum(row.n_targets for row, good in judged if good),
+            kto_reference(ratios, engine.all_sum).item(),
+            n_desirable,
+            len(judged) - n_desirable,
+        )
 
     return totals
 
 
+def kto_shares(
+    config: PreferenceConfig, module: nn.Module, batch: ModelBatch, examples: Sequence[Example], totals: Totals
+) -> dict[str, Tensor]:
+    """A micro-batch's shares of the loss, the mean over R answers, and of the metrics.
+
+    `rewards/chosen` and `rewards/rejected` are means over the desirable and the undesirable answers; `accuracy` is the share of
+    answers on their side of the reference point.
+    """
+    logprobs_RT, _ = module(batch)
+    logps_R, lengths_R = logprobs_RT.sum(1), target_mask(batch).sum(1)
+    ref_logps_R = torch.tensor([logp for example in examples for logp in example.reference_logps], device=logps_R.device)
+    good_R = torch.tensor(
+        [good for example in examples for good in example.are_desirable], device=logps_R.device, dtype=torch.bool
+    )
+    losses_R = kto_loss(
+        logps_R,
+        ref_logps_R,
+        good_R,
+        logps_R.new_tensor(totals.reference_point),
+        beta=config.beta,
+        desirable_weight=config.desirable_weight,
+        undesirable_weight=config.undesirable_weight,
+    )
+    answers = totals.desirable + totals.undesirable
+    log_ratios_R = (logps_R - ref_logps_R).detach().double()
+    chosen, rejected = (
+        config.beta * log_ratios_R[side].sum() / max(n, 1)
+        for side, n in ((good_R, totals.desirable), (~good_R, totals.undesirable))
+    )
+    nll = -logps_R[good_R].sum() / max(totals.targets, 1)
+    return {
+        "loss": losses_R.sum() / answers + config.nll_coef * nll,
+        "nll": nll,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "margin": chosen - rejected,
+        "accuracy": ((log_ratios_R > totals.reference_point) == good_R).double().sum() / answers,
+        "log_ratio_per_token": (log_ratios_R / lengths_R).sum() / answers,
+        "kl": log_ratios_R.new_tensor(totals.reference_point * len(good_R) / answers),
+    }
+
+
 def mismatched(examples: Sequence[Example], max_length_tokens: int) -> list[Example]:
-    """The prompt of every example with both answers of the example before it; the first takes those of the last.
+    """The prompt of every example with the answers of the example before it; the first takes those of the last.
 
     Pairs with a row longer than `max_length_tokens` are left out. A single example has no other to take answers from.
     """

@@ -38,12 +38,15 @@ BAD_BATCH_NAME = "bad_batch.json"
 class Totals:
     """What a global batch tells each of its micro-batches.
 
-    Denominators: its examples, and the targets in their first rows (conversation or chosen). `reference_point` (nats) is KTO's.
+    Denominators: its examples, and the targets in their first rows (conversation or chosen). KTO has the targets of desirable
+    answers instead, how many answers are `desirable` and how many `undesirable`, and its `reference_point` (nats).
     """
 
     examples: int
     targets: int
     reference_point: float = 0.0
+    desirable: int = 0
+    undesirable: int = 0
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Totals:

@@ -1,4 +1,4 @@
-"""Preference optimisation against a reference: DPO and its kin widen the gap of a pair, KTO moves each response by itself.
+"""Preference optimisation against a reference: DPO and its kin widen the gap of a pair, KTO moves each answer by itself.
 
 The reference is the model that training starts from. Its log-probs are computed once, before the first update, so no
 second model is ever in memory.
@@ -17,11 +17,11 @@ from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import PreferenceConfig, PreferenceMethod
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
-from rlhf_core.objectives.preference import PreferenceKind, kto_loss, preference_loss
+from rlhf_core.objectives.preference import PreferenceKind, preference_loss
 from rlhf_core.recipes.cursor import plan_cursor
-from rlhf_core.recipes.examples import Example, pair
+from rlhf_core.recipes.examples import Example, Splits, judged_answer, pair
 from rlhf_core.recipes.job import TrainingJob
-from rlhf_core.recipes.kto import kto_totals
+from rlhf_core.recipes.kto import kto_shares, kto_totals
 from rlhf_core.recipes.loop import Totals, Trainer
 from rlhf_core.recipes.reference import with_reference_logps
 from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable, start_engine
@@ -38,13 +38,13 @@ PAIR_METHODS: Mapping[PreferenceMethod, PreferenceKind] = {
 
 
 def train_preference(job: TrainingJob[PreferenceConfig]) -> None:
-    """Train `job.model` on the preference table and write the checkpoint artifact; runs on every rank alike.
+    """Train `job.model` on pairs, with method kto on single judged answers too; write the checkpoint. Runs on every rank alike.
 
     Raises `ConfigError`, `DataError`, `DivergedError` or `PreemptedError` (a checkpoint is saved).
     """
     config = job.config
     tokenizer = check_and_load_tokenizer(job)
-    splits = load_examples(job, "preference", partial(pair, Renderer(tokenizer)))
+    splits = _examples(job, Renderer(tokenizer))
     cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
 
     policy = load_trainable(job, load_lm)
@@ -54,9 +54,20 @@ def train_preference(job: TrainingJob[PreferenceConfig]) -> None:
     is_kto = config.method is PreferenceMethod.kto
     totals = kto_totals(job, engine, cursor, splits, tokenizer.pad_token_id) if is_kto else Totals.of
 
-    loss = partial(_shares, config, engine.module)
+    loss = partial(kto_shares if is_kto else _shares, config, engine.module)
     evaluation = Trainer(job, engine, cursor, splits, loss, tokenizer.pad_token_id, totals).run()
     finish(job, engine, splits, evaluation)
+
+
+def _examples(job: TrainingJob[PreferenceConfig], renderer: Renderer) -> Splits:
+    """The tables that the method learns from: KTO takes what there is of the two, the others need pairs."""
+    pairs, answers = job.data / "preference", job.data / "unpaired"
+    if job.config.method is not PreferenceMethod.kto or not answers.is_dir():
+        return load_examples(job, "preference", partial(pair, renderer))
+    alone = load_examples(job, "unpaired", partial(judged_answer, renderer))
+    if not pairs.is_dir():
+        return alone
+    return load_examples(job, "preference", partial(pair, renderer)) + alone
 
 
 def _shares(
@@ -66,7 +77,15 @@ def _shares(
     logprobs_BT, _ = module(batch)
     logps_B2, lengths_B2 = (values_BT.sum(1).view(-1, 2) for values_BT in (logprobs_BT, target_mask(batch)))
     ref_logps_B2 = torch.tensor([example.reference_logps for example in examples], device=logps_B2.device).view(-1, 2)
-    losses_B = _losses(config, logps_B2, ref_logps_B2, lengths_B2, totals.reference_point)
+    losses_B = preference_loss(
+        *logps_B2.unbind(1),
+        *ref_logps_B2.unbind(1),
+        chosen_lengths=lengths_B2[:, 0],
+        rejected_lengths=lengths_B2[:, 1],
+        kind=PAIR_METHODS[config.method],
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+    ).losses
     log_ratios_B2 = (logps_B2 - ref_logps_B2).detach()
     chosen_B, rejected_B = (config.beta * log_ratios_B2).unbind(1)
     means = {
@@ -76,36 +95,9 @@ def _shares(
         "accuracy": chosen_B > rejected_B,
         "log_ratio_per_token": (log_ratios_B2 / lengths_B2).mean(1),
     }
-    if config.method is PreferenceMethod.kto:
-        means["kl"] = torch.full_like(chosen_B, totals.reference_point)
     nll = -logps_B2[:, 0].sum() / totals.targets
     return {
         "loss": losses_B.sum() / totals.examples + config.nll_coef * nll,
         "nll": nll,
         **{name: values_B.double().sum() / totals.examples for name, values_B in means.items()},
     }
-
-
-def _losses(
-    config: PreferenceConfig, logps_B2: Tensor, ref_logps_B2: Tensor, lengths_B2: Tensor, reference_point: float
-) -> Tensor:
-    """The loss of each pair, [B]; for KTO the mean over its two responses."""
-    if config.method is PreferenceMethod.kto:
-        return kto_loss(
-            logps_B2,
-            ref_logps_B2,
-            torch.tensor([True, False], device=logps_B2.device),
-            logps_B2.new_tensor(reference_point),
-            beta=config.beta,
-            desirable_weight=config.desirable_weight,
-            undesirable_weight=config.undesirable_weight,
-        ).mean(1)
-    return preference_loss(
-        *logps_B2.unbind(1),
-        *ref_logps_B2.unbind(1),
-        chosen_lengths=lengths_B2[:, 0],
-        rejected_lengths=lengths_B2[:, 1],
-        kind=PAIR_METHODS[config.method],
-        beta=config.beta,
-        label_smoothing=config.label_smoothing,
-    ).losses

@@ -41,12 +41,15 @@ def with_reference_logps(job: TrainingJob[Any], engine: TrainingEngine, splits: 
     if engine.rank == 0:
         job.events.progress(0, len(examples), f"reference log-probs of {len(examples)} pairs")
     scoring = _Pass(job, engine, examples, pad_id)
-    filled = [replace(e, reference_logps=tuple(row)) for e, row in zip(examples, scoring.run().tolist(), strict=True)]
+    logps = scoring.run().tolist()
+    filled = [replace(e, reference_logps=tuple(row[: len(e.rows)])) for e, row in zip(examples, logps, strict=True)]
     return replace(splits, train=filled[: len(splits.train)], validation=filled[len(splits.train) :])
 
 
 class _Pass:
     """One attempt at the summed response log-probs of chosen and rejected, fp32 [len(examples), 2]; each rank scores its share.
+
+    A single answer has the first column, and 0 in the second.
 
     Only the first rank reads and writes the file, so that ranks never differ in what they find there.
     """
@@ -88,9 +91,11 @@ class _Pass:
             if agreed(engine, time.monotonic() - written > WRITE_EVERY_S):
                 self._write()
                 written = time.monotonic()
-            rows = [row for i in plan[number] for row in self._examples[i].rows]
+            places = [(i, column) for i in plan[number] for column in range(len(self._examples[i].rows))]
+            rows = [self._examples[i].rows[column] for i, column in places]
             logprobs_BT, _ = engine.module(batch_of(rows, engine, self._pad_id))
-            self._added[plan[number], :2] = logprobs_BT.sum(1).view(-1, 2)
+            if places:
+                self._added[tuple(torch.tensor(places, device=engine.device).T)] = logprobs_BT.sum(1).float()
             self._added[plan[number], 2] = 1
             if engine.rank == 0:
                 self._report(len(plan) - len(left) + done, len(plan), (time.monotonic() - started) / done * (len(left) - done))

@@ -13,8 +13,8 @@ from rlhf_core.batching.chat_template import Message
 class ScoredResponse:
     """One response as a scorer sees it: messages and text for people, token ids for models, the prompt's label or None.
 
-    `text` is without special tokens; `response_ids` are exactly what was sampled; `extra` are the further columns that the
-    prompt's row had in its source, by name.
+    `text` is without special tokens; `response_ids` are exactly what was sampled. `columns` are the further columns of the
+    prompt's row, by name; `step` is the round (from 0) that the response was drawn in.
     """
 
     prompt_id: str
@@ -23,7 +23,8 @@ class ScoredResponse:
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
     text: str
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    step: int = 0
 
 
 class Scorer(Protocol):

@@ -20,18 +20,24 @@ def build_reward(
     engine: EngineSettings,
     trust_remote_code: bool,
     retries: Retries | None = None,
+    limit_s: float | None = None,
 ) -> ComposedReward:
-    """Load every source. Raises `ConfigError` for a reward model that is asked for but not given."""
-    return ComposedReward(
-        [(_scorer(source, policy_model, reward_model, engine, trust_remote_code), source.weight) for source in sources], retries
-    )
+    """Load every source; a call of a Python function may take `limit_s` seconds.
+
+    Raises `ConfigError` for a reward model that is asked for but not given.
+    """
+
+    def scorer(source: RewardSource) -> Scorer:
+        if source.function is not None:
+            return PythonScorer(source.function, limit_s)
+        return _scorer(source, policy_model, reward_model, engine, trust_remote_code)
+
+    return ComposedReward([(scorer(source), source.weight) for source in sources], retries)
 
 
 def _scorer(
     source: RewardSource, policy_model: Path, reward_model: Path | None, engine: EngineSettings, trust_remote_code: bool
 ) -> Scorer:
-    if source.function is not None:
-        return PythonScorer(source.function)
     if source.kind == "procedures":
         return ProceduresScorer()
     if reward_model is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from rlhf_core.rewards.base import ScoredResponse, Scorer
@@ -20,11 +20,13 @@ class Rewards:
 
     A source gives None where it does not apply to a response: the sum is that of the others. It gives NaN where it failed
     on it: the response is invalid, as is one that no source applies to. `asked_again` says which calls were repeated, and why.
+    `metrics[source/name]` are further numbers that sources gave, one a response, None where there is none.
     """
 
     total: list[float | None]
     by_source: Mapping[str, Sequence[float | None]]
     asked_again: tuple[str, ...] = ()
+    metrics: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
     @property
     def is_valid(self) -> list[bool]:
@@ -78,10 +80,12 @@ class ComposedReward:
         """
         by_source: dict[str, Sequence[float | None]] = {}
         asked_again: list[str] = []
+        metrics: dict[str, Sequence[float | None]] = {}
         for name, scorer, _ in self._sources:
             by_source[name] = self._ask(name, scorer, responses, asked_again)
             _check_finite(name, by_source[name], responses)
-        return Rewards([self._sum(by_source, i) for i in range(len(responses))], by_source, tuple(asked_again))
+            metrics |= {f"{name}/{what}": values for what, values in getattr(scorer, "metrics", {}).items()}
+        return Rewards([self._sum(by_source, i) for i in range(len(responses))], by_source, tuple(asked_again), metrics)
 
     def _ask(
         self, name: str, scorer: Scorer, responses: Sequence[ScoredResponse], asked_again: list[str]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import inspect
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_processing.errors import ConfigError
+from rlhf_core.rewards.arguments import Signature
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.errors import TransientRewardError, is_transient
+from rlhf_core.rewards.returned import read_returned
+from rlhf_core.rewards.time_limit import TimeLimitError, time_limit
+
+# What a function raises that is given texts and looks for messages in them.
+_WRONG_FORM = (TypeError, AttributeError, KeyError, IndexError)
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -24,6 +32,10 @@ def load_function(path: str) -> Callable[..., Any]:
         raise ConfigError(
             f"rewards.function='{path}': module '{module_name}' does not import: {error}; it must be on PYTHONPATH"
         ) from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"rewards.function='{path}': importing '{module_name}' raised {type(error).__name__}: {error}{_last_user_line(error)}"
+        ) from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         known = sorted(n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_"))
@@ -32,11 +44,18 @@ def load_function(path: str) -> Callable[..., Any]:
 
 
 class PythonScorer:
-    """Calls `function(prompts=, responses=, labels=)` once a batch: message lists, texts, and labels (str or None)."""
+    """Calls a function once a batch, with what it asks for by name (`rlhf_core.rewards.arguments`); it may be async.
 
-    def __init__(self, path: str) -> None:
+    A call that takes longer than `limit_s` is given up. `metrics` are the further numbers that the last call returned.
+    """
+
+    def __init__(self, path: str, limit_s: float | None = None) -> None:
         self._path = path
+        self._limit_s = limit_s
         self._function = load_function(path)
+        self._signature = Signature.of(self._function, path)
+        self._as_text: bool | None = None
+        self.metrics: Mapping[str, Sequence[float | None]] = {}
 
     @property
     def name(self) -> str:
@@ -47,30 +66,24 @@ class PythonScorer:
         """What the function returned, one value a response; see `Scorer.score`.
 
         Raises `TransientRewardError` where it raised what `is_transient` says may work at the next try. Anything else that it
-        raises or returns is `ConfigError`, naming the function and the line of it.
+        raises or returns is `ConfigError`, naming the function and the line of it, and so is a call that does not end.
         """
-        values = self._call(responses)
-        try:
-            numbers = [_number(value) for value in values]
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(
-                f"reward function '{self._path}' must return a list of numbers, not {values!r:.200}: one a response, None where "
-                "it does not apply, NaN where it failed on this one"
-            ) from error
-        if len(numbers) != len(responses):
-            raise ConfigError(f"reward function '{self._path}' returned {len(numbers)} numbers for {len(responses)} responses")
+        values = self._values(responses)
+        numbers, self.metrics = read_returned(self._path, values, len(responses))
         return numbers
 
-    def _call(self, responses: Sequence[ScoredResponse]) -> Any:
+    def _values(self, responses: Sequence[ScoredResponse]) -> Any:
         try:
-            values = self._function(
-                prompts=[list(r.prompt) for r in responses],
-                responses=[r.text for r in responses],
-                labels=[r.label for r in responses],
-            )
-            return list(values) if isinstance(values, Iterator) else values
+            with time_limit(self._limit_s):
+                return self._in_its_form(responses)
         except MemoryError:
             raise
+        except TimeLimitError as error:
+            raise ConfigError(
+                f"reward function '{self._path}' did not return within {self._limit_s:g} s{_last_user_line(error)}, scoring "
+                f"{len(responses)} responses; give what it waits for a time-out of its own (a TimeoutError is tried again), or, "
+                "where it needs longer, raise online.stall_after_s"
+            ) from error
         except (Exception, SystemExit) as error:
             where = f"raised {type(error).__name__}: {error}{_last_user_line(error)}, scoring {len(responses)} responses"
             message = f"reward function '{self._path}' {where}"
@@ -81,16 +94,39 @@ class PythonScorer:
                 "rlhf_core.rewards.errors.TransientRewardError, where one response is at fault return NaN for it"
             ) from error
 
+    def _in_its_form(self, responses: Sequence[ScoredResponse]) -> Any:
+        """The call, with texts or with messages: what the function takes is seen once, at the first call."""
+        if self._as_text is not None or not self._signature.may_take_text(responses):
+            return self._call(responses, as_text=self._as_text or False)
+        try:
+            values = self._call(responses, as_text=True)
+        except _WRONG_FORM as error:
+            try:
+                values = self._call(responses, as_text=False)
+            except _WRONG_FORM:
+                raise error from None
+            self._as_text = False
+        else:
+            self._as_text = True
+        return values
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"{value!r} is a text")
-    return None if value is None else float(value)
+    def _call(self, responses: Sequence[ScoredResponse], *, as_text: bool) -> Any:
+        values = self._function(**self._signature.arguments(responses, as_text=as_text))
+        if inspect.isawaitable(values):
+            values = asyncio.run(_awaited(values))
+        return list(values) if isinstance(values, Iterator) else values
+
+
+async def _awaited(values: Awaitable[Any]) -> Any:
+    return await values
 
 
 def _last_user_line(error: BaseException) -> str:
     """Where it happened: the innermost line that belongs to no library, the first being ours."""
     libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
     frames = traceback.extract_tb(error.__traceback__)[1:]
-    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))] or frames
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<", _HERE))] or frames
     return f" (line {own[-1].lineno} of {own[-1].filename}: {own[-1].line})" if own else ""
+
+
+_HERE = __file__.rpartition("/")[0] + "/"

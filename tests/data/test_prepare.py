@@ -264,18 +264,17 @@ def test_the_summary_is_stored_and_lists_bad_rows_duplicates_and_leaks(tmp_path:
     used = {name: sum(splits.values()) for name, splits in summary["rows"].items()}
     assert used == {"sft": 13 + 60, "preference": 14, "prompts": 12, "unpaired": 20}
     assert summary["read"] == {**used, "sft": 13 + 62, "unpaired": 22}
-    assert len(summary["warnings"]) == 6  # two empty splits of unpaired, nobody reads it, bad rows, duplicates, leaks
+    assert len(summary["warnings"]) == 5  # two empty splits of unpaired, bad rows, duplicates, leaks
     assert [len(rows) for rows in summary.pop("previews").values()] == [3, 3, 3, 3]
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
 
 
-def test_the_summary_names_the_columns_that_are_not_used_and_the_table_that_nobody_reads(tmp_path: Path) -> None:
+def test_the_summary_names_the_columns_that_are_not_used(tmp_path: Path) -> None:
     rows = [{**row, "id": i, "desirable": True, "score": 3, "empty": None} for i, row in enumerate(questions(20))]
     rows[7]["Language"] = "en"
     source = jsonl(tmp_path / "rows.jsonl", rows)
     warnings = prepare(DataConfig(procedures=None, unpaired=[source]), tmp_path / "out", seed=0)["warnings"]
     assert "data.unpaired[0]: columns that were not used: 'Language', 'score'" in warnings
-    assert "table 'unpaired' is written, but no stage of this version reads it" in warnings
 
 
 def pairs(count: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -95,7 +96,14 @@ def test_plan_lists_every_node_and_runs_nothing(tmp_path: Path) -> None:
 
 
 def test_plan_names_an_entry_that_nothing_uses_and_the_metric_that_is_left(tmp_path: Path) -> None:
-    without_task = ["--set", "data.procedures=null", "--set", "online.rewards=[{kind: reward_model}]"]
+    row = {"prompt": "2 + 2?", "response": "4", "chosen": "4", "rejected": "5"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    tables = [
+        part
+        for table in ("sft", "preference", "prompts")
+        for part in ("--set", f"data.{table}=[{{path: {tmp_path}/rows.jsonl}}]")
+    ]
+    without_task = [*tables, "--set", "data.procedures=null", "--set", "online.rewards=[{kind: reward_model}]"]
     unused = ["--set", "pipeline.rm2={stage: reward_model}", "--set", "pipeline.online.reward_model=reward_model"]
     scorer = ["--set", "evaluate.reward_model=reward_model"]
     answer = _alignflow(tmp_path, "plan", *without_task, *unused, *scorer)

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from data_processing.errors import DataError
+from data_processing.schemas import to_table, write_table
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import OptimizerSettings
@@ -17,7 +19,7 @@ from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.examples import Example
 from rlhf_core.recipes.kto import mismatched
 from rlhf_core.recipes.preference import train_preference
-from tests.recipes.small_jobs import FULL, curve, engine, job, preference_config, preference_row, summary, weights
+from tests.recipes.small_jobs import FULL, curve, engine, job, preference_config, preference_row, summary, weights, write_data
 from tests.tiny_models import Architecture
 
 Models = dict[Architecture, Path]
@@ -67,6 +69,73 @@ def test_the_loss_is_that_of_the_definition(packing: bool, models: Models, data:
     rewards = (0.3 * log_ratios(rows, chosen).mean().item(), 0.3 * log_ratios(rows, rejected).mean().item())
     assert [summary(run)[f"eval_rewards/{name}"] for name in ("chosen", "rejected")] == pytest.approx(rewards, abs=1e-4)
     assert summary(run)["eval_margin"] == pytest.approx(rewards[0] - rewards[1], abs=1e-4)
+
+
+def answer_row(number: int) -> dict[str, Any]:
+    """One judged answer: good and bad ones in turns of two and one."""
+    row = preference_row(number)
+    side = "rejected" if number % 3 == 2 else "chosen"
+    return {"id": f"answer{number}", "prompt": row["prompt"], "response": row[side], "desirable": side == "chosen"}
+
+
+def with_answers(folder: Path, pairs: int) -> Path:
+    """Seven single answers to train on and five to measure, beside as many pairs as are asked for (0: none)."""
+    if pairs:
+        write_data(folder, pairs, 3)
+    for split, first, n_rows in (("train", 0, 7), ("validation", 1003, 5)):
+        rows = map(answer_row, range(first, first + n_rows))
+        write_table("unpaired", to_table("unpaired", rows), folder / "unpaired" / f"{split}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("pairs", [0, 4], ids=["alone", "beside pairs"])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_single_answers_are_trained_on_by_the_definition(packing: bool, pairs: int, models: Models, tmp_path: Path) -> None:
+    data = with_answers(tmp_path / "data", pairs)
+    run = trained(models, data, tmp_path, lora=FULL, batch_size=8, max_steps=3, engine=engine(packing=packing), **RISING)
+    policy, reference = policy_after(run), AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32).eval()
+    renderer = Renderer(load_tokenizer(run.model))
+    # Prompt, answers and which of them are good, in the order of the validation split.
+    judged = [
+        (r["prompt"], [r["chosen"], r["rejected"]], [True, False])
+        for r in map(preference_row, range(1000, 1003 if pairs else 1000))
+    ]
+    judged += [(r["prompt"], [r["response"]], [r["desirable"]]) for r in map(answer_row, range(1003, 1008))]
+
+    def log_ratio(prompt: Any, answer: Any) -> Tensor:
+        row = renderer.prompt_and_response(prompt, answer)
+        return response_logp(policy, row) - response_logp(reference, row)
+
+    following = [*judged[1:], judged[0]]
+    others = [
+        log_ratio(taker, answer) for (_, answers, _), (taker, *_) in zip(judged, following, strict=True) for answer in answers
+    ]
+    z0 = torch.stack(others).mean().clamp(min=0)
+    own = [(log_ratio(prompt, a), good) for prompt, answers, goods in judged for a, good in zip(answers, goods, strict=True)]
+    losses = [
+        2.0 * (1 - torch.sigmoid(0.3 * (ratio - z0))) if good else 0.1 * (1 - torch.sigmoid(0.3 * (z0 - ratio)))
+        for ratio, good in own
+    ]
+    assert z0 > 0.1
+    assert summary(run)["train_rows"] == 7 + pairs
+    assert summary(run)["validation_rows"] == len(judged)
+    assert summary(run)["eval_kl"] == pytest.approx(z0.item(), abs=1e-4)
+    assert summary(run)["eval_loss"] == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+    for name, side in (("chosen", True), ("rejected", False)):
+        mean = 0.3 * torch.stack([ratio for ratio, good in own if good == side]).mean().item()
+        assert summary(run)[f"eval_rewards/{name}"] == pytest.approx(mean, abs=1e-4)
+    right = sum((ratio > z0).item() == good for ratio, good in own)
+    assert summary(run)["eval_accuracy"] == pytest.approx(right / len(own))
+
+
+def test_other_methods_do_not_read_single_answers(models: Models, tmp_path: Path) -> None:
+    run = trained(models, with_answers(tmp_path / "data", 4), tmp_path, method="dpo", max_steps=1)
+    assert summary(run)["train_rows"] == 4
+
+
+def test_without_pairs_and_answers_the_table_is_named(models: Models, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="preference"):
+        trained(models, tmp_path / "nothing", tmp_path, method="kto")
 
 
 def test_the_cut_into_micro_batches_changes_nothing(models: Models, data: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def words(prompts, responses, labels):
 def digits(prompts, responses, labels):
     return ["1.0" for _ in responses]
 def dicts(prompts, responses, labels):
-    return [{"score": 1.0} for _ in responses]
+    return [{"mark": 1.0} for _ in responses]
 def infinite(prompts, responses, labels):
     return [0.0] * (len(responses) - 1) + [float("inf")]
 def letters(prompts, responses, labels):
@@ -99,10 +99,11 @@ def test_the_same_function_twice_keeps_two_columns() -> None:
         ("parses", "py: return [json.loads(text) for text in responses])"),
         ("leaves", "raised SystemExit: 3"),
         ("lazy_and_broken", "raised RuntimeError: half of it"),
-        ("other_names", "raised TypeError: other_names() got an unexpected keyword argument"),
+        ("other_names", "takes ['texts'] and so no responses; write it as (prompts, responses, labels), or as for TRL"),
         ("nothing", "must return a list of numbers, not None"),
         ("digits", "must return a list of numbers, not ['1.0', '1.0']"),
-        ("dicts", "must return a list of numbers, not [{'score': 1.0}, {'score': 1.0}]: one a response"),
+        ("dicts", "must return a list of numbers, not [{'mark': 1.0}, {'mark': 1.0}]: one a response"),
+        ("dicts", "or a dict with 'score' or 'reward' (a dict with the keys ['mark'] has neither)"),
         ("short", "1 numbers for 2 responses"),
         ("words", "must return a list of numbers"),
     ],

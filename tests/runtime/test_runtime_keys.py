@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
+from rlhf_core.config import OnlineConfig
+from tasks.runtime.keys.closure import file_digests
 from tasks.runtime.keys.stage_key import canonical_json, explain_difference, flatten, stage_key
 from tests.runtime.stages import CountConfig, JoinConfig
 
@@ -169,3 +172,55 @@ def test_comments_docstrings_and_strangers_do_not_change_the_key(package: Path) 
     (package / "helper.py").write_text('"""What this is."""\n\nVALUE = 1  # why\n')
     (package / "stranger.py").write_text("VALUE = 2\n")
     assert _case_key()[0] == before
+
+
+def test_a_reward_function_brings_what_the_user_wrote_and_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "desk_package").mkdir()
+    files = {
+        "desk_rewards_case.py": "import numpy\nfrom desk_words_case import polite\ndef score(): ...\n",
+        "desk_words_case.py": "def polite():\n    from desk_package.deep import depth\n",
+        "desk_package/__init__.py": "",
+        "desk_package/deep.py": "depth = 1\n",
+        "desk_stranger_case.py": "depth = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = OnlineConfig.model_validate({"rewards": [{"kind": "python", "function": "desk_rewards_case:score"}]})
+    inputs = {"model": "1" * 64, "data": "2" * 64}
+    before = stage_key("online", config, inputs, 0)
+    assert set(before.description["fingerprint"]["desk_rewards_case:score"]) == files.keys() - {"desk_stranger_case.py"}
+    (tmp_path / "desk_package" / "deep.py").write_text("depth = 2\n")
+    changed = explain_difference(before.description, stage_key("online", config, inputs, 0).description)
+    assert len(changed) == 1 and changed[0].startswith("fingerprint.desk_rewards_case:score.desk_package/deep.py: ")
+
+
+def test_a_reward_function_of_a_library_is_held_by_its_own_package() -> None:
+    found = file_digests("packaging.version")
+    assert {"packaging/__init__.py", "packaging/version.py"} <= found.keys()
+    assert all(name.startswith("packaging/") for name in found)
+
+
+def test_a_module_that_is_no_python_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_case.py").write_text("def score(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"broken_case\.py is not Python that can be read: invalid syntax"):
+        file_digests("broken_case")
+
+
+def test_where_a_source_lies_is_not_in_the_key_and_is_the_same_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+    for name in ("here", "there"):
+        folder = tmp_path / name / "data"
+        folder.mkdir(parents=True)
+        (folder / "chat.jsonl").write_text('{"prompt": "2 + 2?", "response": "4"}\n')
+        monkeypatch.chdir(tmp_path / name)
+        monkeypatch.setenv("HOME", str(tmp_path / name))
+        for path in ("data/chat.jsonl", "~/data/chat.jsonl", "jsonl@data"):
+            config = DataConfig.model_validate({"procedures": None, "sft": [{"path": path}]})
+            assert config.sft[0].path == f"{'jsonl@' * path.startswith('jsonl@')}{folder}{'/chat.jsonl' * path.endswith('l')}"
+            keys.append(stage_key("prepare_data", config, {}, 0).key)
+    assert keys[:3] == keys[3:]
+    assert DataConfig.model_validate({"sft": [{"path": "org/name", "kind": "huggingface"}]}).sft[0].path == "org/name"

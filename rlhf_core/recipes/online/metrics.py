@@ -28,6 +28,8 @@ def rollout_metrics(rollouts: Rollouts, rewards: Rewards, samples_per_prompt: in
     }
     for name, values in rewards.by_source.items():
         metrics |= _spread(f"reward/{name}", values, "mean", "std")
+    for name, values in rewards.metrics.items():
+        metrics |= _spread(f"reward/{name}", values, "mean")
     return {name: float(value) for name, value in metrics.items()} | {
         "reward/invalid_share": rewards.invalid_share,
         "zero_variance_share": zero_variance_share(rewards.total, samples_per_prompt),

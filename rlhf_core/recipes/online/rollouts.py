@@ -32,13 +32,13 @@ from rlhf_core.rollout.base import Generation
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One row of the prompts table with the token ids that the sampler is given; `extra` are its source's further columns."""
+    """One row of the prompts table with the token ids that the sampler is given; `columns` are further ones of its source."""
 
     id: str
     messages: Sequence[Message]
     label: str | None
     ids: list[int]
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Prompt]:
@@ -85,8 +85,8 @@ def prompts_of_step(prompts: Sequence[Prompt], step: int, per_step: int, seed: i
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """sha256 of ids, tokens and labels: changes with the table, the template and the tokenizer."""
-    return hashlib.sha256(json.dumps([(p.id, p.ids, p.label, p.extra) for p in prompts]).encode()).hexdigest()
+    """sha256 of ids, tokens, labels and further columns: changes with the table, the template and the tokenizer."""
+    return hashlib.sha256(json.dumps([(p.id, p.ids, p.label, dict(p.columns)) for p in prompts]).encode()).hexdigest()
 
 
 def mini_batch_plan(n_rows: int, samples: int, *, passes: int, mini_batches: int, seed: int, step: int) -> list[list[int]]:
@@ -142,8 +142,8 @@ class Rollouts:
         return sum(g.finish_reason == "length" for g in self.generations) / len(self.generations)
 
 
-def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Renderer) -> Rollouts:
-    """Lay out what the sampler gave: `sampled.groups[p]` are the responses to `prompts[p]`."""
+def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Renderer, step: int) -> Rollouts:
+    """Lay out what the sampler gave in round `step` (from 0): `sampled.groups[p]` are the responses to `prompts[p]`."""
     pairs = [(prompt, generation) for prompt, group in zip(prompts, sampled.groups, strict=True) for generation in group]
     width = max(len(generation.response_ids) for _, generation in pairs)
     logprobs = torch.zeros(len(pairs), width)
@@ -152,15 +152,13 @@ def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Rend
         length = len(generation.response_ids)
         logprobs[i, :length] = torch.tensor(generation.logprobs)
         mask[i, :length] = 1.0
-    decode = renderer.tokenizer.decode
+    texts = [renderer.tokenizer.decode(g.response_ids, skip_special_tokens=True) for _, g in pairs]
     return Rollouts(
         prompts=[prompt for prompt, _ in pairs],
         generations=[generation for _, generation in pairs],
         responses=[
-            ScoredResponse(
-                p.id, p.messages, p.label, p.ids, g.response_ids, decode(g.response_ids, skip_special_tokens=True), p.extra
-            )
-            for p, g in pairs
+            ScoredResponse(p.id, p.messages, p.label, p.ids, g.response_ids, text, p.columns, step)
+            for (p, g), text in zip(pairs, texts, strict=True)
         ],
         rows=[TokenRow.from_prompt_response(p.ids, g.response_ids) for p, g in pairs],
         mask=mask,

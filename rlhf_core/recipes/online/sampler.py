@@ -66,7 +66,7 @@ class Sampler:
         `meanwhile` is called while waiting for them, as by `wait`.
         """
         sampled = self._drawn(self._rounds[step], meanwhile)
-        rollouts = collect_rollouts(self._prompts_of(step), sampled, self._renderer)
+        rollouts = collect_rollouts(self._prompts_of(step), sampled, self._renderer, step)
         allowed = range(step - self._job.config.async_steps, step + 1)
         versions = {generation.weight_version for generation in rollouts.generations}
         if not versions <= set(allowed):

@@ -23,6 +23,8 @@ from rlhf_core.rewards.compose import Retries
 
 # Actors of a CPU run take turns more than they compute at once; with a whole core each they would not fit on two.
 CPU_SHARE = 0.2
+# Of the time after which nobody waits for a call any more: a reward function is named before its actor is given up.
+REWARD_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: in
                 config.engine,
                 Retries(config.reward_retries, config.reward_retry_wait_s),
                 job.trust_remote_code,
+                REWARD_SHARE * config.stall_after_s,
             ),
         ),
     ]

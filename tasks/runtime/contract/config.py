@@ -27,4 +27,7 @@ class RuntimeConfig(Settings):
     stop_grace_s: float = operational(30.0, "Seconds a cancelled stage gets to save a checkpoint", gt=0)
     start_timeout_s: float = operational(120.0, "Seconds a submitted job may stay pending", gt=0)
     poll_interval_s: float = operational(0.5, "Seconds between looks at a running stage", gt=0)
+    check_rewards: bool = operational(
+        True, "Call Python reward functions once, on two prompts, before anything is started (--no-check)"
+    )
     min_free_disk_gib: float = operational(2.0, "Free disk below which nothing is started", ge=0)

@@ -9,8 +9,14 @@ models/   packaged models, converted once       presets/  presets of your own
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from data_processing.errors import ConfigError
+
+# Marks of an address: a home becomes part of the addresses of databases.
+_UNSAFE = re.compile(r"%[0-9A-Fa-f]{2}|[?#]")
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,27 @@ class Home:
 
     @classmethod
     def open(cls, root: Path | None = None) -> Home:
-        """The home at `root`, else at `ALIGNFLOW_HOME`, else `./.alignflow`; created if missing, always absolute."""
+        """The home at `root`, else at `ALIGNFLOW_HOME`, else `./.alignflow`; created if missing, always absolute.
+
+        Raises `ConfigError` where it cannot be a folder that is written to.
+        """
         chosen = root or Path(os.environ.get("ALIGNFLOW_HOME") or ".alignflow")
         chosen = chosen.expanduser().resolve()
-        chosen.mkdir(parents=True, exist_ok=True)
+        if found := _UNSAFE.search(str(chosen)):
+            raise ConfigError(
+                f"ALIGNFLOW_HOME: {chosen} holds '{found[0]}', which the addresses of databases read as something else; name a folder "
+                "without it"
+            )
+        try:
+            chosen.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"ALIGNFLOW_HOME: {error.filename or chosen} is a file; name a folder") from error
+        except OSError as error:
+            raise ConfigError(
+                f"ALIGNFLOW_HOME: {chosen} cannot be made: {error.strerror}; name a folder you may write to"
+            ) from error
+        if not os.access(chosen, os.W_OK | os.X_OK):
+            raise ConfigError(f"ALIGNFLOW_HOME: {chosen} cannot be written to; name a folder you may write to")
         return cls(chosen)
 
     @property

@@ -17,6 +17,8 @@ _INHERITED = (
     "DS_ACCELERATOR",
     "HF_HOME",
     "HF_HUB_OFFLINE",
+    "NO_PROXY",
+    "no_proxy",
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
     "TOKENIZERS_PARALLELISM",
@@ -92,10 +94,11 @@ class Executor(Protocol):
 
 def worker_environment() -> dict[str, str]:
     """Environment variables a worker gets: where our code is, this interpreter's tools, and library settings."""
-    places = [str(PROJECT_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path.cwd())]
+    given = [str(Path(place).absolute()) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    places = [str(PROJECT_ROOT), *given, str(Path.cwd())]
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     environment.setdefault("OMP_NUM_THREADS", "1")
-    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in places if p))
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(places))
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return environment
 

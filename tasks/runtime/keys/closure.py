@@ -1,4 +1,4 @@
-"""Which of this project's own files a stage can reach by import, and a digest of each.
+"""Which files of this project and of the user a stage can reach by import, and a digest of each; libraries have versions instead.
 
 Found by reading the source, not by importing it: `import` statements anywhere in a file, also inside functions, and
 strings that name a module of ours (worker classes and functions are handed to libraries that way). How a stage is run
@@ -10,34 +10,57 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import sys
+import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+
+from data_processing.errors import ConfigError
 
 OWN_PACKAGES = ("tasks", "evaluation", "rlhf_core", "data_processing")
 _OUTSIDE = "tasks.runtime"
+_LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 
 
 def code_digests(module: str) -> dict[str, str]:
-    """sha256 of every file of ours that `module` can import, itself included, by module name."""
+    """sha256 of every file of ours and of the user's that `module` can import, itself included, by module name."""
+    return {name: digest for name, (_, digest) in sorted(_closure(module).items())}
+
+
+def file_digests(module: str) -> dict[str, str]:
+    """As `code_digests`, by file: `my_rewards.py`, `my_package/words.py`."""
+    found = sorted(_closure(module).items())
+    return {
+        f"{name.replace('.', '/')}{'/__init__.py' if p.name == '__init__.py' else '.py'}": digest for name, (p, digest) in found
+    }
+
+
+def _closure(module: str) -> dict[str, tuple[Path, str]]:
+    """File and digest by module name. Raises `ConfigError` for a file that is no Python."""
     own = (*OWN_PACKAGES, module.split(".", maxsplit=1)[0])
-    digests: dict[str, str] = {}
-    waiting = [module]
+    found: dict[str, tuple[Path, str]] = {}
+    waiting = [*_with_parents(module)]
     while waiting:
         name = waiting.pop()
-        path = _source(name)
-        if name in digests or path is None:
+        path = _source(name, own)
+        if name in found or path is None:
             continue
         stat = path.stat()
-        digests[name], mentioned = _read(path, name, own, (stat.st_mtime_ns, stat.st_size))
-        waiting += [m for m in mentioned if m.split(".")[0] in own and not f"{m}.".startswith(f"{_OUTSIDE}.")]
-    return dict(sorted(digests.items()))
+        digest, mentioned = _read(path, name, own, (stat.st_mtime_ns, stat.st_size))
+        found[name] = path, digest
+        waiting += [m for m in mentioned if not f"{m}.".startswith(f"{_OUTSIDE}.")]
+    return found
 
 
 @lru_cache(maxsize=4096)
 def _read(path: Path, module: str, own: tuple[str, ...], stamp: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
-    tree = ast.parse(path.read_bytes(), filename=str(path))
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{path} is not Python that can be read: {error}") from error
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     mentioned = tuple(sorted(set(_mentioned_modules(tree, package, own))))
     _drop_docstrings(tree)
@@ -68,18 +91,33 @@ def _names_module(text: str, own: tuple[str, ...]) -> bool:
     return parts[0] in own and len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
-def _source(module: str) -> Path | None:
-    """The file of a module of ours, without importing anything; None where the name is no module."""
+def _source(module: str, own: tuple[str, ...]) -> Path | None:
+    """The file of a module of ours or the user's, without importing anything; None for libraries and what is no module."""
     parts = module.split(".")
     if parts[0] in OWN_PACKAGES:
         return _file_of(PROJECT_ROOT.joinpath(*parts))
-    top = importlib.util.find_spec(parts[0])
-    if top is None:
+    top = _spec(parts[0])
+    if top is None or (parts[0] not in own and _is_library(top)):
         return None
     if top.submodule_search_locations is None:
         return Path(top.origin) if top.origin and len(parts) == 1 else None
     places = (_file_of(Path(place).joinpath(*parts[1:])) for place in top.submodule_search_locations)
     return next((place for place in places if place), None)
+
+
+def _spec(top: str) -> ModuleSpec | None:
+    """How a top-level module is found; None for the standard library, and where nothing is there."""
+    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
+        return None
+    try:
+        return importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+
+
+def _is_library(spec: ModuleSpec) -> bool:
+    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
+    return any(Path(place).is_relative_to(library) for place in places for library in _LIBRARIES)
 
 
 def _file_of(place: Path) -> Path | None:

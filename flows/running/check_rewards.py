@@ -1,0 +1,40 @@
+"""Python reward functions are called once before anything is started: what is wrong with one is not to be found hours later."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from data_processing.config import DataConfig
+from data_processing.first_prompts import first_prompts
+from flows.graph.nodes import Node
+from flows.graph.plan import Plan
+from rlhf_core.config import OnlineConfig
+from rlhf_core.rewards.trial import try_function
+
+_PROMPTS = 2
+_LOG = logging.getLogger("alignflow")
+
+
+def check_rewards(plan: Plan) -> None:
+    """Raise `ConfigError` for a function of a node that runs which cannot be imported or called, does not return, or returns
+    what is no reward. What may work later, such as a service that is not up yet, is a warning.
+    """
+    tried: set[tuple[str, str | None]] = set()
+    for planned in plan.values():
+        settings = planned.node.settings
+        if not planned.runs or not isinstance(settings, OnlineConfig):
+            continue
+        data_node = planned.node.inputs.get("data")
+        for source in settings.rewards:
+            if source.function is None or (source.function, data_node) in tried:
+                continue
+            tried.add((source.function, data_node))
+            prompts = _prompts(plan[data_node].node) if data_node else []
+            if later := try_function(source.function, prompts):
+                _LOG.warning("warning: %s; it is called again in training", later)
+
+
+def _prompts(data: Node) -> list[dict[str, Any]]:
+    settings = data.settings
+    return first_prompts(settings, _PROMPTS, data.seed)[:_PROMPTS] if isinstance(settings, DataConfig) else []
