@@ -5,6 +5,7 @@ Not a stage: it changes the registry, so it is done again where it is missing an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from tasks.runtime.tracking.mlflow_sender import connect
 CHALLENGER = "challenger"
 _KEY_TAG = "alignflow_key"
 _TAG_LIMIT = 5000
+_NOT_IN_KEYS = re.compile(r"[^\w.\- :/]")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def register_model(
         raise ConfigError(f"register: artifact {ref.key[:12]} is of kind '{ref.kind}', expected 'model'; convert it first")
     uri = uri or home.tracking_uri
     tags = {_KEY_TAG: ref.key, "artifact_uri": ref.uri, "artifact_sha256": ref.sha256, "producer": ref.producer}
-    tags |= {f"lineage.{field}": str(value)[:_TAG_LIMIT] for field, value in (lineage or {}).items()}
+    # Nodes of sweeps are called ppo@kl_coef=0.02,seed=1, and MLflow refuses such keys.
+    tags |= {f"lineage.{_NOT_IN_KEYS.sub(':', node)}": str(value)[:_TAG_LIMIT] for node, value in (lineage or {}).items()}
     try:
         client = connect(uri, home.mlflow)
         found = _version_of(client, name, ref)

@@ -285,7 +285,13 @@ def test_a_model_is_registered_once_and_without_its_weights(
     first, second = _model(tmp_path, "a"), _model(tmp_path, "b")
     registered = [
         register_model(
-            ref, name="aligned", home=home, source_run_id=source, lineage={"sft": "k"}, metrics={"score": 0.5}, uri=database
+            ref,
+            name="aligned",
+            home=home,
+            source_run_id=source,
+            lineage={"sft": "k", "grpo@kl_coef=0.0,seed=1": "g"},
+            metrics={"score": 0.5},
+            uri=database,
         )
         for ref in (first, first, second)
     ]
@@ -295,6 +301,7 @@ def test_a_model_is_registered_once_and_without_its_weights(
     assert str(challenger.version) == "2"
     assert challenger.tags["artifact_uri"] == second.uri
     assert challenger.tags["lineage.sft"] == "k"
+    assert challenger.tags["lineage.grpo:kl_coef:0.0:seed:1"] == "g"
     artifacts = Path(client.get_run(source).info.artifact_uri.removeprefix("file://")).parents[1]
     assert sum(p.stat().st_size for p in artifacts.rglob("*") if p.is_file()) < 100_000
 
