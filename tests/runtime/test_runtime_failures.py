@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from data_processing.errors import DataError
 from rlhf_core.cluster.group import ActorFailedError
-from tasks.runtime.contract.failures import failure_of, is_final
+from tasks.runtime.contract.failures import error_of, failure_of
 
 
 def raised(code: str) -> BaseException:
@@ -38,7 +38,7 @@ def raised(code: str) -> BaseException:
 )
 def test_code_that_fails_over_what_it_is_given_is_not_run_again(code: str, said: str) -> None:
     failure = failure_of(raised(code))
-    assert failure.exit_code == 10 and is_final(failure.exit_code)
+    assert failure.exit_code == 10 and error_of(failure.exit_code, "").final
     assert failure.message.startswith(said)
     assert "(line 1 of /somewhere/of_mine.py: )" in failure.message
     assert "\n" not in failure.message
@@ -56,7 +56,7 @@ def test_code_that_fails_over_what_it_is_given_is_not_run_again(code: str, said:
     ],
 )
 def test_what_the_machine_or_the_network_does_is_tried_again(code: str) -> None:
-    assert not is_final(failure_of(raised(code)).exit_code)
+    assert not error_of(failure_of(raised(code)).exit_code, "").final
 
 
 def test_an_error_in_an_actor_counts_as_it_does_here() -> None:
