@@ -64,14 +64,23 @@ def of_pipeline(name: str, folder: Path) -> tuple[str, str, str]:
     try:
         examine(model, BaseModelConfig(path=str(model)), scores=True)
     except ConfigError as error:
-        return name, f"refused at the gate: {error}", f"0 of {len(graph)}"
+        return name, f"refused at the gate: {shortly(error, model)}", f"0 of {len(graph)}"
     done: dict[str, Path] = {}
     for node in graph.values():
         try:
             done[node.name] = result_of(node, done, folder / f"{name} run" / node.name)
         except Exception as error:  # whatever it is, the gate let it through
-            return name, f"**fails** in {node.name}: {type(error).__name__}: {error}", f"{len(done)} of {len(graph)}"
+            return (
+                name,
+                f"**fails** in {node.name}: {type(error).__name__}: {shortly(error, model)}",
+                f"{len(done)} of {len(graph)}",
+            )
     return name, "works", f"{len(done)} of {len(graph)}"
+
+
+def shortly(error: Exception, model: Path) -> str:
+    """The first line of an error, without the place of the model."""
+    return str(error).replace(f"model folder {model}: ", "").splitlines()[0]
 
 
 def result_of(node: Node, done: Mapping[str, Path], folder: Path) -> Path:

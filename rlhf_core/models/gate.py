@@ -138,6 +138,7 @@ def _compared(folder: Path, config: Any, weights: WeightFiles, trust: bool) -> t
     from transformers import AutoModelForCausalLM
 
     model = _outline(folder, AutoModelForCausalLM, config, trust)
+    _check_cache(folder, model)
     rows = int(model.get_input_embeddings().weight.shape[0])
     tensors = {name: torch.empty(shape, device="meta") for name, shape in _shapes(weights).items()}
     try:
@@ -155,6 +156,20 @@ def _compared(folder: Path, config: Any, weights: WeightFiles, trust: bool) -> t
         folder, weights, {kind: sorted(map(_named, info[f"{kind}_keys"])) for kind in ("unexpected", "missing", "mismatched")}
     )
     return rows, []
+
+
+@torch.no_grad()
+def _check_cache(folder: Path, model: Any) -> None:
+    """Raise `ConfigError` unless the model, which has no memory, gives the cache that responses are sampled with."""
+    try:
+        said = model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=True)
+    except Exception:  # not every layer can be computed without numbers; then nothing is known
+        return
+    if getattr(said, "past_key_values", None) is None:
+        raise ConfigError(
+            f"model folder {folder}: {type(model).__name__} keeps its state to itself, without a cache (past_key_values) from one token "
+            "to the next, so transformers cannot sample responses side by side; choose another model"
+        )
 
 
 def _check_scores(folder: Path, config: Any, trust: bool) -> None:
