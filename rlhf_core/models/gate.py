@@ -31,6 +31,8 @@ from rlhf_core.models.weight_files import WeightFiles, read_weight_files, shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What older versions of transformers saved beside the weights: numbers that every model of the kind has.
+_CONSTANTS = (".masked_bias",)
 _PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
 
 
@@ -200,7 +202,7 @@ def _shapes(weights: WeightFiles) -> Mapping[str, tuple[int, ...]]:
 def _refuse(folder: Path, weights: WeightFiles, faults: Mapping[str, list[str]]) -> None:
     """Raise `ConfigError` for weights that have no place, that are missing, or whose shapes are others."""
     where = weights.index.name if weights.index else weights.files[0].name
-    if names := faults["unexpected"]:
+    if names := [name for name in faults["unexpected"] if not name.endswith(_CONSTANTS)]:
         raise ConfigError(
             f"model folder {folder}: {where} holds {len(names)} weights that the configuration has no place for "
             f"({shown(names)}); correct config.json, or remove them"

@@ -232,6 +232,14 @@ def test_no_architecture_is_refused_for_the_names_of_its_weights(tmp_path: Path,
     assert seen.notes == ()
 
 
+@pytest.mark.parametrize("constant", ["attn.bias", "attn.masked_bias"])
+def test_constants_that_older_files_hold_beside_the_weights_are_passed_over(tmp_path: Path, constant: str) -> None:
+    folder = tiny_model(tmp_path, "gpt2")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, f"transformer.h.0.{constant}": torch.ones(1, 1, 8, 8)}, folder / "model.safetensors", {"format": "pt"})
+    assert examine(folder, BaseModelConfig(path=str(folder))).notes == ()
+
+
 def test_a_folder_is_known_from_its_headers_however_large_it_is(tmp_path: Path) -> None:
     """A sparse file of 6 GB, which takes no room on the disk, and would take seconds to read."""
     folder = tiny_model(tmp_path, "llama")
