@@ -40,8 +40,8 @@ def _compared(graph: Graph) -> tuple[str | None, list[str] | None]:
     return settings.baseline, settings.candidates
 
 
-def test_the_page_has_five() -> None:
-    assert list(PIPELINES) == ["chain", "branches", "seeds", "rounds", "own"]
+def test_the_page_has_six() -> None:
+    assert list(PIPELINES) == ["chain", "branches", "seeds", "rounds", "own", "side_by_side"]
 
 
 @pytest.mark.usefixtures("own_package")
