@@ -10,9 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from data_processing.errors import DataError
 from data_processing.procedures.checker import check
-from data_processing.procedures.policy import parse_policy
+from data_processing.procedures.policy import is_policy
 from evaluation.config import Metric
 from evaluation.faults import procedure_faults
 from evaluation.job import Answer, EvaluationJob
@@ -49,7 +48,7 @@ def procedures(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     scores: list[Score] = []
     for answer in answers:
         label = answer.prompt.label
-        if label is None or not _is_policy(label):
+        if label is None or not is_policy(label):
             continue
         shares = asdict(check(label, answer.text))
         faults = procedure_faults(label, answer.text)
@@ -129,11 +128,3 @@ def _row_perplexity(row_id: str, logprobs: Sequence[float]) -> Score:
     # Beyond 700 nats a token exp overflows; no model that was ever trained comes near.
     nats_a_token = min(-sum(logprobs) / max(len(logprobs), 1), 700.0)
     return Score(row_id, PERPLEXITY, math.exp(nats_a_token), weight=len(logprobs))
-
-
-def _is_policy(label: str) -> bool:
-    try:
-        parse_policy(label)
-    except DataError:
-        return False
-    return True

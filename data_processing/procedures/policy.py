@@ -102,6 +102,15 @@ def parse_policy(label: str) -> Policy:
         ) from error
 
 
+def is_policy(label: str) -> bool:
+    """Whether a prompt's label is a policy of the built-in task."""
+    try:
+        parse_policy(label)
+    except DataError:
+        return False
+    return True
+
+
 def draw_policy(rng: random.Random, difficulty: int, n_rules: int | None = None) -> Policy:
     """A random policy in which every attribute can change the outcome; `n_rules` is drawn when not given."""
     counts = RULE_COUNTS[difficulty]

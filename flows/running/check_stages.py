@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from data_processing.config import DataConfig
-from data_processing.errors import ConfigError, DataError
+from data_processing.errors import ConfigError
 from data_processing.first_prompts import first_prompts
-from data_processing.procedures.policy import parse_policy
+from data_processing.procedures.policy import is_policy
 from data_processing.schemas import TableName
 from data_processing.settings import Settings
 from evaluation.config import PRIMARY_METRICS, CompareConfig, EvaluateConfig
@@ -156,12 +156,4 @@ def _has_policies(data: DataConfig, seed: int) -> bool:
     """Whether prompts are those of the built-in task, or labelled as they are."""
     if data.procedures is not None:
         return True
-    return any(row["label"] is not None and _is_policy(row["label"]) for row in first_prompts(data, 1, seed))
-
-
-def _is_policy(label: str) -> bool:
-    try:
-        parse_policy(label)
-    except DataError:
-        return False
-    return True
+    return any(row["label"] is not None and is_policy(row["label"]) for row in first_prompts(data, 1, seed))
