@@ -69,12 +69,12 @@ def windows_of(node: Node) -> Iterator[Window]:
     """What a node takes of its tables; nothing for nodes that read none."""
     settings = node.settings
     if isinstance(settings, EvaluateConfig):
-        # A sample of a larger split may well hold none of the rows that are too long; the stage sees to that.
-        fraction = settings.max_dropped_fraction if settings.max_prompts is None else 1.0
-        new = settings.max_new_tokens
-        yield Window(node.name, "prompts", "test", None, new, True, fraction, f"the model's positions less max_new_tokens={new}")
+        fraction, most, new = settings.max_dropped_fraction, settings.max_prompts, settings.max_new_tokens
+        yield Window(
+            node.name, "prompts", "test", None, new, True, fraction, f"the model's positions less max_new_tokens={new}", most
+        )
         if "perplexity" in settings.metrics:
-            yield Window(node.name, "sft", "test", None, 0, True, fraction, "the model's positions")
+            yield Window(node.name, "sft", "test", None, 0, True, fraction, "the model's positions", most)
     if not isinstance(settings, TrainingConfig):
         return
     limit, drops, fraction = settings.max_length_tokens, settings.overlong == "drop", settings.max_dropped_fraction

@@ -28,8 +28,8 @@ Split = Literal["train", "validation", "test"]
 class Window:
     """What node `node` takes of a table's split: rows of at most `tokens` (None: the model's positions) less `answer_tokens`.
 
-    Longer rows are an error where `drops` is false, and where they are more than `max_dropped_fraction` of the rows.
-    `setting` names what the limit comes from.
+    Longer rows are an error where `drops` is false, and where they are more than `max_dropped_fraction` of the rows; but not in a
+    split of more than `draws` rows (None: of any), of which the node draws that many. `setting` names what the limit comes from.
     """
 
     node: str
@@ -40,6 +40,7 @@ class Window:
     drops: bool
     max_dropped_fraction: float
     setting: str
+    draws: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def find_overlong(data: Path, model: Path, windows: Sequence[Window]) -> Found:
         overlong = [(name, length) for name, length in measured[place] if length > room]
         if overlong:
             text = _told(window, room, overlong, len(measured[place]))
-            refused = not window.drops or len(overlong) > window.max_dropped_fraction * len(measured[place])
+            n_rows = len(measured[place])
+            refused = not window.drops or len(overlong) > window.max_dropped_fraction * n_rows
+            refused = refused and (window.draws is None or n_rows <= window.draws)
             (errors if refused else lines).append(text)
     return Found(lines, errors)
 
