@@ -30,5 +30,5 @@ class History:
     def _nodes_of(self, run: str) -> frozenset[str]:
         if run not in self._nodes:
             folder = self._home.runs / run / "nodes"
-            self._nodes[run] = frozenset(path.stem for path in folder.glob("*.json"))
+            self._nodes[run] = frozenset(path.stem for path in folder.iterdir()) if folder.is_dir() else frozenset()
         return self._nodes[run]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 
 from data_processing.errors import ConfigError
 from flows.graph.estimates import Estimate, estimate, parameters_of
@@ -13,10 +15,12 @@ from flows.graph.selection import Selection
 from flows.settings.config import PipelineConfig
 from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.closure import code_digests
 from tasks.runtime.keys.stage_key import StageKey, explain_difference, stage_key
 from tasks.runtime.store.artifacts import Manifest, Store
 
 _DIFFERENCES_SHOWN = 3
+_RUNS_ASKED = 20  # the newest that had the node, for the time it took
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,12 @@ Plan = Mapping[str, PlannedNode]
 
 def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
     """The plan by node name, in order. Raises `ConfigError` where `--from` needs something that is not cached."""
+    digests = cache(code_digests)  # the code as it is now, read once for all nodes
     store, parameters, history = Store(home.store), _parameters(selection.graph), History(home)
     plan: dict[str, PlannedNode] = {}
     for name, node in selection.graph.items():
         inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}
-        key = stage_key(node.stage, node.settings, inputs, node.seed)
+        key = stage_key(node.stage, node.settings, inputs, node.seed, digests)
         hit = None if name in selection.forced else store.lookup(key.stage.kind, key.key)
         reason = _origin(hit) if hit else "forced" if name in selection.forced else _reason(node, key, plan, history)
         plan[name] = PlannedNode(node, key, hit, reason, _estimate(node, hit, config, history, parameters))
@@ -96,5 +101,7 @@ def _estimate(node: Node, hit: Manifest | None, config: PipelineConfig, history:
     formula = estimate(node, config, parameters)
     if hit:
         return Estimate(formula.memory_gib, hit.seconds)
-    measured = (r.seconds for run, r in history.of(node.name) if run.startswith(f"{config.run.name}-") and r.seconds)
+    measured = (
+        r.seconds for run, r in islice(history.of(node.name), _RUNS_ASKED) if run.startswith(f"{config.run.name}-") and r.seconds
+    )
     return Estimate(formula.memory_gib, next(measured, formula.seconds))

@@ -42,11 +42,14 @@ def _closure(module: str) -> dict[str, tuple[Path, str]]:
     """File and digest by module name. Raises `ConfigError` for a file that is no Python."""
     own = (*OWN_PACKAGES, module.split(".", maxsplit=1)[0])
     found: dict[str, tuple[Path, str]] = {}
-    waiting = [*_with_parents(module)]
+    waiting, seen = [*_with_parents(module)], set[str]()
     while waiting:
         name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         path = _source(name, own)
-        if name in found or path is None:
+        if path is None:
             continue
         stat = path.stat()
         digest, mentioned = _read(path, name, own, (stat.st_mtime_ns, stat.st_size))

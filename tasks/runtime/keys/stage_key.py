@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -34,8 +34,16 @@ class StageKey:
     description: dict[str, Any]
 
 
-def stage_key(name: str, config: Settings, input_keys: Mapping[str, str], seed: int) -> StageKey:
+def stage_key(
+    name: str,
+    config: Settings,
+    input_keys: Mapping[str, str],
+    seed: int,
+    digests: Callable[[str], Mapping[str, str]] = code_digests,
+) -> StageKey:
     """Key of stage `name` (registered, or `module:attribute`) under `config`, for inputs given by their keys.
+
+    `digests` reads the code that a module can import; who asks for many keys at a time hands over one that remembers.
 
     Raises `ConfigError` where the stage is unknown, the config is of another stage, or inputs are missing or unknown.
     """
@@ -49,7 +57,7 @@ def stage_key(name: str, config: Settings, input_keys: Mapping[str, str], seed: 
         "config": config.result_fields(),
         "inputs": dict(input_keys),
         "seed": seed,
-        "code": code_digests(module_of(name)[0]),
+        "code": dict(digests(module_of(name)[0])),
         "libraries": library_versions(stage.libraries),
         "fingerprint": stage.fingerprint(config) if stage.fingerprint else None,
     }
