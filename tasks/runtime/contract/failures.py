@@ -51,7 +51,7 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return Failure(exit_code=error.code, error="SystemExit", message=f"the stage exited with code {error.code}")
     raised = _raised(error)
-    if isinstance(raised, _REPEATS_ITSELF) and not isinstance(raised, OSError):
+    if isinstance(raised, _REPEATS_ITSELF):
         message = f"{type(raised).__name__}: {raised}{_where(raised)}; it is not tried again, as the same would happen"
         return Failure(exit_code=ConfigError.exit_code, error=type(raised).__name__, message=message)
     return Failure(exit_code=1, error=type(error).__name__, message=f"{type(error).__name__}: {error}")
