@@ -30,12 +30,13 @@ from flows.services.ray_head import ray_for_run
 from flows.settings.config import PipelineConfig
 from flows.settings.presets import preset_name
 from rlhf_core.config import BaseModelConfig, TrainingConfig
-from tasks.runtime.contract.config import ExecutorKind
+from tasks.runtime.contract.config import ExecutorKind, RuntimeConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.executor import Executor
 from tasks.runtime.execution.start import Runtime, git_commit
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
+from tasks.runtime.keys.closure import Code
 from tasks.runtime.store.artifacts import Store
 from tasks.runtime.tracking.tracker import RunStatus, Tracker, recover
 
@@ -45,15 +46,15 @@ _MEMORY_SHARE = 0.9  # of what is free when the run starts; the rest is left to 
 
 
 async def run_pipeline(
-    config: PipelineConfig, selection: Selection, plan: Plan, home: Home, display: Display, *, preset: str
+    config: PipelineConfig, selection: Selection, plan: Plan, home: Home, display: Display, *, preset: str, code: Code
 ) -> dict[str, Any]:
-    """Run `selection`, of which `plan` says what there is to do; raises the first failed stage's error, explained.
+    """Run `selection` with `code`, of which `plan` says what there is to do; raises the first failed stage's error, explained.
 
     `preset` is what the configuration was made from, for people.
     """
     began = time.time()
     check_before_start(config, plan, home)
-    run = _Run(config, selection, plan, home, display=display, began=began, preset=preset)
+    run = _Run(config, selection, plan, home, display=display, began=began, preset=preset, code=code)
     # A run without work is over in a moment, and does not wait for the tracker.
     idle = not has_work(plan)
     if not idle:
@@ -93,6 +94,7 @@ class _Run:
         display: Display,
         began: float,
         preset: str,
+        code: Code,
     ) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
         self.folder = RunFolder(home, f"{config.run.name}-{stamp}-{display.run_id[:4]}")
@@ -103,6 +105,7 @@ class _Run:
         self._display = display
         self._began = began
         self._preset = preset_name(preset)
+        self._code = code
         self._commit = git_commit()
         self._times: dict[str, NodeTimes] = {}
         self._lengths = LengthCheck(plan, Store(home.store))
@@ -145,7 +148,7 @@ class _Run:
         needed = self._config.runtime.executor is ExecutorKind.ray and has_work(self._plan)
         with ray_for_run(self._home, needed) as wait_for_ray:
             address = wait_for_ray()
-            runtime = Runtime(self._home, _executor(address), self._config.runtime)
+            runtime = Runtime(self._home, _executor(address, self._config.runtime), self._config.runtime, self._code)
 
             async def start(node: Node, inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
                 return await self._node(node, inputs, runtime, tracker)
@@ -192,14 +195,14 @@ class _Run:
         host = urlsplit(ray_address or "").hostname or "localhost"
         here = host == "localhost" or host.startswith("127.")
         memory_gib = _MEMORY_SHARE * available_memory_gib() if here else math.inf
-        needs = {name: planned.estimate.memory_gib for name, planned in self._plan.items() if planned.runs}
+        needs = {name: planned.estimate.memory_gib for name, planned in self._plan.items() if planned.may_run}
         return Limits(self._config.runtime.max_parallel_stages, memory_gib, needs)
 
 
-def _executor(ray_address: str | None) -> Executor:
+def _executor(ray_address: str | None, settings: RuntimeConfig) -> Executor:
     """Ray where a run has it; without work to do it has none, and what turns up all the same runs as a subprocess."""
     if ray_address is None:
         return SubprocessExecutor()
     from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 
-    return RayJobsExecutor(ray_address)
+    return RayJobsExecutor(ray_address, settings)

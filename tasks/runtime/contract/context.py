@@ -76,7 +76,7 @@ class Stage(Generic[ConfigT]):
     not given, the kind). Of the optional inputs, a config `wants` those that it would use and `needs` those that it cannot do
     without. `schema_version` is raised when the meaning of the output changes. `libraries` are the distributions whose versions
     can change the result. `fingerprint` describes what the stage reads from outside the store (files named in its config), as
-    JSON; it enters the key.
+    JSON; it enters the key. `modules` are those of the user's that the config names: their code is in the key, and travels.
     """
 
     name: str
@@ -90,6 +90,7 @@ class Stage(Generic[ConfigT]):
     schema_version: int = 1
     libraries: tuple[str, ...] = ()
     fingerprint: Callable[[ConfigT], Any] | None = None
+    modules: Callable[[ConfigT], Collection[str]] = _none
 
     @property
     def makes(self) -> str:

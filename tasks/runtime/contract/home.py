@@ -4,6 +4,7 @@ store/    finished artifacts                    work/     one folder a key: atte
 runs/     one folder a flow run                 mlflow/   database and artifacts of the local tracker
 prefect/  home of the local Prefect server      pids/     processes that `alignflow up` started
 models/   packaged models, converted once       presets/  presets of your own
+code/     snapshots of the code that stages ran
 """
 
 from __future__ import annotations
@@ -84,6 +85,11 @@ class Home:
     def models(self) -> Path:
         """Packaged models, fetched and converted once."""
         return self._part("models")
+
+    @property
+    def code(self) -> Path:
+        """Snapshots of the code that stages ran, by hash."""
+        return self._part("code")
 
     @property
     def presets(self) -> Path:

@@ -19,6 +19,7 @@ RESULT_FILE = "result.json"
 ERROR_FILE = "error.json"
 EVENTS_FILE = "events.jsonl"
 LOG_FILE = "log.txt"
+STOP_FILE = "stopping"  # its presence asks the worker to end, wherever it runs
 
 
 class _Record(BaseModel):
@@ -39,7 +40,8 @@ class Spec(_Record):
     """Everything a worker needs. `stage` is a registered name or an import path `module:attribute`.
 
     `work` is the folder of the key (attempts, resume), `output` the staging folder that becomes the artifact,
-    `first_attempt` the one that started from nothing: later ones resumed what it began.
+    `first_attempt` the one that started from nothing: later ones resumed what it began, `secrets` the names of variables
+    that must be set.
     """
 
     stage: str
@@ -57,6 +59,7 @@ class Spec(_Record):
     work: Path
     output: Path
     resume: Path
+    secrets: list[str] = []
     stall_after_s: float | None = None
 
     @property

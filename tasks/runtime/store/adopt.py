@@ -18,7 +18,7 @@ from tasks.runtime.keys.stage_key import StageKey, explain_difference
 from tasks.runtime.store.artifacts import Adoption, Manifest, Store, reference
 
 # What of a key's description may differ.
-_MAY_DIFFER = ("code.", "libraries.")
+_MAY_DIFFER = ("code.", "user_code.", "libraries.")
 
 
 def adopt(store: Store, key: StageKey, old: Manifest, inputs: Mapping[str, Manifest]) -> ArtifactRef:

@@ -62,6 +62,10 @@ class Manifest(BaseModel):
     finished_at: float
     adopted: Adoption | None = None
 
+    def made_from(self) -> dict[str, str]:
+        """The content (sha256) of each input, by name."""
+        return {name: ref.sha256 for name, ref in self.inputs.items()}
+
 
 class Store:
     """Finished artifacts below `root`. Safe to use from many processes at once."""
