@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig, EvaluateConfig
-from flows.graph.build import build_graph
+from flows.graph.build import build_graph, pinned
 from flows.graph.plan import frozen_code, make_plan
 from flows.graph.selection import select
 from flows.running.pipeline import run_pipeline
@@ -132,7 +132,7 @@ async def align(
         )
     below = {name: value for name, value in deployed.items() if name in sections}
     config = resolve(preset, sections, overrides, pipeline=pipeline, below=below, home_presets=home.presets)
-    selection = select(build_graph(config), from_stage, until_stage, force)
+    selection = select(pinned(build_graph(config)), from_stage, until_stage, force)
     code = frozen_code(selection.graph, home)
     plan = make_plan(config, selection, home, code)
     return await run_pipeline(config, selection, plan, home, InPrefect(home), preset=preset, code=code)

@@ -15,7 +15,7 @@ from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.commands.deployments import FLOW, Schedule, deploy
 from flows.commands.tables import console, print_verdict, table_with
-from flows.graph.build import build_graph, deciding_metric, unused_entries
+from flows.graph.build import build_graph, deciding_metric, pinned, unused_entries
 from flows.graph.nodes import Graph
 from flows.graph.selection import Selection, select
 from flows.running.locally import FlowFunction, run_locally
@@ -59,7 +59,9 @@ def read_request(asked: Asked, home: Home) -> Request:
     if asked.no_check:
         overrides["runtime.check_rewards"] = False
     config = resolve(asked.preset, overrides=overrides, home_presets=home.presets)
-    return Request(asked.preset, overrides, config, select(build_graph(config), asked.from_stage, asked.until_stage, asked.force))
+    return Request(
+        asked.preset, overrides, config, select(pinned(build_graph(config)), asked.from_stage, asked.until_stage, asked.force)
+    )
 
 
 def run_here(asked: Asked) -> None:
