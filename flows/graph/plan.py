@@ -13,6 +13,7 @@ from flows.graph.history import History
 from flows.graph.nodes import Graph, Node
 from flows.graph.selection import Selection
 from flows.settings.config import PipelineConfig
+from rlhf_core.cluster.resources import Resources
 from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.closure import code_digests
@@ -25,13 +26,17 @@ _RUNS_ASKED = 20  # the newest that had the node, for the time it took
 
 @dataclass(frozen=True)
 class PlannedNode:
-    """A node of the run: its key, the artifact that is there for it (None: it has to run), and the reason in words."""
+    """A node of the run: its key, the artifact that is there for it (None: it has to run), and the reason in words.
+
+    `resources` are what it reserves when it runs, `estimate` what it is thought to take.
+    """
 
     node: Node
     key: StageKey
     hit: Manifest | None
     reason: str
     estimate: Estimate
+    resources: Resources
 
     @property
     def runs(self) -> bool:
@@ -52,7 +57,8 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
         key = stage_key(node.stage, node.settings, inputs, node.seed, digests)
         hit = None if name in selection.forced else store.lookup(key.stage.kind, key.key)
         reason = _origin(hit) if hit else "forced" if name in selection.forced else _reason(node, key, plan, history)
-        plan[name] = PlannedNode(node, key, hit, reason, _estimate(node, hit, config, history, parameters))
+        formula = _estimate(node, hit, config, history, parameters)
+        plan[name] = PlannedNode(node, key, hit, reason, formula, key.stage.resources(node.settings))
     _check_given(plan, selection)
     return plan
 
@@ -60,6 +66,11 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
 def has_work(plan: Plan) -> bool:
     """Whether anything has to run; False where all is cached."""
     return any(planned.runs for planned in plan.values())
+
+
+def reserves(plan: Plan) -> bool:
+    """Whether anything that has to run needs room of its own on what it runs on."""
+    return any(planned.runs and planned.resources.bundles for planned in plan.values())
 
 
 def _parameters(graph: Graph) -> int | None:

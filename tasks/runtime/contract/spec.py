@@ -58,6 +58,7 @@ class Spec(_Record):
     output: Path
     resume: Path
     stall_after_s: float | None = None
+    placement_timeout_s: float | None = None
 
     @property
     def folder(self) -> Path:

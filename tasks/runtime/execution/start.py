@@ -197,6 +197,7 @@ class _Starter:
             output=self._runtime.store.staging(stage.kind, self._key.key, attempt.number),
             resume=self._work.resume,
             stall_after_s=getattr(request.config, "stall_after_s", None),
+            placement_timeout_s=self._runtime.settings.placement_timeout_s,
         )
 
     def _job(self, attempt: Attempt) -> Job:
