@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,11 @@ def connected() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, include_dashboard=False if address == "local" else None, log_to_driver=False)
+    if callable(on_sigterm):
+        # Ray exits when it is asked to stop; whoever has something to save first has said so before.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
