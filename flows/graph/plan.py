@@ -12,6 +12,7 @@ from flows.graph.history import History
 from flows.graph.nodes import Graph, Node
 from flows.graph.selection import Selection
 from flows.settings.config import PipelineConfig
+from rlhf_core.cluster.resources import Resources
 from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.registry import load_stage, module_of
@@ -29,6 +30,7 @@ class PlannedNode:
     """A node of the run: its key, the artifact that is there for it (None: it has to run), and the reason in words.
 
     `renewed` are those of its inputs that a forced node may give other bytes: then it runs although it is cached.
+    `resources` are what it reserves when it runs, `estimate` what it is thought to take.
     """
 
     node: Node
@@ -37,6 +39,7 @@ class PlannedNode:
     renewed: tuple[str, ...]
     reason: str
     estimate: Estimate
+    resources: Resources
 
     @property
     def runs(self) -> bool:
@@ -70,7 +73,8 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home, code: Co
         else:
             reason = f"made from other bytes of {', '.join(other)}" if other else _reason(node, key, plan, history)
         hit = None if other else hit
-        plan[name] = PlannedNode(node, key, hit, renewed, reason, _estimate(node, hit, config, history, parameters))
+        formula = _estimate(node, hit, config, history, parameters)
+        plan[name] = PlannedNode(node, key, hit, renewed, reason, formula, key.stage.resources(node.settings))
     _check_given(plan, selection)
     return plan
 
@@ -85,6 +89,11 @@ def frozen_code(graph: Graph, home: Home) -> Code:
 def has_work(plan: Plan) -> bool:
     """Whether anything has to run; False where all is cached."""
     return any(planned.runs for planned in plan.values())
+
+
+def reserves(plan: Plan) -> bool:
+    """Whether anything that has to run needs room of its own on what it runs on."""
+    return any(planned.runs and planned.resources.bundles for planned in plan.values())
 
 
 def _parameters(graph: Graph) -> int | None:

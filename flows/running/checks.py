@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 from data_processing.errors import ConfigError
 from flows.graph.nodes import Node, ancestors
-from flows.graph.plan import Plan, has_work
+from flows.graph.plan import Plan, has_work, reserves
 from flows.running.check_rewards import check_rewards
-from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_tables
+from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_room, check_tables
+from flows.running.cluster import capacity_of_cluster
 from flows.services.health import answers, is_reachable, responds
 from flows.settings.config import PipelineConfig
 from rlhf_core.config import BaseModelConfig, OnlineConfig, OnlineMethod, RewardModelConfig
@@ -27,6 +28,8 @@ def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
         return
     check_what_runs(config, plan, home)
     check_servers(config, home)
+    if config.runtime.executor is ExecutorKind.ray and (address := os.environ.get("RAY_ADDRESS")) and reserves(plan):
+        check_room(plan, capacity_of_cluster(address, home))
 
 
 def check_what_runs(config: PipelineConfig, plan: Plan, home: Home) -> None:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from flows.graph.limits import Limits
 from flows.graph.nodes import Node, longest_path_first
 from flows.graph.plan import Plan, has_work
 from flows.graph.selection import Selection
-from flows.graph.walk import Limits, walk
+from flows.graph.walk import walk
 from flows.running.checks import check_before_start
+from flows.running.cluster import gpus_for_a_run
 from flows.running.display import Display
 from flows.running.failures import explained
 from flows.running.finish import finish
@@ -153,7 +155,10 @@ class _Run:
             async def start(node: Node, inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
                 return await self._node(node, inputs, runtime, tracker)
 
-            done = await walk(self._selection.graph, start, self._order(), self._limits(address))
+            def say_wait(name: str, what: str) -> None:
+                ProgressLines(name).waits(what)
+
+            done = await walk(self._selection.graph, start, self._order(), self._limits(address), say_wait)
         if done.errors:
             raise explained(done.errors, done.not_started, self.folder)
         return {name: StageOutcome.from_json(answer) for name, answer in done.results.items()}
@@ -195,8 +200,11 @@ class _Run:
         host = urlsplit(ray_address or "").hostname or "localhost"
         here = host == "localhost" or host.startswith("127.")
         memory_gib = _MEMORY_SHARE * available_memory_gib() if here else math.inf
-        needs = {name: planned.estimate.memory_gib for name, planned in self._plan.items() if planned.may_run}
-        return Limits(self._config.runtime.max_parallel_stages, memory_gib, needs)
+        work = {name: planned for name, planned in self._plan.items() if planned.may_run}
+        needs_gib = {name: planned.estimate.memory_gib for name, planned in work.items()}
+        needs_gpus = {name: planned.resources.gpus for name, planned in work.items() if planned.resources.gpus}
+        gpus = gpus_for_a_run(self._config.runtime, self._home) if needs_gpus else math.inf
+        return Limits(self._config.runtime.max_parallel_stages, memory_gib, needs_gib, gpus, needs_gpus)
 
 
 def _executor(ray_address: str | None, settings: RuntimeConfig) -> Executor:

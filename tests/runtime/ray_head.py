@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,21 +30,24 @@ _PORT_OPTIONS = (
 
 
 class RayHead:
-    """A running head; `address` is what the Jobs API answers at."""
+    """A running head; `address` is what the Jobs API answers at. Its GPUs are there in name only: Ray counts them."""
 
-    def __init__(self, cpus: int = 2) -> None:
+    def __init__(self, gpus: int = 0, cpus: int = 2, more: Sequence[str] = (), **variables: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="afray", dir="/tmp"))
         ports = _free_ports(len(_PORT_OPTIONS))
-        self.port = ports[0]
         self.address = f"http://127.0.0.1:{ports[1]}"
+        self.gcs_address = f"127.0.0.1:{ports[0]}"
         options = [f"{name}={port}" for name, port in zip(_PORT_OPTIONS, ports, strict=True)]
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"),
             *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"),
-            *(f"--num-cpus={cpus}", "--object-store-memory=100000000", f"--temp-dir={self.folder}/t", *options),
+            *(f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--object-store-memory=100000000", f"--temp-dir={self.folder}/t"),
+            *options,
+            *more,
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        self._environment = environment | {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        own = {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        self._environment = environment | own | variables
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
                 command,
@@ -71,7 +75,7 @@ class RayHead:
         folder = self.folder / name
         folder.mkdir()
         command = [
-            *(str(Path(sys.executable).with_name("ray")), "start", f"--address=127.0.0.1:{self.port}", "--block"),
+            *(str(Path(sys.executable).with_name("ray")), "start", f"--address={self.gcs_address}", "--block"),
             *(
                 "--node-ip-address=127.0.0.1",
                 f"--num-cpus={cpus}",

@@ -102,12 +102,13 @@ class SitesConfig(Settings):
 def sites(context: StageContext[SitesConfig]) -> None:
     """Interpreter, module file and variable SAID_BY of this process and of each rank."""
     from rlhf_core.cluster.launch import launch
+    from rlhf_core.cluster.resources import Bundle, Resources
 
     place = context.resume / "sites"
     place.mkdir()
     _say_site(place, "driver")
     if ranks := context.config.ranks:
-        launch(_site_of_rank, place, world_size=ranks, gpus_per_rank=0.0, threads=1, timeout_s=60.0)
+        launch(_site_of_rank, place, resources=Resources((Bundle(1.0),) * ranks), threads=1)
     said = {path.name: json.loads(path.read_text()) for path in sorted(place.iterdir())}
     (context.output / "sites.json").write_text(json.dumps(said))
 

@@ -41,6 +41,9 @@ class RuntimeConfig(Settings):
         3600.0, "Seconds without an event after which a stage that has no such setting of its own counts as hung", gt=0
     )
     start_timeout_s: float | None = operational(None, "Seconds a submitted job may stay pending; null: as long as it takes", gt=0)
+    placement_timeout_s: float | None = operational(
+        None, "Seconds a stage may wait for the GPUs and CPUs it reserves; null: until there is room", gt=0
+    )
     poll_interval_s: float = operational(0.5, "Seconds between looks at a running stage", gt=0)
     check_rewards: bool = operational(
         True, "Call Python reward functions once, on two prompts, before anything is started (--no-check)"

@@ -61,6 +61,7 @@ class Spec(_Record):
     resume: Path
     secrets: list[str] = []
     stall_after_s: float | None = None
+    placement_timeout_s: float | None = None
 
     @property
     def folder(self) -> Path:

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from tasks.runtime.keys.closure import PROJECT_ROOT
 
-# What a worker may inherit: settings of libraries, by name, so that no secret ever enters a job description.
+# What a worker may inherit: settings of libraries, by name, so that no secret ever enters a job description. Which GPUs are seen is
+# none of them: Ray says that to every process it gives one, and would hand it this machine's choice instead.
 _INHERITED = (
-    "CUDA_VISIBLE_DEVICES",
     "DS_ACCELERATOR",
     "HF_HOME",
     "HF_HUB_OFFLINE",

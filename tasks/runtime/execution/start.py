@@ -249,6 +249,7 @@ class _Starter:
             resume=self._work.resume,
             secrets=self._runtime.settings.secrets,
             stall_after_s=getattr(request.config, "stall_after_s", self._runtime.settings.stall_after_s),
+            placement_timeout_s=self._runtime.settings.placement_timeout_s,
         )
 
     def _job(self, attempt: Attempt) -> Job:

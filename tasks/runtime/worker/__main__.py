@@ -77,6 +77,7 @@ def run(spec: Spec) -> Result:
         seed=spec.seed,
         attempt=spec.attempt,
         events=EventLog(spec.folder / EVENTS_FILE),
+        placement_timeout_s=spec.placement_timeout_s,
     )
     with StageWatch(spec) as watch:
         stage.run(context)

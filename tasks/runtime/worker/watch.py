@@ -107,6 +107,8 @@ def event_line(event: dict[str, Any]) -> str | None:
     """One event as a line for people; None for those that only trackers read."""
     if event["type"] == "progress":
         return f"[{event['done']}/{event['total']}] {event['message']}".rstrip()
+    if event["type"] == "waiting":
+        return str(event["message"])
     if event["type"] == "warning":
         return f"warning: {event['message']}"
     return None
