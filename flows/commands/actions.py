@@ -18,6 +18,7 @@ from flows.commands.tables import console, print_verdict, table_with
 from flows.graph.build import build_graph, deciding_metric, unused_entries
 from flows.graph.nodes import Graph
 from flows.graph.selection import Selection, select
+from flows.running.dead_runs import close_dead_runs, look_after
 from flows.running.locally import FlowFunction, run_locally
 from flows.running.run_folder import RunFolder
 from flows.services import environment
@@ -50,6 +51,13 @@ class Request:
     overrides: dict[str, Any]
     config: PipelineConfig
     selection: Selection
+
+
+def open_home() -> Home:
+    """The home; runs in it whose process is gone are closed on the way (see `look_after`)."""
+    home = Home.open()
+    look_after(home)
+    return home
 
 
 def read_request(asked: Asked, home: Home) -> Request:
@@ -96,7 +104,7 @@ def show_plan(asked: Asked) -> None:
     from flows.services.machine import available_memory_gib
     from tasks.runtime.contract.disk import free_disk_gib
 
-    home = Home.open()
+    home = open_home()
     environment.enter(home)
     request = read_request(asked, home)
     plan = make_plan(request.config, request.selection, home)
@@ -179,14 +187,16 @@ def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str
 def start_services(ports: Ports) -> None:
     """`alignflow up`."""
     home = Home.open()
+    close_dead_runs(home)  # before the server answers, so that it is told
     for name, value in up(home, ports, print).items():
         print(f"export {name}={value}")
+    look_after(home, also_unsent=True)
     print(f"then: prefect deployment run {FLOW}/quickstart --watch     (or alignflow run, which finds them by itself)")
 
 
 def show_services() -> None:
     """`alignflow status`."""
-    home = Home.open()
+    home = open_home()
     table = table_with("service", "state", "process", "address", "log")
     for line in status(home):
         table.add_row(line.name, line.state, str(line.pid or ""), line.url, str(line.log or ""))
@@ -197,7 +207,9 @@ def show_services() -> None:
 
 def stop_services() -> None:
     """`alignflow down`."""
-    count = down(Home.open(), print)
+    home = Home.open()
+    count = down(home, print)
+    close_dead_runs(home)  # those that ended with the worker, too
     print(f"ended {count} services" if count else "nothing of ours was running")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 import urllib.request
@@ -11,17 +12,31 @@ from urllib.error import HTTPError
 
 from flows.services.processes import ProcessRecord, ServiceError, log_tail
 
+# A service that dies is noticed at once; one that lives may be starting on a machine that is very busy.
+START_LIMIT_S = 600.0
 _POLL_S = 0.2
+_TELL_EVERY_S = 15.0
+_LOG = logging.getLogger("alignflow")
 
 
-def wait_until_answers(record: ProcessRecord, path: str, timeout_s: float, headers: Mapping[str, str] | None = None) -> None:
-    """Return when `record.url + path` answers 200; `ServiceError` with the log when it ends first or takes longer."""
-    deadline = time.monotonic() + timeout_s
+def wait_until_answers(
+    record: ProcessRecord, path: str, timeout_s: float = START_LIMIT_S, headers: Mapping[str, str] | None = None
+) -> None:
+    """Return when `record.url + path` answers 200; `ServiceError` with the log when it ends first or takes longer.
+
+    A wait that takes its time is told to the logger `alignflow` every 15 s.
+    """
+    began = time.monotonic()
+    tell_at = began + _TELL_EVERY_S
     while not answers(_base(record.url) + path, headers):
+        now = time.monotonic()
         if record.process is None:
             raise ServiceError(f"{record.name} ended while starting; {log_tail(record.log)}")
-        if time.monotonic() > deadline:
+        if now > began + timeout_s:
             raise ServiceError(f"{record.name} does not answer at {record.url} after {timeout_s:g} s; {log_tail(record.log)}")
+        if now > tell_at:
+            tell_at += _TELL_EVERY_S
+            _LOG.warning("waiting for %s to answer at %s, for %d s now; its log is %s", record.name, record.url, now - began, record.log)
         time.sleep(_POLL_S)
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from flows.services.environment import ROOT, changed_environment, ray_authentication, service_environment, use_own_ray
 from flows.services.health import wait_until_answers
 from flows.services.processes import LOOPBACK, ProcessRecord, Records, free_port, start_process
-from flows.services.run_processes import abandoned, run_process_name, serving_this_run
+from flows.services.run_processes import run_process_name, serving_this_run, taken_over
 from tasks.runtime.contract.home import Home
 
 OBJECT_STORE_BYTES = 1 << 30
-START_TIMEOUT_S = 120.0
+# Ray replaces a loopback address by one that other machines reach, and then listens on all of them, unless it is told that no
+# other machine will join. A machine that is busy takes longer to start it than the 30 s that it grants itself.
+_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_raylet_start_wait_time_s": "600"}
 _STOP_GRACE_S = 1.0  # nothing of a run is left to save when its head ends, and a head asked to end takes many seconds
 
 
@@ -37,7 +39,7 @@ def start_head(home: Home, name: str, port: int, dashboard_port: int) -> Process
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={scratch}",
     ]
-    environment = service_environment(home) | ray_authentication(home) | {"RAY_TMPDIR": str(scratch)}
+    environment = service_environment(home) | ray_authentication(home) | _ALONE | {"RAY_TMPDIR": str(scratch)}
     record = start_process(
         name,
         command,
@@ -62,7 +64,7 @@ def ray_for_run(home: Home, needed: bool) -> Iterator[Callable[[], str | None]]:
     if not needed or os.environ.get("RAY_ADDRESS"):
         yield lambda: os.environ.get("RAY_ADDRESS")
         return
-    head = abandoned(home, "ray-") or start_head(home, run_process_name("ray"), free_port(), free_port())
+    head = taken_over(home, "ray-") or start_head(home, run_process_name("ray"), free_port(), free_port())
     with serving_this_run(home, head, grace_s=_STOP_GRACE_S), changed_environment():
 
         def wait() -> str:
@@ -76,4 +78,4 @@ def ray_for_run(home: Home, needed: bool) -> Iterator[Callable[[], str | None]]:
 def wait_until_ready(home: Home, head: ProcessRecord) -> None:
     """Return when the head takes jobs; `ServiceError` with its log when it ends or takes too long."""
     token = Path(ray_authentication(home)["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8").strip()
-    wait_until_answers(head, "/api/jobs/", START_TIMEOUT_S, {"Authorization": f"Bearer {token}"})
+    wait_until_answers(head, "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
