@@ -18,6 +18,7 @@ from flows.commands.tables import console, print_verdict, table_with
 from flows.graph.build import build_graph, deciding_metric, unused_entries
 from flows.graph.nodes import Graph
 from flows.graph.selection import Selection, select
+from flows.running.check_servers import check_prefect
 from flows.running.dead_runs import close_dead_runs, look_after
 from flows.running.locally import FlowFunction, run_locally
 from flows.running.run_folder import RunFolder
@@ -173,6 +174,7 @@ def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str
     environment.enter(home)
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError("PREFECT_API_URL: no Prefect server is known; alignflow up starts one, or set the variable to yours")
+    check_prefect()
     is_file = Path(preset).suffix in (".yaml", ".yml")
     source = str(Path(preset).expanduser().resolve()) if is_file else preset
     config = resolve(source, home_presets=home.presets)

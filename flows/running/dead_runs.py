@@ -22,6 +22,7 @@ from flows.services.told_later import UntoldEnd, tell_later
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import HEARTBEAT_FILE
 from tasks.runtime.contract.run_state import STATUS_FILE, state_of
+from tasks.runtime.tracking.orders import waiting_orders
 from tasks.runtime.tracking.tracker import is_anything_unsent, recover
 
 LOG = logging.getLogger("alignflow")
@@ -45,7 +46,7 @@ def look_after(home: Home, *, also_unsent: bool = False) -> list[str]:
     closed = close_dead_runs(home)
     for name in closed:
         LOG.warning("run %s was gone without an end; it is closed as %s", name, state_of(home.runs / name))
-    if closed or (also_unsent and (waits(home) or is_anything_unsent(home))):
+    if closed or (also_unsent and (waits(home) or is_anything_unsent(home) or waiting_orders(home))):
         with suppress(OSError):
             subprocess.Popen(
                 [sys.executable, "-m", "flows.running.dead_runs", str(home.root)],
@@ -86,6 +87,10 @@ def _tell_servers(home: Home) -> None:
     if "PREFECT_API_URL" in os.environ:  # without one, Prefect's client would start a server
         show_waiting(home)
     recover(home)
+    if waiting_orders(home):
+        from tasks.register import carry_out_orders
+
+        carry_out_orders(home)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from data_processing.errors import AlignflowError
 from flows.graph.plan import Plan, has_work, make_plan
 from flows.graph.selection import Selection
-from flows.running.checks import check_prefect
+from flows.running.check_servers import check_prefect
 from flows.running.pipeline import run_pipeline
 from flows.services.prefect_server import prefect_for_run, send_what_is_left
 from flows.services.ray_head import ray_for_run

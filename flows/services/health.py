@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import socket
+import ssl
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -53,24 +53,23 @@ def answers(url: str, headers: Mapping[str, str] | None = None, timeout_s: float
 
 
 def responds(url: str, timeout_s: float = 5.0) -> bool:
-    """Whether anything answers a GET of `url`, whatever it says: a server that asks for a login is there. Proxies are used."""
+    """Whether anything answers a GET of `url`, whatever it says: a server that asks for a login is there."""
+    return http_status(url, timeout_s) is not None
+
+
+def http_status(url: str, timeout_s: float = 5.0) -> int | None:
+    """The status that a GET of `url` is answered with, through a proxy where there is one; None where nothing answers.
+
+    0 where somebody answers whose certificate is not trusted here: a client may have been told to trust it.
+    """
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s):
-            return True
-    except HTTPError:
-        return True
-    except (HTTPException, OSError, ValueError):
-        return False
+        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+            return int(response.status)
+    except HTTPError as error:
+        return error.code
+    except (HTTPException, OSError, ValueError) as error:
+        return 0 if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError) else None
 
 
 def _base(url: str) -> str:
     return url.removesuffix("/api")
-
-
-def is_reachable(host: str, port: int, timeout_s: float = 5.0) -> bool:
-    """Whether something listens at `host:port`."""
-    try:
-        with socket.create_connection((host, port), timeout=timeout_s):
-            return True
-    except OSError:
-        return False

@@ -79,6 +79,11 @@ class Tracker:
         """Add tags to the flow run."""
         self._journal.append("tags", "", tags=dict(tags))
 
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Add metrics to the flow run, so that flow runs can be compared by them."""
+        if values:
+            self._journal.append("metrics", "", step=0, values=dict(values), time=_now_ms())
+
     def run_id(self, node: str = "", *, wait_s: float = 0.0) -> str | None:
         """MLflow's id of the flow run or of a node's run, once it is known; waits up to `wait_s` seconds for it."""
         if self._thread.ident is None:
@@ -87,6 +92,11 @@ class Tracker:
         while (found := self._thread.progress.run_ids.get(node)) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return found
+
+    @property
+    def uri(self) -> str:
+        """The tracker's address, as given."""
+        return self._thread.progress.uri
 
     @property
     def server(self) -> str | None:
