@@ -138,5 +138,7 @@ def _register(client: MlflowClient, uri: str, name: str, source_run_id: str | No
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     experiment = client.get_run(source_run_id).info.experiment_id if source_run_id else None
-    model = mlflow.create_external_model(_NOT_IN_MODEL_NAMES.sub("_", name), source_run_id=source_run_id, tags=tags, experiment_id=experiment)
+    model = mlflow.create_external_model(
+        _NOT_IN_MODEL_NAMES.sub("_", name), source_run_id=source_run_id, tags=tags, experiment_id=experiment
+    )
     return mlflow.register_model(f"models:/{model.model_id}", name, tags=tags)

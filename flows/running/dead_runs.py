@@ -21,7 +21,7 @@ from flows.services.shown_later import show_waiting, waits
 from flows.services.told_later import UntoldEnd, tell_later
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import HEARTBEAT_FILE
-from tasks.runtime.contract.run_state import STATUS_FILE, state_of
+from tasks.runtime.contract.run_state import STATUS_FILE, read_facts, state_of
 from tasks.runtime.tracking.orders import waiting_orders
 from tasks.runtime.tracking.tracker import is_anything_unsent, recover
 
@@ -45,7 +45,7 @@ def look_after(home: Home, *, also_unsent: bool = False) -> list[str]:
     """Close dead runs and have servers told by a process of its own; `also_unsent`: of what waits from earlier too."""
     closed = close_dead_runs(home)
     for name in closed:
-        LOG.warning("run %s was gone without an end; it is closed as %s", name, state_of(home.runs / name))
+        LOG.warning("run %s was gone without an end; it is closed as %s", name, read_facts(home.runs / name)["status"])
     if closed or (also_unsent and (waits(home) or is_anything_unsent(home) or waiting_orders(home))):
         with suppress(OSError):
             subprocess.Popen(

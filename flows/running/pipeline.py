@@ -18,8 +18,8 @@ from flows.graph.nodes import Node, longest_path_first
 from flows.graph.plan import Plan, has_work
 from flows.graph.selection import Selection
 from flows.graph.walk import Limits, walk
-from flows.running.checks import check_before_start
 from flows.running.cancelling import told_at_once
+from flows.running.checks import check_before_start
 from flows.running.dead_runs import look_after
 from flows.running.display import Display
 from flows.running.failures import explained

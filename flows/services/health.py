@@ -36,7 +36,9 @@ def wait_until_answers(
             raise ServiceError(f"{record.name} does not answer at {record.url} after {timeout_s:g} s; {log_tail(record.log)}")
         if now > tell_at:
             tell_at += _TELL_EVERY_S
-            _LOG.warning("waiting for %s to answer at %s, for %d s now; its log is %s", record.name, record.url, now - began, record.log)
+            _LOG.warning(
+                "waiting for %s to answer at %s, for %d s now; its log is %s", record.name, record.url, now - began, record.log
+            )
         time.sleep(_POLL_S)
 
 

@@ -61,7 +61,7 @@ def up(home: Home, ports: Ports, say: Callable[[str], None]) -> dict[str, str]:
         say(f"starting {name}")
         _START[name](home, ports)
     for name in ("prefect", "mlflow", "ray"):
-        _wait(home, name)
+        _wait(home, name, ports)
     _show_earlier_runs(home)
     if "worker" in missing:
         say("deploying the flow and starting its worker")
@@ -162,10 +162,10 @@ def _start(home: Home, name: str, command: list[str], url: str, environment: Map
     return record
 
 
-def _wait(home: Home, name: str) -> None:
+def _wait(home: Home, name: str, ports: Ports) -> None:
     record = next(r for r in Records(home.pids).all() if r.name == name)
     if name == "ray":
-        wait_until_ready(home, record)
+        wait_until_ready(home, record, lambda: start_head(home, "ray", ports.ray, ports.ray_dashboard))
     else:
         wait_until_answers(record, _HEALTH[name])
 
@@ -198,7 +198,9 @@ def _status(home: Home, name: str, record: ProcessRecord | None) -> ServiceStatu
         state = f"ended; left {_counted(left)} behind: {pids} (up and down end them)" if left else "ended"
         return ServiceStatus(name, state, None, record.url, record.log)
     if record.owner_pid and not record.has_live_owner:
-        return ServiceStatus(name, "served a run that is gone (the next run takes it, down ends it)", record.pid, record.url, record.log)
+        return ServiceStatus(
+            name, "served a run that is gone (the next run takes it, down ends it)", record.pid, record.url, record.log
+        )
     if name in _HEALTH and not answers(record.url.removesuffix("/api") + _HEALTH[name]):
         return ServiceStatus(name, "does not answer", record.pid, record.url, record.log)
     return ServiceStatus(name, "running", record.pid, record.url, record.log)

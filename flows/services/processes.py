@@ -6,7 +6,6 @@ dead parent left behind is found all the same (`orphans`).
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 import shutil

@@ -24,19 +24,22 @@ def run_process_name(service: str) -> str:
 @contextmanager
 def serving_this_run(home: Home, record: ProcessRecord, grace_s: float) -> Iterator[None]:
     """Own the process while the block lasts, then end it and forget it."""
-    owned = _owned(home, record)
+    owned(home, record)
     try:
         yield
     finally:
-        stop_process(owned, grace_s)
-        Records(home.pids).remove(owned)
+        # Under its name there may be another by now, that was started in its place.
+        current = next((r for r in Records(home.pids).all() if r.name == record.name), record)
+        stop_process(current, grace_s)
+        Records(home.pids).remove(current)
 
 
-def _owned(home: Home, record: ProcessRecord) -> ProcessRecord:
+def owned(home: Home, record: ProcessRecord) -> ProcessRecord:
+    """The record with this run as the owner of its process, kept."""
     me = psutil.Process()
-    owned = record.model_copy(update={"owner_pid": me.pid, "owner_created": me.create_time()})
-    Records(home.pids).write(owned)
-    return owned
+    ours = record.model_copy(update={"owner_pid": me.pid, "owner_created": me.create_time()})
+    Records(home.pids).write(ours)
+    return ours
 
 
 def serves_one_run(home: Home, url: str | None) -> bool:
@@ -65,4 +68,4 @@ def taken_over(home: Home, prefix: str) -> ProcessRecord | None:
     """An abandoned process that serves this run from now on, and no other; None where there is none."""
     with FileLock(home.pids / "taking_over.lock"):
         found = abandoned(home, prefix)
-        return _owned(home, found) if found else None
+        return owned(home, found) if found else None

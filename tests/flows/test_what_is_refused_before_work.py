@@ -16,8 +16,8 @@ from data_processing.errors import ConfigError
 from flows.graph.build import build_graph
 from flows.graph.plan import make_plan
 from flows.graph.selection import select
-from flows.running.check_stages import processes_of
 from flows.running.check_servers import check_prefect
+from flows.running.check_stages import processes_of
 from flows.running.checks import check_what_runs
 from flows.services.environment import without_proxy
 from flows.services.processes import free_port

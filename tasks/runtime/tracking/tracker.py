@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import announce, beat, is_alive, retire
-from tasks.runtime.contract.run_state import RunState, TrackedStatus, state_of
 from tasks.runtime.contract.request import SilentObserver, StageOutcome, StageRequest
+from tasks.runtime.contract.run_state import RunState, TrackedStatus, state_of
 from tasks.runtime.keys.stage_key import flatten
 from tasks.runtime.tracking.background import deliver_in_background
 from tasks.runtime.tracking.journal import Journal, Progress
