@@ -120,7 +120,7 @@ def test_only_a_run_that_compared_anew_takes_the_alias_back_to_an_older_version(
         done = carry_out_orders(home)[order.run]
         assert isinstance(done, RegisteredModel)
     assert (done.version, done.existed, done.is_challenger) == ("1", True, decided)
-    assert client.get_model_version_by_alias(name, "challenger").version == challenger
+    assert str(client.get_model_version_by_alias(name, "challenger").version) == challenger
 
 
 def test_a_name_with_dots_is_registered_as_it_is(home: Home, client: MlflowClient, database: str) -> None:
