@@ -133,11 +133,12 @@ def _start_mlflow(home: Home, ports: Ports) -> None:
     folder = home.mlflow
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(ports.mlflow), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--backend-store-uri", home.own_tracking_uri),
         *("--artifacts-destination", str(folder / "artifacts")),
     ]
     # Its job consumers run scorers on the server, which nothing here asks for: seven processes with 1.3 GiB.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | service_environment(home)
+    _checked(home, "-m", "tasks.runtime.tracking.mlflow_database", str(home.root))
     _start(home, "mlflow", command, f"http://{LOOPBACK}:{ports.mlflow}", environment)
 
 
@@ -181,12 +182,15 @@ def _deploy(home: Home) -> None:
     pool = ("-m", "prefect", "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
     shipped = ("-c", "from flows.commands.deployments import deploy_shipped; deploy_shipped()")
     for arguments in (pool, shipped):
-        environment = service_environment(home) | addresses(home)
-        answer = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        if answer.returncode:
-            raise ServiceError(f"{' '.join(arguments[1:])} failed:\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}")
+        _checked(home, *arguments)
+
+
+def _checked(home: Home, *arguments: str) -> None:
+    """Run Python with `arguments` as the services do, and wait; `ServiceError` with what it said where it fails."""
+    environment = service_environment(home) | addresses(home)
+    answer = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise ServiceError(f"{' '.join(arguments[1:])} failed:\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}")
 
 
 def _status(home: Home, name: str, record: ProcessRecord | None) -> ServiceStatus:

@@ -153,7 +153,7 @@ def test_an_interrupted_run_is_cancelled_everywhere_and_leaves_no_process(home: 
     assert workers == []
     assert Records(home.pids).all() == []
     shown, tasks = _in_prefect(home, run)
-    assert (shown, tasks) == ("Cancelled", {"base_model": "Completed", "w": "Cancelled"})
+    assert (shown, tasks) == ("Cancelled", {"base_model": "Cached", "w": "Cancelled"})
 
 
 def test_a_killed_run_is_crashed_everywhere_soon_after_the_next_look(home: Home) -> None:
@@ -169,7 +169,7 @@ def test_a_killed_run_is_crashed_everywhere_soon_after_the_next_look(home: Home)
     assert _tracked(home, run) == {run: "KILLED", "base_model": "FINISHED", "w": "KILLED"}
     assert _tag(home, run) == "crashed"
     subprocess.run([sys.executable, "-m", "flows.cli", "down"], env=_environment(home), timeout=60, check=True)
-    assert _in_prefect(home, run) == ("Crashed", {"base_model": "Completed", "w": "Crashed"})
+    assert _in_prefect(home, run) == ("Crashed", {"base_model": "Cached", "w": "Crashed"})
     for worker in (p for p in psutil.process_iter(["cmdline"]) if str(home.root) in " ".join(p.info["cmdline"] or [])):
         worker.kill()  # it lives on, for the next run to find
 

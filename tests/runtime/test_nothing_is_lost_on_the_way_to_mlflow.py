@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +17,10 @@ from tasks.runtime.contract.failures import StageFailedError
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageRequest
 from tasks.runtime.tracking.journal import Journal
+from tasks.runtime.tracking.mlflow_sender import connect
 from tasks.runtime.tracking.orders import Order, keep_order, waiting_orders
 from tasks.runtime.tracking.tracker import Tracker, recover
-from tests.runtime.conftest import model_ref
+from tests.runtime.conftest import REPOSITORY, model_ref
 from tests.runtime.stages import CountConfig
 
 pytestmark = pytest.mark.timeout(60)
@@ -44,6 +49,28 @@ def test_a_torn_last_line_waits_for_its_end(tmp_path: Path) -> None:
     with (tmp_path / "journal.jsonl").open("a") as stream:
         stream.write('er": 1}\n')
     assert [operation["number"] for operation, _ in journal.read(offset)] == [1]
+
+
+MAKER = """
+import sys
+from pathlib import Path
+from tasks.runtime.tracking.mlflow_database import make_database
+print("making", flush=True)
+make_database(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none_behind(tmp_path: Path) -> None:
+    uri, part = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "mlflow.db.part"
+    maker = subprocess.Popen([sys.executable, "-c", MAKER, uri, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    while not part.exists() or part.stat().st_size < 50_000:  # some tables are there
+        assert maker.poll() is None
+        time.sleep(0.001)
+    maker.kill()
+    maker.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert connect(uri, tmp_path).search_experiments()
 
 
 def _run(home: Home, name: str, uri: str, experiment: str) -> Tracker:

@@ -1,4 +1,7 @@
-"""From a journal to MLflow, through `MlflowClient` with explicit run ids. The only module, with `tasks.register`, that imports MLflow."""
+"""From a journal to MLflow, through `MlflowClient` with explicit run ids.
+
+The only module, with `mlflow_database` and `tasks.register`, that imports MLflow.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from tasks.runtime.tracking.journal import Journal, Progress
+from tasks.runtime.tracking.mlflow_database import make_database
 
 HANDLE_TAG = "alignflow.handle"
 KEY_TAG = "alignflow.key"
@@ -34,15 +37,10 @@ def bound_http() -> None:
 
 
 def connect(uri: str, mlflow_folder: Path) -> MlflowClient:
-    """A client of the tracker at `uri`. A database of ours is initialised once, under a lock: racing first users break it."""
+    """A client of the tracker at `uri`; a database of ours is made before it is used."""
     bound_http()
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    if uri.startswith("sqlite:"):
-        for chatty in ("mlflow.store.db.utils", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        with FileLock(mlflow_folder / "init.lock"):
-            client.search_experiments(max_results=1)
-    return client
+    make_database(uri, mlflow_folder)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def refusal_of(uri: str) -> str | None:
