@@ -24,6 +24,7 @@ from flows.graph.plan import frozen_code, make_plan
 from flows.graph.selection import select
 from flows.running.pipeline import run_pipeline
 from flows.services.run_processes import serves_one_run
+from flows.services.told_later import server_name
 from flows.settings.config import RunConfig
 from flows.settings.entries import Entries
 from flows.settings.presets import DEFAULT, resolve
@@ -51,6 +52,11 @@ class InPrefect:
     def page(self) -> str | None:
         """The flow run's page; a server that ends with this run has no pages."""
         return None if serves_one_run(self._home, PREFECT_API_URL.value()) else url_for("flow-run", obj_id=self.run_id)
+
+    @property
+    def server(self) -> str:
+        """The server of this flow run."""
+        return server_name(self._home, PREFECT_API_URL.value())
 
     async def begin(self, run: str, tags: Sequence[str]) -> None:
         """The flow run is called as the run's folder is."""

@@ -18,6 +18,8 @@ from flows.commands.tables import console, print_verdict, table_with
 from flows.graph.build import build_graph, deciding_metric, pinned, unused_entries
 from flows.graph.nodes import Graph
 from flows.graph.selection import Selection, select
+from flows.running.check_servers import check_prefect
+from flows.running.dead_runs import close_dead_runs, look_after
 from flows.running.locally import FlowFunction, run_locally
 from flows.running.run_folder import RunFolder
 from flows.services import environment
@@ -50,6 +52,13 @@ class Request:
     overrides: dict[str, Any]
     config: PipelineConfig
     selection: Selection
+
+
+def open_home() -> Home:
+    """The home; runs in it whose process is gone are closed on the way (see `look_after`)."""
+    home = Home.open()
+    look_after(home)
+    return home
 
 
 def read_request(asked: Asked, home: Home) -> Request:
@@ -98,7 +107,7 @@ def show_plan(asked: Asked) -> None:
     from flows.services.machine import available_memory_gib
     from tasks.runtime.contract.disk import free_disk_gib
 
-    home = Home.open()
+    home = open_home()
     environment.enter(home)
     request = read_request(asked, home)
     plan = make_plan(request.config, request.selection, home)
@@ -168,6 +177,7 @@ def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str
     environment.enter(home)
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError("PREFECT_API_URL: no Prefect server is known; alignflow up starts one, or set the variable to yours")
+    check_prefect()
     is_file = Path(preset).suffix in (".yaml", ".yml")
     source = str(Path(preset).expanduser().resolve()) if is_file else preset
     config = resolve(source, home_presets=home.presets)
@@ -182,14 +192,16 @@ def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str
 def start_services(ports: Ports) -> None:
     """`alignflow up`."""
     home = Home.open()
+    close_dead_runs(home)  # before the server answers, so that it is told
     for name, value in up(home, ports, print).items():
         print(f"export {name}={value}")
+    look_after(home, also_unsent=True)
     print(f"then: prefect deployment run {FLOW}/quickstart --watch     (or alignflow run, which finds them by itself)")
 
 
 def show_services() -> None:
     """`alignflow status`."""
-    home = Home.open()
+    home = open_home()
     table = table_with("service", "state", "process", "address", "log")
     for line in status(home):
         table.add_row(line.name, line.state, str(line.pid or ""), line.url, str(line.log or ""))
@@ -200,7 +212,9 @@ def show_services() -> None:
 
 def stop_services() -> None:
     """`alignflow down`."""
-    count = down(Home.open(), print)
+    home = Home.open()
+    count = down(home, print)
+    close_dead_runs(home)  # those that ended with the worker, too
     print(f"ended {count} services" if count else "nothing of ours was running")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from data_processing.errors import ConfigError
 from data_processing.wording import artifact_name, path_of
 from flows.commands.tables import console, print_verdict, table_with
+from flows.running.dead_runs import look_after
 from flows.running.run_folder import RunFolder, find_run
 from tasks.runtime.contract.home import Home
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 def show_report(run: str, open_: bool) -> None:
     """`alignflow report RUN`."""
     home = Home.open()
+    look_after(home)
     folder = find_run(home, run)
     if not folder.report.is_file():
         _rebuild_report(home, folder)

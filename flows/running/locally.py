@@ -10,9 +10,9 @@ from typing import Any
 from data_processing.errors import AlignflowError
 from flows.graph.plan import Plan, frozen_code, has_work, make_plan
 from flows.graph.selection import Selection
-from flows.running.checks import check_prefect
+from flows.running.check_servers import check_prefect
 from flows.running.pipeline import run_pipeline
-from flows.services.prefect_server import prefect_for_run
+from flows.services.prefect_server import prefect_for_run, send_what_is_left
 from flows.services.ray_head import ray_for_run
 from flows.services.shown_later import Unshown, show_waiting
 from flows.settings.config import PipelineConfig
@@ -73,6 +73,8 @@ def _in_prefect(
             wait_for_ray()
             result = asyncio.run(flow(**parameters))
         except (KeyboardInterrupt, TerminationSignal):
+            send_what_is_left()
+            show_waiting(home)
             raise _cancelled() from None
         show_waiting(home)
         return result

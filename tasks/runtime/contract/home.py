@@ -105,7 +105,12 @@ class Home:
     @property
     def tracking_uri(self) -> str:
         """`MLFLOW_TRACKING_URI` where it is set, else the local database."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.own_tracking_uri
+
+    @property
+    def own_tracking_uri(self) -> str:
+        """The local tracker's database."""
+        return f"sqlite:///{self.mlflow / 'mlflow.db'}"
 
     def _part(self, name: str) -> Path:
         folder = self.root / name
