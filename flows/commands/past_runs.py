@@ -44,12 +44,13 @@ def adopt_node(asked: Asked) -> None:
     from flows.commands.actions import read_request
     from flows.graph.nodes import nodes_called
     from flows.graph.plan import make_plan
+    from flows.running.code import live_code
     from tasks.runtime.store.adopt import adopt
     from tasks.runtime.store.artifacts import Store
 
     home = Home.open()
     request = read_request(asked, home)
-    plan, store = make_plan(request.config, request.selection, home), Store(home.store)
+    plan, store = make_plan(request.config, request.selection, home, live_code(request.config, home)), Store(home.store)
     for node in nodes_called(request.selection.graph, str(asked.until_stage)):
         planned = plan[node]
         if planned.hit:

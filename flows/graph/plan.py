@@ -15,9 +15,7 @@ from flows.settings.config import PipelineConfig
 from rlhf_core.cluster.resources import Resources
 from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
-from tasks.runtime.contract.registry import load_stage, module_of
 from tasks.runtime.keys.closure import Code
-from tasks.runtime.keys.snapshot import take_snapshot
 from tasks.runtime.keys.stage_key import StageKey, explain_difference, stage_key
 from tasks.runtime.store.artifacts import Manifest, Store
 
@@ -55,9 +53,8 @@ class PlannedNode:
 Plan = Mapping[str, PlannedNode]
 
 
-def make_plan(config: PipelineConfig, selection: Selection, home: Home, code: Code | None = None) -> Plan:
-    """The plan by node name, in order; `code` is what would run, by default the checkout as it is now. Raises `ConfigError` where `--from` needs something that is not cached."""
-    code = code or Code()
+def make_plan(config: PipelineConfig, selection: Selection, home: Home, code: Code) -> Plan:
+    """The plan by node name, in order; `code` is what would run. Raises `ConfigError` where `--from` needs something that is not cached."""
     store, parameters, history = Store(home.store), _parameters(selection.graph), History(home)
     plan: dict[str, PlannedNode] = {}
     for name, node in selection.graph.items():
@@ -77,13 +74,6 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home, code: Co
         plan[name] = PlannedNode(node, key, hit, renewed, reason, formula, key.stage.resources(node.settings))
     _check_given(plan, selection)
     return plan
-
-
-def frozen_code(graph: Graph, home: Home) -> Code:
-    """A snapshot of the code that the nodes of `graph` run; raises what `take_snapshot` and `load_stage` do."""
-    stages = ((node, load_stage(node.stage)) for node in graph.values())
-    modules = {module for node, stage in stages for module in (module_of(node.stage)[0], *stage.modules(node.settings))}
-    return Code(take_snapshot(home.code, modules))
 
 
 def has_work(plan: Plan) -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from data_processing.errors import AlignflowError
-from flows.graph.plan import Plan, frozen_code, has_work, make_plan
+from flows.graph.plan import Plan, has_work, make_plan
 from flows.graph.selection import Selection
 from flows.running.check_servers import check_prefect
+from flows.running.code import frozen_code
 from flows.running.pipeline import run_pipeline
 from flows.services.prefect_server import prefect_for_run, send_what_is_left
 from flows.services.ray_head import ray_for_run
@@ -36,7 +37,7 @@ def run_locally(
     Raises `ConfigError` where `PREFECT_API_URL` names a server that does not answer. `load_flow` imports the Prefect flow that takes `parameters`, which say the same as `config` and `selection`.
     """
     check_prefect()
-    code = frozen_code(selection.graph, home)
+    code = frozen_code(config, selection.graph, home)
     plan = make_plan(config, selection, home, code)
     if has_work(plan) or os.environ.get("PREFECT_API_URL"):
         return _in_prefect(plan, config, home, parameters, load_flow)

@@ -22,6 +22,7 @@ from flows.services.environment import without_proxy
 from flows.services.processes import free_port
 from flows.settings.presets import resolve
 from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.closure import Code
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = {"data.procedures": None, "evaluate.metrics": ["length", "perplexity"]}
@@ -86,7 +87,7 @@ def reward_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refuse(home: Home, until: str | None = None, **settings: Any) -> None:
     config = resolve("quickstart", overrides=settings)
-    plan = make_plan(config, select(build_graph(config), None, until), home)
+    plan = make_plan(config, select(build_graph(config), None, until), home, Code())
     check_what_runs(config, plan, home)
 
 

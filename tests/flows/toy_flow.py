@@ -39,7 +39,7 @@ def load_flow() -> FlowFunction:
     async def toy(arguments: list[str]) -> dict[str, object]:
         config, selection, home = read(arguments)
         return await run_pipeline(
-            config, selection, make_plan(config, selection, home), home, InPrefect(home), preset="tiny", code=Code()
+            config, selection, make_plan(config, selection, home, Code()), home, InPrefect(home), preset="tiny", code=Code()
         )
 
     return toy

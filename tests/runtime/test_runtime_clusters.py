@@ -15,8 +15,10 @@ import pytest
 
 from data_processing.errors import ConfigError
 from tasks.runtime.contract.config import RuntimeConfig, ShipCode
+from tasks.runtime.contract.failures import StageFailedError
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest
+from tasks.runtime.execution.cluster_libraries import libraries_of
 from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 from tasks.runtime.execution.start import Runtime, run_stage
 from tasks.runtime.keys.closure import Code
@@ -53,6 +55,9 @@ def python_there(tmp_path: Path) -> str:
     venv.create(tmp_path / "there", with_pip=False)
     [site] = (tmp_path / "there" / "lib").glob("*/site-packages")
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    other_version = site / "pydantic-9.9.9.dist-info"
+    other_version.mkdir()
+    (other_version / "METADATA").write_text("Metadata-Version: 2.1\nName: pydantic\nVersion: 9.9.9\n")
     return str(tmp_path / "there" / "bin" / "python")
 
 
@@ -78,6 +83,22 @@ def test_code_travels_to_the_driver_and_to_its_actors(
         assert executable == python_there
         assert "working_dir_files" in module, "the code that Ray unpacked, neither a checkout nor the home"
         assert said == "settings"
+
+
+def test_keys_name_the_libraries_of_the_cluster(
+    cluster: RayHead, home: Home, settings: RuntimeConfig, python_there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = RayJobsExecutor(cluster.address, _settings(settings, python_there))
+    libraries = libraries_of(executor, home)
+    code = Code(libraries=libraries)
+    assert code.versions(["pydantic", "ray", "no-such"]) == {
+        **Code().versions(["ray", "no-such"]),
+        "pydantic": "9.9.9",
+    }
+    monkeypatch.setattr(executor, "run_python", None)
+    assert libraries_of(executor, home) == libraries, "asked once while the cluster is up"
+    with pytest.raises(StageFailedError, match=r"/no/python' \(runtime\.python\) does not run"):
+        libraries_of(RayJobsExecutor(cluster.address, _settings(settings, "/no/python")), home)
 
 
 def test_a_secret_that_is_not_on_the_machine_is_named(

@@ -65,8 +65,7 @@ class RayJobsExecutor:
         runtime_env: dict[str, Any]
         where: dict[str, Any] = {}
         if self.ships_code():
-            where = {"entrypoint_resources": dict(self._settings.driver_resources)}
-            where["entrypoint_num_cpus"] = where["entrypoint_resources"].pop("CPU", None)
+            where = self._place()
             runtime_env = {"working_dir": str(job.code), "py_executable": self._settings.python}
             runtime_env["env_vars"] = {"PYTHONUNBUFFERED": "1", **job.environment, **grace}
             command = worker_command(job, self._settings.python)
@@ -104,6 +103,33 @@ class RayJobsExecutor:
     def stop(self, job: Job) -> None:
         """SIGTERM to the driver, SIGKILL after the job's grace; its actors go with it."""
         self._ask(lambda client: client.stop_job(job.id))
+
+    @property
+    def python(self) -> str:
+        """The interpreter of jobs that code is shipped to."""
+        return self._settings.python
+
+    def session(self) -> str:
+        """What tells this cluster from all others, also from the one before it at the same address."""
+        return str(self._ask(lambda client: client._do_request("GET", "/api/version").json())["session_name"])
+
+    def run_python(self, text: str) -> str:
+        """Start a job that is not a stage, of one line of Python; returns its id."""
+        where = self._place()
+        return str(self._ask(lambda client: client.submit_job(entrypoint=shlex.join([self.python, "-c", text]), **where)))
+
+    def has_ended(self, job: str) -> bool:
+        """Whether such a job has ended."""
+        return bool(self._ask(lambda client: client.get_job_status(job)).is_terminal())
+
+    def job_log(self, job: str) -> str:
+        """What such a job printed, or why it did not start."""
+        log, message = self._ask(lambda client: (client.get_job_logs(job), client.get_job_info(job).message))
+        return log or message or ""
+
+    def _place(self) -> dict[str, Any]:
+        resources = dict(self._settings.driver_resources)
+        return {"entrypoint_num_cpus": resources.pop("CPU", None), "entrypoint_resources": resources}
 
     def _ask(self, question: Callable[[Any], AnswerT]) -> AnswerT:
         try:

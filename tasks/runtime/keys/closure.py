@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.metadata
 import importlib.util
+import platform
+import re
 import sys
 import sysconfig
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -26,10 +29,14 @@ _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platst
 
 
 class Code:
-    """The code below `root`, as it is when it is first asked for: the checkout, or a snapshot, which has the user's modules too."""
+    """The code below `root`, as it is when it is first asked for: the checkout, or a snapshot, which has the user's modules too.
 
-    def __init__(self, root: Path = PROJECT_ROOT) -> None:
+    `libraries` are the versions of the distributions it runs with, where these are not this interpreter's.
+    """
+
+    def __init__(self, root: Path = PROJECT_ROOT, libraries: Mapping[str, str] | None = None) -> None:
         self.root = root
+        self._libraries = libraries and {_plain(name): version for name, version in libraries.items()}
         self._found: dict[str, dict[str, tuple[Path, str]]] = {}
 
     def digests(self, module: str) -> dict[str, str]:
@@ -40,6 +47,13 @@ class Code:
         """As `digests`, by file: `my_rewards.py`, `my_package/words.py`."""
         return {_file_name(name, path): digest for name, (path, digest) in self._closure(module).items()}
 
+    def versions(self, distributions: Iterable[str]) -> dict[str, str]:
+        """Versions by distribution name, "absent" where one is not installed; Python's own is always there."""
+        if self._libraries is None:
+            python = ".".join(platform.python_version_tuple()[:2])
+            return {"python": python, **{name: _installed_version(name) for name in distributions}}
+        return {name: self._libraries.get(_plain(name), "absent") for name in ("python", *distributions)}
+
     def user_packages(self, module: str) -> set[str]:
         """The top-level packages and modules of the user's that `module` can import."""
         return {name.partition(".")[0] for name in self._closure(module)} - set(OWN_PACKAGES)
@@ -48,6 +62,19 @@ class Code:
         if module not in self._found:
             self._found[module] = dict(sorted(_closure(module, self.root).items()))
         return self._found[module]
+
+
+def _plain(distribution: str) -> str:
+    """The one spelling of a distribution's name."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+@cache
+def _installed_version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def _file_name(module: str, path: Path) -> str:

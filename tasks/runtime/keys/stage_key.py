@@ -9,13 +9,10 @@ artifact, so that two keys can be compared field by field.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from data_processing.errors import ConfigError
@@ -60,7 +57,7 @@ def stage_key(
         "seed": seed,
         "code": code.digests(module_of(name)[0]),
         "user_code": {module: _user_code(module, code) for module in stage.modules(config)},
-        "libraries": library_versions(stage.libraries),
+        "libraries": code.versions(stage.libraries),
         "fingerprint": stage.fingerprint(config) if stage.fingerprint else None,
     }
     return StageKey(stage, hashlib.sha256(canonical_json(description).encode()).hexdigest(), description)
@@ -77,20 +74,6 @@ def canonical_json(value: Any) -> str:
     """The one JSON text of a value: keys sorted, no spaces. Raises `ConfigError` for anything JSON cannot say exactly."""
     _check_json(value, "$")
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def library_versions(distributions: Iterable[str]) -> dict[str, str]:
-    """Installed versions by distribution name, "absent" where one is not installed; Python's own is always there."""
-    python = {"python": ".".join(platform.python_version_tuple()[:2])}
-    return python | {name: _installed_version(name) for name in distributions}
-
-
-@cache
-def _installed_version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
 
 
 def explain_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
