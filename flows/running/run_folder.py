@@ -103,7 +103,7 @@ def overhead_s(began: float, ended: float, nodes: Mapping[str, NodeTimes]) -> fl
 
 def find_run(home: Home, name: str) -> RunFolder:
     """The run called `name`, or the newest for `latest`; `ConfigError` with the nearest names otherwise."""
-    folders = sorted((f for f in home.runs.iterdir() if (f / "status.json").is_file()), key=lambda f: f.stat().st_mtime)
+    folders = sorted((f for f in home.runs.glob("*") if (f / "status.json").is_file()), key=lambda f: f.stat().st_mtime)
     known = [folder.name for folder in folders]
     if name == "latest" and known:
         return RunFolder(home, known[-1])

@@ -28,7 +28,8 @@ from tasks.runtime.execution.executor import DuplicateJobError, Executor, Execut
 from tasks.runtime.execution.follow import Patience, follow, stop
 from tasks.runtime.keys.closure import PROJECT_ROOT
 from tasks.runtime.keys.stage_key import StageKey, stage_key
-from tasks.runtime.store.artifacts import Manifest, Store, reference
+from tasks.runtime.store.artifacts import Store, reference
+from tasks.runtime.store.manifest import Manifest
 from tasks.runtime.store.records import record_key, record_outcome
 
 _ORPHAN_LIMIT_S = 10.0
