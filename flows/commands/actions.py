@@ -54,9 +54,9 @@ class Request:
     selection: Selection
 
 
-def open_home() -> Home:
+def open_home(*, to_read: bool = False) -> Home:
     """The home; runs in it whose process is gone are closed on the way (see `look_after`)."""
-    home = Home.open()
+    home = Home.open(to_read=to_read)
     look_after(home)
     return home
 
@@ -108,7 +108,7 @@ def show_plan(asked: Asked) -> None:
     from flows.services.machine import available_memory_gib
     from tasks.runtime.contract.disk import free_disk_gib
 
-    home = open_home()
+    home = open_home(to_read=True)
     environment.enter(home)
     request = read_request(asked, home)
     plan = make_plan(request.config, request.selection, home, live_code(request.config, home))
@@ -156,7 +156,7 @@ def what_is_compared(graph: Graph) -> Iterator[str]:
 
 def show_graph(asked: Asked) -> None:
     """`alignflow graph`."""
-    graph = read_request(asked, Home.open()).selection.graph
+    graph = read_request(asked, Home.open(to_read=True)).selection.graph
     table = table_with("node", "stage", "made from")
     for node in graph.values():
         made_from = ", ".join(name if given == name else f"{given}: {name}" for given, name in node.inputs.items())
@@ -167,7 +167,7 @@ def show_graph(asked: Asked) -> None:
 def show_presets() -> None:
     """`alignflow presets`."""
     table = table_with("preset", "what it is", "file")
-    for preset in known_presets(Home.open().presets).values():
+    for preset in known_presets(Home.open(to_read=True).presets).values():
         table.add_row(preset.name, preset.line, str(preset.path))
     console().print(table)
 
@@ -202,7 +202,7 @@ def start_services(ports: Ports) -> None:
 
 def show_services() -> None:
     """`alignflow status`."""
-    home = open_home()
+    home = open_home(to_read=True)
     table = table_with("service", "state", "process", "address", "log")
     for line in status(home):
         table.add_row(line.name, line.state, str(line.pid or ""), line.url, str(line.log or ""))

@@ -17,7 +17,8 @@ from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import StageKey, explain_difference, stage_key
-from tasks.runtime.store.artifacts import Manifest, Store
+from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.manifest import Manifest
 
 _DIFFERENCES_SHOWN = 3
 _RUNS_ASKED = 20  # the newest that had the node, for the time it took

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from flows.graph.nodes import Node, ancestors
@@ -74,7 +75,8 @@ class _Passed:
 
     def add(self, key: str, scores: bool) -> None:
         """Remember it; true where scorers can be made of it."""
-        write_json(self._place, self._read() | {key: scores})
+        with suppress(OSError):  # in a home that is only looked at it is examined every time
+            write_json(self._place, self._read() | {key: scores})
 
     def _read(self) -> dict[str, bool]:
         try:

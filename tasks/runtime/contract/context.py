@@ -24,7 +24,8 @@ ConfigT = TypeVar("ConfigT", bound=Settings)
 class ArtifactRef(BaseModel):
     """All that travels between stages: where an artifact is, what it is, and who made it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Part of manifests, which are read by other versions than wrote them.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     kind: str
     key: str

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_processing.errors import ConfigError
+from tasks.runtime.contract.folders import make_folder
 
 # Marks of an address: a home becomes part of the addresses of databases.
 _UNSAFE = re.compile(r"%[0-9A-Fa-f]{2}|[?#]")
@@ -22,15 +23,19 @@ _UNSAFE = re.compile(r"%[0-9A-Fa-f]{2}|[?#]")
 
 @dataclass(frozen=True)
 class Home:
-    """The folder that holds everything alignflow remembers; its parts are created when they are first needed."""
+    """The folder that holds everything alignflow remembers; its parts are created when they are first needed.
+
+    One that is not `writable` can be looked at: nothing is created in it.
+    """
 
     root: Path
+    writable: bool = True
 
     @classmethod
-    def open(cls, root: Path | None = None) -> Home:
+    def open(cls, root: Path | None = None, *, to_read: bool = False) -> Home:
         """The home at `root`, else at `ALIGNFLOW_HOME`, else `./.alignflow`; created if missing, always absolute.
 
-        Raises `ConfigError` where it cannot be a folder that is written to.
+        Raises `ConfigError` where it cannot be a folder that is written to; `to_read`, a folder that is there will do.
         """
         chosen = root or Path(os.environ.get("ALIGNFLOW_HOME") or ".alignflow")
         chosen = chosen.expanduser().resolve()
@@ -47,9 +52,10 @@ class Home:
             raise ConfigError(
                 f"ALIGNFLOW_HOME: {chosen} cannot be made: {error.strerror}; name a folder you may write to"
             ) from error
-        if not os.access(chosen, os.W_OK | os.X_OK):
+        writable = os.access(chosen, os.W_OK | os.X_OK)
+        if not writable and not to_read:
             raise ConfigError(f"ALIGNFLOW_HOME: {chosen} cannot be written to; name a folder you may write to")
-        return cls(chosen)
+        return cls(chosen, writable)
 
     @property
     def store(self) -> Path:
@@ -98,9 +104,7 @@ class Home:
 
     def run(self, run: str) -> Path:
         """The folder of flow run `run`."""
-        folder = self.runs / run
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return self._part("runs", run)
 
     @property
     def tracking_uri(self) -> str:
@@ -112,7 +116,12 @@ class Home:
         """The local tracker's database."""
         return f"sqlite:///{self.mlflow / 'mlflow.db'}"
 
-    def _part(self, name: str) -> Path:
-        folder = self.root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def _part(self, *names: str) -> Path:
+        if self.writable:
+            try:
+                return make_folder(self.root, *names)
+            except FileExistsError as error:
+                place = Path(error.filename)
+                what = f"a link to {place.readlink()}, which is not there" if place.is_symlink() else "a file"
+                raise ConfigError(f"ALIGNFLOW_HOME: {place} is {what}; mount its disk, or remove it") from error
+        return self.root.joinpath(*names)

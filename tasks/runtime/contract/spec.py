@@ -26,8 +26,11 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Producer(_Record):
+class Producer(BaseModel):
     """Who made an artifact: flow run, node of its graph, stage, attempt, git commit (where there is one)."""
+
+    # Part of manifests, which are read by other versions than wrote them.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     run: str
     node: str

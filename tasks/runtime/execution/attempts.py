@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from data_processing.errors import SupersededError
+from tasks.runtime.contract.folders import lock_file, make_folder
 from tasks.runtime.contract.spec import attempt_folder, write_record
 
 
@@ -46,9 +46,7 @@ class WorkFolder:
     @classmethod
     def of(cls, root: Path, stage: str, key: str) -> WorkFolder:
         """The work folder of `key`; created if missing."""
-        path = root / f"{stage}-{key}"
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path)
+        return cls(make_folder(root, f"{stage}-{key}"))
 
     @property
     def resume(self) -> Path:
@@ -62,7 +60,7 @@ class WorkFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the key: nobody else begins an attempt or publishes meanwhile."""
-        with FileLock(self.path / "lock", thread_local=False):
+        with lock_file(self.path / "lock"):
             yield
 
     def newest(self) -> Attempt | None:
@@ -87,8 +85,8 @@ class WorkFolder:
             job_id=f"{stage}-{key[:12]}-a{number}",
             made_from=dict(made_from),
         )
-        self.resume.mkdir(exist_ok=True)
-        self.folder(number).mkdir(parents=True, exist_ok=True)
+        for folder in (self.resume, self.folder(number)):
+            make_folder(self.path, folder.name)
         write_record(self.path / "attempt.json", attempt)
         return attempt
 

@@ -29,7 +29,8 @@ from tasks.runtime.execution.follow import Follow, Patience, stop, to_the_end
 from tasks.runtime.execution.followers import Follower, is_stopping
 from tasks.runtime.keys.closure import PROJECT_ROOT, Code
 from tasks.runtime.keys.stage_key import StageKey, stage_key
-from tasks.runtime.store.artifacts import Manifest, Store, reference
+from tasks.runtime.store.artifacts import Store, reference
+from tasks.runtime.store.manifest import Manifest
 from tasks.runtime.store.records import record_key, record_outcome
 
 _ORPHAN_LIMIT_S = 10.0

@@ -30,7 +30,8 @@ from tasks.runtime.contract.registry import load_stage
 from tasks.runtime.contract.spec import ERROR_FILE, EVENTS_FILE, LOG_FILE, RESULT_FILE, Result, Spec, attempt_folder, write_record
 from tasks.runtime.execution.attempts import WorkFolder
 from tasks.runtime.execution.event_tail import EventTail
-from tasks.runtime.store.artifacts import Manifest, Store
+from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.manifest import Manifest
 from tasks.runtime.worker.watch import StageWatch
 
 _EXIT_LIMIT_S = 60.0
