@@ -30,10 +30,6 @@ from tasks.runtime.store.tree import files_in, sync, sync_tree
 _LOCK_LIMIT_S = 60.0
 _LOG = logging.getLogger("alignflow")
 
-    def made_from(self) -> dict[str, str]:
-        """The content (sha256) of each input, by name."""
-        return {name: ref.sha256 for name, ref in self.inputs.items()}
-
 
 class Store:
     """Finished artifacts below `root`. Safe to use from many processes at once, of several people too."""
