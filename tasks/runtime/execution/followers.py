@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from tasks.runtime.contract.folders import make_folder
 from tasks.runtime.contract.liveness import announce, beat, is_alive, retire
 from tasks.runtime.contract.spec import STOP_FILE
 
@@ -23,7 +24,7 @@ class Follower:
 
     def join(self) -> None:
         """Wait for the attempt from now on."""
-        self._own.mkdir(parents=True)
+        make_folder(self._attempt, self._others.name, self._own.name)
         announce(self._own)
 
     def beat(self) -> None:

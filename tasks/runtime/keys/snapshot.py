@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tasks.runtime.contract.folders import open_as
 from tasks.runtime.keys.closure import OWN_PACKAGES, PROJECT_ROOT, Code, module_spec
 
 _NAME_DIGITS = 16
@@ -49,19 +50,13 @@ def _write(place: Path, content: dict[str, tuple[bytes, os.stat_result]]) -> Non
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
         os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    part.chmod(0o777 & ~_umask())
+    open_as(part, like=place.parent)
     try:
         part.rename(place)
     except OSError:  # another run was quicker with the same
         shutil.rmtree(part)
         if not place.is_dir():
             raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _of_user(top: str) -> Iterator[tuple[Path, Path]]:
