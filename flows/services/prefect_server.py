@@ -22,7 +22,8 @@ _FLUSH_LIMIT_S = 5.0
 
 def start_server(home: Home, name: str, port: int, options: Sequence[str] = ()) -> ProcessRecord:
     """Start a server on loopback, with its database in the home; it may not answer yet. The record is not written."""
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port), *options]
+    launcher = (sys.executable, "-m", "flows.services.prefect_launcher")
+    command = [*launcher, "server", "start", "--host", LOOPBACK, "--port", str(port), *options]
     log = home.root / "logs" / f"{name}.log"
     url = f"http://{LOOPBACK}:{port}/api"
     # Without it pages ask port 4200, whatever port they came from; relative, so that a forwarded port works too.
