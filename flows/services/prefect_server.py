@@ -26,8 +26,11 @@ def start_server(home: Home, name: str, port: int, options: Sequence[str] = ()) 
     command = [*launcher, "server", "start", "--host", LOOPBACK, "--port", str(port), *options]
     log = home.root / "logs" / f"{name}.log"
     url = f"http://{LOOPBACK}:{port}/api"
-    # Without it pages ask port 4200, whatever port they came from; relative, so that a forwarded port works too.
-    environment = service_environment(home) | {"PREFECT_SERVER_UI_API_URL": "/api"}
+    # Without the first pages ask port 4200, whatever port they came from; relative, so that a forwarded port works too.
+    # Without the others `--watch` shows changes of state and no line of what stages say.
+    own = {"PREFECT_SERVER_UI_API_URL": "/api"}
+    own |= {"PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true", "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true"}
+    environment = service_environment(home) | own
     return start_process(name, command, environment, url=url, log=log, cwd=ROOT)
 
 
