@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -45,11 +45,16 @@ class RayHead:
             *options,
             *more,
         ]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        environment |= {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", **variables}
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self._environment |= {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", **variables}
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def wait_until_ready(self, limit_s: float = 60.0) -> None:
@@ -63,6 +68,24 @@ class RayHead:
             assert self.process.poll() is None, (self.folder / "head.log").read_text()
             time.sleep(0.2)
         raise TimeoutError((self.folder / "head.log").read_text())
+
+    @contextmanager
+    def another_node(self, gpus: int, cpus: int = 1) -> Iterator[None]:
+        """A second node of the cluster, on this machine too, while the block runs."""
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"),
+            *(f"--address={self.gcs_address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--object-store-memory=100000000"),
+        ]
+        with (self.folder / "node.log").open("wb") as log:
+            node = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            family = [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]
+            node.send_signal(signal.SIGTERM)
+            for process in psutil.wait_procs(family, timeout=10)[1]:
+                process.kill()
+            node.wait()
 
     def component(self, name: str) -> psutil.Process:
         """The process of this head whose command line names `name`, for example gcs_server."""
