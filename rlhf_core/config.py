@@ -46,6 +46,12 @@ class BaseModelConfig(Settings):
         description="Arguments of the chat template in training, generation and evaluation, for example {enable_thinking: false}",
     )
 
+    @field_validator("path")
+    @classmethod
+    def _a_folder_has_one_spelling(cls, value: str) -> str:
+        """Behind links too: what is called otherwise would have another key."""
+        return str(Path(value).expanduser().resolve()) if Path(value).expanduser().is_dir() else value
+
     @field_validator("path", "chat_template")
     @classmethod
     def _paths_are_absolute(cls, value: str | None) -> str | None:

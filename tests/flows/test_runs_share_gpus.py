@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,7 +56,7 @@ def test_two_runs_on_one_gpu_both_finish_and_it_is_held_nine_tenths_of_the_time(
     assert [run.returncode for run in runs] == [0, 0], printed
     held = sorted(span for home in homes for span in _held(home))
     assert len(held) == 4
-    assert all(before[1] <= after[0] for before, after in pairwise(held))  # never two at a time
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(held))  # never two at a time
     share = sum(ended - began for began, ended in held) / (held[-1][1] - held[0][0])
     print(f"held {share:.1%} of {held[-1][1] - held[0][0]:.1f} s, in four turns")
     assert share >= 0.9

@@ -16,11 +16,13 @@ from data_processing.errors import ConfigError
 from flows.graph.build import build_graph
 from flows.graph.plan import make_plan
 from flows.graph.selection import select
-from flows.running.checks import check_prefect, check_what_runs
+from flows.running.check_servers import check_prefect
+from flows.running.checks import check_what_runs
 from flows.services.environment import without_proxy
 from flows.services.processes import free_port
 from flows.settings.presets import resolve
 from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.closure import Code
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = {"data.procedures": None, "evaluate.metrics": ["length", "perplexity"]}
@@ -85,7 +87,7 @@ def reward_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refuse(home: Home, until: str | None = None, **settings: Any) -> None:
     config = resolve("quickstart", overrides=settings)
-    plan = make_plan(config, select(build_graph(config), None, until), home)
+    plan = make_plan(config, select(build_graph(config), None, until), home, Code())
     check_what_runs(config, plan, home)
 
 
@@ -250,15 +252,18 @@ def test_a_prefect_that_is_gone_is_told_in_a_line(tmp_path: Path, monkeypatch: p
     assert done.stderr.startswith("error: PREFECT_API_URL: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("mark", list("/:.%\"'"))
-def test_names_that_mlflow_refuses_for_a_model_are_refused(mark: str) -> None:
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils.validation import _validate_logged_model_name
-
-    with pytest.raises(MlflowException):
-        _validate_logged_model_name(f"llama{mark}3")
+@pytest.mark.parametrize("mark", list("/:%\"'"))
+def test_names_that_no_model_can_be_registered_under_are_refused(mark: str) -> None:
     with pytest.raises(ConfigError, match=r"run\.registered_model: .*which MLflow does not take; for example llama-3"):
         resolve("quickstart", overrides={"run.registered_model": f"llama{mark}3"})
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "my model", "Qwen2.5_0.5B"])
+def test_names_that_a_model_can_be_registered_under_are_taken(name: str) -> None:
+    from mlflow.utils.validation import _validate_model_name
+
+    _validate_model_name(name)
+    assert resolve("quickstart", overrides={"run.registered_model": name}).run.registered_model == name
 
 
 def test_own_servers_are_asked_without_a_proxy_beside_what_is_excepted_already() -> None:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -45,8 +45,9 @@ class RayHead:
             *options,
             *more,
         ]
-        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        self._environment |= {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", **variables}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        own = {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        self._environment = environment | own | variables
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
                 command,
@@ -69,23 +70,24 @@ class RayHead:
             time.sleep(0.2)
         raise TimeoutError((self.folder / "head.log").read_text())
 
-    @contextmanager
-    def another_node(self, gpus: int, cpus: int = 1) -> Iterator[None]:
-        """A second node of the cluster, on this machine too, while the block runs."""
+    def join(self, name: str, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
+        """A second machine of the cluster, as far as Ray can tell: a raylet with resource `name`, in a folder of its own."""
+        folder = self.folder / name
+        folder.mkdir()
         command = [
-            *(str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"),
-            *(f"--address={self.gcs_address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--object-store-memory=100000000"),
+            *(str(Path(sys.executable).with_name("ray")), "start", f"--address={self.gcs_address}", "--block"),
+            *(
+                "--node-ip-address=127.0.0.1",
+                f"--num-cpus={cpus}",
+                f"--num-gpus={gpus}",
+                f'--resources={{"{name}": 1}}',
+                "--object-store-memory=100000000",
+            ),
         ]
-        with (self.folder / "node.log").open("wb") as log:
-            node = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        try:
-            yield
-        finally:
-            family = [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]
-            node.send_signal(signal.SIGTERM)
-            for process in psutil.wait_procs(family, timeout=10)[1]:
-                process.kill()
-            node.wait()
+        with (folder / "raylet.log").open("wb") as log:
+            return subprocess.Popen(
+                command, cwd=folder, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def component(self, name: str) -> psutil.Process:
         """The process of this head whose command line names `name`, for example gcs_server."""
@@ -102,6 +104,15 @@ class RayHead:
 
     def _family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def end_raylet(raylet: subprocess.Popen[bytes]) -> None:
+    """End what `RayHead.join` started, and all of its processes."""
+    family = psutil.Process(raylet.pid).children(recursive=True)
+    raylet.send_signal(signal.SIGTERM)
+    for process in psutil.wait_procs(family, timeout=10)[1]:
+        process.kill()
+    raylet.wait()
 
 
 def _free_ports(count: int) -> list[int]:

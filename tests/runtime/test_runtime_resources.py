@@ -22,7 +22,7 @@ from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 from tasks.runtime.execution.start import Runtime, run_stage
 from tests.runtime.conftest import Heard
 from tests.runtime.gpu_stages import HoldConfig
-from tests.runtime.ray_head import RayHead
+from tests.runtime.ray_head import RayHead, end_raylet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -173,8 +173,11 @@ def test_what_an_autoscaler_can_add_is_waited_for_and_more_is_refused(
             while len(_waits(heard)) < 2:
                 await asyncio.sleep(0.1)
                 assert not stage.done()
-            with head.another_node(gpus=2):
+            node = head.join("gpu", cpus=1, gpus=2)
+            try:
                 await stage
+            finally:
+                end_raylet(node)
 
         asyncio.run(until_it_has_grown())
         assert _waits(heard)[0] == "waiting for 2 GPUs, 0 free"

@@ -24,7 +24,8 @@ ConfigT = TypeVar("ConfigT", bound=Settings)
 class ArtifactRef(BaseModel):
     """All that travels between stages: where an artifact is, what it is, and who made it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Part of manifests, which are read by other versions than wrote them.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     kind: str
     key: str
@@ -91,8 +92,9 @@ class Stage(Generic[ConfigT]):
     not given, the kind). Of the optional inputs, a config `wants` those that it would use and `needs` those that it cannot do
     without. `schema_version` is raised when the meaning of the output changes. `libraries` are the distributions whose versions
     can change the result. `resources` is what it reserves on the cluster under a config: runs are planned by it, wait by it, and
-    are refused by it where there can never be so much. `fingerprint` describes what the stage reads from outside the store (files named in its config), as
-    JSON; it enters the key.
+    are refused by it where there can never be so much. `fingerprint` describes what the stage reads from outside the store (files
+    named in its config), as JSON; it enters the key. `modules` are those of the user's that the config names: their code is in the
+    key, and travels.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Stage(Generic[ConfigT]):
     schema_version: int = 1
     libraries: tuple[str, ...] = ()
     fingerprint: Callable[[ConfigT], Any] | None = None
+    modules: Callable[[ConfigT], Collection[str]] = _none
 
     @property
     def makes(self) -> str:
