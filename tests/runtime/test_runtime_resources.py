@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from data_processing.errors import ConfigError
-from tasks.runtime.contract.config import RuntimeConfig
+from tasks.runtime.contract.config import RuntimeConfig, ShipCode
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 from tasks.runtime.execution.start import Runtime, run_stage
+from tasks.runtime.keys.closure import Code
+from tasks.runtime.keys.snapshot import take_snapshot
 from tests.runtime.conftest import Heard
 from tests.runtime.gpu_stages import HoldConfig
 from tests.runtime.ray_head import RayHead, end_raylet
@@ -140,6 +142,17 @@ def test_a_wait_that_is_cancelled_ends_soon_and_leaves_no_claim(on_3_gpus: Runti
     assert undisturbed.warnings == []
     assert len(_lines(log)) == 1
     asyncio.run(run_stage(_hold(log, gpus=3, label="after", hold_s=0.0), on_3_gpus))  # room for all three again
+
+
+def test_a_process_that_only_waits_takes_no_cpu_from_those_that_work(
+    head_with_3_gpus: RayHead, home: Home, settings: RuntimeConfig, log: Path
+) -> None:
+    """Four ranks take all four CPUs: with one in the hands of the stage's own process they would never have them."""
+    shipped = settings.model_copy(update={"ship_code": ShipCode.always, "python": sys.executable})
+    code = Code(take_snapshot(home.code, ["tests.runtime.gpu_stages"]))
+    runtime = Runtime(home, RayJobsExecutor(head_with_3_gpus.address, shipped), shipped, code)
+    asyncio.run(asyncio.wait_for(run_stage(_hold(log, ranks=4, gpus=0, hold_s=0.0), runtime), 120))
+    assert len(_lines(log)) == 4
 
 
 REPORT_MAXIMUM = """
