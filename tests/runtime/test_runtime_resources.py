@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,14 +15,16 @@ from typing import Any
 import pytest
 
 from data_processing.errors import ConfigError
-from tasks.runtime.contract.config import RuntimeConfig
+from tasks.runtime.contract.config import RuntimeConfig, ShipCode
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 from tasks.runtime.execution.start import Runtime, run_stage
+from tasks.runtime.keys.closure import Code
+from tasks.runtime.keys.snapshot import take_snapshot
 from tests.runtime.conftest import Heard
 from tests.runtime.gpu_stages import HoldConfig
-from tests.runtime.ray_head import RayHead
+from tests.runtime.ray_head import RayHead, end_raylet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -140,11 +144,56 @@ def test_a_wait_that_is_cancelled_ends_soon_and_leaves_no_claim(on_3_gpus: Runti
     asyncio.run(run_stage(_hold(log, gpus=3, label="after", hold_s=0.0), on_3_gpus))  # room for all three again
 
 
-def test_a_wait_is_longer_than_the_silence_that_a_stage_may_keep(on_3_gpus: Runtime, log: Path) -> None:
-    async def one_after_the_other() -> list[StageOutcome]:
-        first = asyncio.create_task(run_stage(_hold(log, gpus=3, hold_s=20.0), on_3_gpus))
-        await _until_held(log)
-        return [await run_stage(_hold(log, hold_s=0.0, stall_after_s=12.0), on_3_gpus), await first]
+def test_a_process_that_only_waits_takes_no_cpu_from_those_that_work(
+    head_with_3_gpus: RayHead, home: Home, settings: RuntimeConfig, log: Path
+) -> None:
+    """Four ranks take all four CPUs: with one in the hands of the stage's own process they would never have them."""
+    shipped = settings.model_copy(update={"ship_code": ShipCode.always, "python": sys.executable})
+    code = Code(take_snapshot(home.code, ["tests.runtime.gpu_stages"]))
+    runtime = Runtime(home, RayJobsExecutor(head_with_3_gpus.address, shipped), shipped, code)
+    asyncio.run(asyncio.wait_for(run_stage(_hold(log, ranks=4, gpus=0, hold_s=0.0), runtime), 120))
+    assert len(_lines(log)) == 4
 
-    second, _ = asyncio.run(one_after_the_other())
-    assert second.attempt == 1
+
+REPORT_MAXIMUM = """
+import sys
+import ray
+from ray._raylet import GcsClient
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+group = NodeGroupConfig(name="gpu", resources={"CPU": 1, "GPU": 2}, max_count=int(sys.argv[2]))
+GcsClient(address=sys.argv[1]).report_cluster_config(ClusterConfig(node_group_configs=[group]).SerializeToString())
+"""
+
+
+def _report_maximum(head: RayHead, nodes: int) -> None:
+    """Say what an autoscaler says that may have so many nodes with two GPUs each."""
+    subprocess.run([sys.executable, "-c", REPORT_MAXIMUM, head.gcs_address, str(nodes)], check=True, timeout=60)
+
+
+def test_what_an_autoscaler_can_add_is_waited_for_and_more_is_refused(
+    home: Home, settings: RuntimeConfig, log: Path, heard: Heard
+) -> None:
+    head = RayHead(gpus=0, cpus=1)
+    try:
+        head.wait_until_ready()
+        runtime = Runtime(home, RayJobsExecutor(head.address), settings)
+        _report_maximum(head, nodes=1)
+        with pytest.raises(ConfigError, match=r"needs 1 x \(1 CPU and 3 GPUs\), and the cluster never has more than 2 GPUs"):
+            asyncio.run(run_stage(_hold(log, gpus=3), runtime))
+
+        async def until_it_has_grown() -> None:
+            stage = asyncio.create_task(run_stage(_hold(log, gpus=2, hold_s=0.0), runtime, heard))
+            while len(_waits(heard)) < 2:
+                await asyncio.sleep(0.1)
+                assert not stage.done()
+            node = head.join("gpu", cpus=1, gpus=2)
+            try:
+                await stage
+            finally:
+                end_raylet(node)
+
+        asyncio.run(until_it_has_grown())
+        assert _waits(heard)[0] == "waiting for 2 GPUs, 0 free"
+        assert _lines(log)[0]["given"] == ["0", "1"]
+    finally:
+        head.close()

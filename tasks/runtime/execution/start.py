@@ -256,7 +256,8 @@ class _Starter:
     def _job(self, attempt: Attempt) -> Job:
         folder = self._work.folder(attempt.number)
         settings, code = self._runtime.settings, self._runtime.code.root
-        return Job(attempt.job_id, folder / SPEC_FILE, settings.stop_grace_s, code, settings.env)
+        reserves = bool(self._key.stage.resources(self._request.config).bundles)
+        return Job(attempt.job_id, folder / SPEC_FILE, settings.stop_grace_s, code, settings.env, reserves)
 
     def _cached(self, hit: Manifest) -> StageOutcome:
         return StageOutcome(
