@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import requests
 
+from rlhf_core.cluster.machine_gpus import FOLDER_VARIABLE
+
 _PORT_OPTIONS = (
     "--port",
     "--dashboard-port",
@@ -47,6 +49,7 @@ class RayHead:
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         own = {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        own |= {FOLDER_VARIABLE: str(self.folder)}  # its GPUs are not those of other tests on this machine
         self._environment = environment | own | variables
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
