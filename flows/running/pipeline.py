@@ -40,6 +40,7 @@ from tasks.runtime.store.artifacts import Store
 from tasks.runtime.tracking.tracker import RunStatus, Tracker, recover
 
 _COMMIT_DIGITS = 10
+_LOOK_EVERY_S = 5.0  # for stages that have said nothing for a while
 _PAGE_WAIT_S = 60.0  # for MLflow to have a page of the run; nothing else waits for it
 _MEMORY_SHARE = 0.9  # of what is free when the run starts; the rest is left to others
 
@@ -105,6 +106,7 @@ class _Run:
         self._preset = preset_name(preset)
         self._commit = git_commit()
         self._times: dict[str, NodeTimes] = {}
+        self._at_work: dict[str, ProgressLines] = {}
         self._lengths = LengthCheck(plan, Store(home.store))
         self.folder.write_config(config)
         self.folder.write_status("running", flow_run=display.run_id, began=began)
@@ -150,10 +152,20 @@ class _Run:
             async def start(node: Node, inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
                 return await self._node(node, inputs, runtime, tracker)
 
-            done = await walk(self._selection.graph, start, self._order(), self._limits(address))
+            waiting = asyncio.create_task(self._say_what_is_waited_for())
+            try:
+                done = await walk(self._selection.graph, start, self._order(), self._limits(address))
+            finally:
+                waiting.cancel()
         if done.errors:
             raise explained(done.errors, done.not_started, self.folder)
         return {name: StageOutcome.from_json(answer) for name, answer in done.results.items()}
+
+    async def _say_what_is_waited_for(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            for lines in list(self._at_work.values()):
+                lines.wait()
 
     def close(self, status: RunStatus, message: str) -> None:
         """Write down how the run ended and where the time went."""
@@ -163,6 +175,7 @@ class _Run:
 
     async def _node(self, node: Node, inputs: Mapping[str, dict[str, Any]], runtime: Runtime, tracker: Tracker) -> dict[str, Any]:
         lines, began = ProgressLines(node.name), time.time()
+        self._at_work[node.name] = lines
         request = StageRequest(
             stage=node.stage,
             node=node.name,
@@ -178,6 +191,8 @@ class _Run:
         except Exception as error:
             lines.failed(error)
             raise
+        finally:
+            del self._at_work[node.name]
         outcome, ended = StageOutcome.from_json(answer), time.time()
         self._times[node.name] = NodeTimes(began, ended, 0.0 if outcome.cached else outcome.seconds)
         lines.finished(outcome, ended - began)
