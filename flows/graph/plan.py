@@ -17,8 +17,8 @@ from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.closure import code_digests
 from tasks.runtime.keys.stage_key import StageKey, explain_difference, stage_key
-from tasks.runtime.store.artifacts import Store
 from tasks.runtime.store.manifest import Manifest
+from tasks.runtime.store.places import store_of
 
 _DIFFERENCES_SHOWN = 3
 _RUNS_ASKED = 20  # the newest that had the node, for the time it took
@@ -46,7 +46,7 @@ Plan = Mapping[str, PlannedNode]
 def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
     """The plan by node name, in order. Raises `ConfigError` where `--from` needs something that is not cached."""
     digests = cache(code_digests)  # the code as it is now, read once for all nodes
-    store, parameters, history = Store(home.store), _parameters(selection.graph), History(home)
+    store, parameters, history = store_of(home), _parameters(selection.graph), History(home)
     plan: dict[str, PlannedNode] = {}
     for name, node in selection.graph.items():
         inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}

@@ -36,7 +36,7 @@ from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.executor import Executor
 from tasks.runtime.execution.start import Runtime, git_commit
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
-from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.places import store_of
 from tasks.runtime.tracking.tracker import RunStatus, Tracker, recover
 
 _COMMIT_DIGITS = 10
@@ -105,7 +105,7 @@ class _Run:
         self._preset = preset_name(preset)
         self._commit = git_commit()
         self._times: dict[str, NodeTimes] = {}
-        self._lengths = LengthCheck(plan, Store(home.store))
+        self._lengths = LengthCheck(plan, store_of(home))
         self.folder.write_config(config)
         self.folder.write_status("running", flow_run=display.run_id, began=began)
         cached = sum(not planned.runs for planned in plan.values())

@@ -18,8 +18,10 @@ import yaml
 from data_processing.errors import ConfigError
 from data_processing.wording import did_you_mean
 from flows.settings.config import PipelineConfig
+from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.spec import write_json
+from tasks.runtime.store.base import ArtifactStore
 
 REPORT_FILE = "report.html"
 VERDICT_FILE = "verdict.json"
@@ -76,12 +78,20 @@ class RunFolder:
         }
         write_json(self.path / "timings.json", values)
 
-    def keep_results(self, comparison: Path) -> None:
+    def keep_results(self, comparison: ArtifactRef, store: ArtifactStore) -> None:
         """Copy the verdict out of a comparison artifact and build this run's report: curves, lineage and timings are its own."""
         from evaluation.report.run import build_report
 
-        shutil.copyfile(comparison / VERDICT_FILE, self.path / VERDICT_FILE)
-        build_report(self.path)
+        verdict = store.fetch_file(comparison.kind, comparison.key, VERDICT_FILE)
+        if verdict is None:
+            raise ConfigError(f"run '{self.name}': its comparison is no longer in the store; {self.again}")
+        shutil.copyfile(verdict, self.path / VERDICT_FILE)
+        build_report(self.path, lambda ref, name: store.fetch_file(ref["kind"], ref["key"], name))
+
+    @property
+    def again(self) -> str:
+        """The command that makes its results again."""
+        return f"alignflow run --config {self.path / 'config.yaml'}"
 
     def read_verdict(self) -> dict[str, Any] | None:
         """The content of the verdict, or None where the run did not get that far."""

@@ -93,6 +93,13 @@ def write_big(context: StageContext[JoinConfig]) -> None:
     np.save(context.output / "big.npy", np.zeros(500_000))
 
 
+def write_sparse(context: StageContext[JoinConfig]) -> None:
+    """Half a gigabyte that takes no room, and a while to hash."""
+    with (context.output / "zeros").open("wb") as stream:
+        stream.truncate(1 << 29)
+    context.events.summary({"written": 1})
+
+
 def _fingerprint(config: CountConfig) -> Any:
     return {"label_length": len(config.label)}
 
@@ -107,3 +114,4 @@ JOIN = Stage(
     libraries=("pydantic",),
 )
 BIG = Stage(name="big", kind="blob", config=JoinConfig, run=write_big, libraries=("numpy",))
+SPARSE = Stage(name="sparse", kind="blob", config=JoinConfig, run=write_sparse)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +18,7 @@ from tasks.runtime.contract.spec import write_json
 WORKER_FILE = "worker.json"
 HEARTBEAT_FILE = "heartbeat"
 HEARTBEAT_LIMIT_S = 15.0
+BEAT_EVERY_S = 2.0
 
 
 def announce(folder: Path, pid: int | None = None) -> None:
@@ -32,6 +36,25 @@ def retire(folder: Path) -> None:
 def beat(folder: Path) -> None:
     """Say that the worker is alive."""
     (folder / HEARTBEAT_FILE).touch()
+
+
+@contextmanager
+def beating(folder: Path) -> Iterator[None]:
+    """Say so all through the block, whatever it does: fetching, hashing and uploading large artifacts take minutes too."""
+    ended = threading.Event()
+
+    def beat_until_ended() -> None:
+        while not ended.wait(BEAT_EVERY_S):
+            with suppress(OSError):  # the next one will do
+                beat(folder)
+
+    thread = threading.Thread(target=beat_until_ended, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def worker_process(folder: Path) -> psutil.Process | None:

@@ -42,7 +42,8 @@ class Spec(_Record):
     """Everything a worker needs. `stage` is a registered name or an import path `module:attribute`.
 
     `work` is the folder of the key (attempts, resume), `output` the staging folder that becomes the artifact,
-    `first_attempt` the one that started from nothing: later ones resumed what it began.
+    `first_attempt` the one that started from nothing: later ones resumed what it began. `store` and `store_address` are what
+    `tasks.runtime.store.places.open_store` takes.
     """
 
     stage: str
@@ -57,6 +58,7 @@ class Spec(_Record):
     token: str
     producer: Producer
     store: Path
+    store_address: str | None = None
     work: Path
     output: Path
     resume: Path

@@ -13,6 +13,12 @@ from tasks.runtime.keys.closure import PROJECT_ROOT
 
 # What a worker may inherit: settings of libraries, by name, so that no secret ever enters a job description.
 _INHERITED = (
+    "ALIGNFLOW_CACHE_GIB",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_PROFILE",
+    "AWS_REGION",
     "CUDA_VISIBLE_DEVICES",
     "DS_ACCELERATOR",
     "HF_HOME",

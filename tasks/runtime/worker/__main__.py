@@ -23,13 +23,14 @@ from data_processing.settings import Settings
 from rlhf_core.events import EventLog
 from tasks.runtime.contract.context import Stage, StageContext
 from tasks.runtime.contract.failures import failure_of
-from tasks.runtime.contract.liveness import announce
+from tasks.runtime.contract.liveness import announce, beating
 from tasks.runtime.contract.registry import load_stage
 from tasks.runtime.contract.spec import ERROR_FILE, EVENTS_FILE, RESULT_FILE, Result, Spec, attempt_folder, write_record
 from tasks.runtime.execution.attempts import WorkFolder
 from tasks.runtime.execution.event_tail import EventTail
-from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.base import ArtifactStore
 from tasks.runtime.store.manifest import Manifest
+from tasks.runtime.store.places import open_store
 from tasks.runtime.worker.watch import StageWatch
 
 _EXIT_LIMIT_S = 60.0
@@ -40,7 +41,8 @@ def main(arguments: list[str]) -> int:
     spec = Spec.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
     announce(spec.folder)
     try:
-        run(spec)
+        with beating(spec.folder):
+            run(spec)
     except BaseException as error:  # whatever ends the stage must be reported: also SystemExit and KeyboardInterrupt
         traceback.print_exc()
         failure = failure_of(error)
@@ -54,7 +56,8 @@ def run(spec: Spec) -> Result:
     """Run the stage, publish its artifact, write `result.json`."""
     started = time.monotonic()
     stage: Stage[Any] = load_stage(spec.stage)
-    store = Store(spec.store)
+    store = open_store(spec.store, spec.store_address)
+    spec.output.mkdir(parents=True, exist_ok=True)  # on another machine than the flow's it may not be there
     context = StageContext(
         config=_parse_config(stage, spec.config),
         inputs={name: _input_folder(store, name, spec) for name in spec.inputs},
@@ -78,17 +81,18 @@ def _parse_config(stage: Stage[Any], values: dict[str, Any]) -> Settings:
     return config
 
 
-def _input_folder(store: Store, name: str, spec: Spec) -> Path:
+def _input_folder(store: ArtifactStore, name: str, spec: Spec) -> Path:
     ref = spec.inputs[name]
-    if store.lookup(ref.kind, ref.key) is None:
+    folder = store.fetch(ref.kind, ref.key)
+    if folder is None:
         raise DataError(
             f"input '{name}' ({ref.kind} {ref.key[:12]}, made by {ref.producer}) is missing or was corrupt and has been set "
             "aside; run the pipeline again to make it anew"
         )
-    return store.folder(ref.kind, ref.key)
+    return folder
 
 
-def _publish(spec: Spec, store: Store, seconds: float) -> Result:
+def _publish(spec: Spec, store: ArtifactStore, seconds: float) -> Result:
     if not any(spec.output.iterdir()):
         raise RuntimeError(f"stage '{spec.stage}' returned but wrote nothing to its output")
     events = events_since(spec.work, spec.first_attempt, spec.attempt)
@@ -108,8 +112,9 @@ def _publish(spec: Spec, store: Store, seconds: float) -> Result:
         summary=summary,
         finished_at=time.time(),
     )
+    store.prepare(spec.output, manifest)  # may take minutes, in which others look at the key
     with WorkFolder(spec.work).owned_by(spec.token):
-        ref = store.publish(spec.output, manifest)
+        ref = store.publish(spec.output, manifest, prepared=True)
         result = Result(ref=ref, attempt=spec.attempt, seconds=seconds, summary=summary)
         write_record(spec.folder / RESULT_FILE, result)
     shutil.rmtree(spec.resume, ignore_errors=True)
