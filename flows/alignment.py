@@ -19,11 +19,13 @@ from pydantic import JsonValue
 from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig, EvaluateConfig
-from flows.graph.build import build_graph
+from flows.graph.build import build_graph, pinned
 from flows.graph.plan import make_plan
 from flows.graph.selection import select
+from flows.running.code import frozen_code
 from flows.running.pipeline import run_pipeline
 from flows.services.run_processes import serves_one_run
+from flows.services.told_later import server_name
 from flows.settings.config import RunConfig
 from flows.settings.entries import Entries
 from flows.settings.presets import DEFAULT, resolve
@@ -51,6 +53,11 @@ class InPrefect:
     def page(self) -> str | None:
         """The flow run's page; a server that ends with this run has no pages."""
         return None if serves_one_run(self._home, PREFECT_API_URL.value()) else url_for("flow-run", obj_id=self.run_id)
+
+    @property
+    def server(self) -> str:
+        """The server of this flow run."""
+        return server_name(self._home, PREFECT_API_URL.value())
 
     async def begin(self, run: str, tags: Sequence[str]) -> None:
         """The flow run is called as the run's folder is."""
@@ -132,8 +139,10 @@ async def align(
         )
     below = {name: value for name, value in deployed.items() if name in sections}
     config = resolve(preset, sections, overrides, pipeline=pipeline, below=below, home_presets=home.presets)
-    selection = select(build_graph(config), from_stage, until_stage, force)
-    return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect(home), preset=preset)
+    selection = select(pinned(build_graph(config)), from_stage, until_stage, force)
+    code = frozen_code(config, selection.graph, home)
+    plan = make_plan(config, selection, home, code)
+    return await run_pipeline(config, selection, plan, home, InPrefect(home), preset=preset, code=code)
 
 
 async def _of_deployment() -> dict[str, Any]:

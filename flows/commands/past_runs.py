@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from data_processing.errors import ConfigError
 from data_processing.wording import artifact_name
 from flows.commands.tables import console, print_verdict, table_with
+from flows.running.dead_runs import look_after
 from flows.running.run_folder import RunFolder, find_run
 from tasks.runtime.contract.home import Home
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def show_report(run: str, open_: bool) -> None:
     """`alignflow report RUN`."""
     home = Home.open(to_read=True)
+    look_after(home)
     folder = find_run(home, run)
     if not folder.report.is_file():
         _rebuild_report(home, folder)
@@ -43,12 +45,13 @@ def adopt_node(asked: Asked) -> None:
     from flows.commands.actions import read_request
     from flows.graph.nodes import nodes_called
     from flows.graph.plan import make_plan
+    from flows.running.code import live_code
     from tasks.runtime.store.adopt import adopt
     from tasks.runtime.store.places import store_of
 
     home = Home.open()
     request = read_request(asked, home)
-    plan, store = make_plan(request.config, request.selection, home), store_of(home)
+    plan, store = make_plan(request.config, request.selection, home, live_code(request.config, home)), store_of(home)
     for node in nodes_called(request.selection.graph, str(asked.until_stage)):
         planned = plan[node]
         if planned.hit:

@@ -14,14 +14,16 @@ from tasks.runtime.contract.request import SilentObserver, StageOutcome
 
 LOG = logging.getLogger("alignflow")
 _EVERY_S = 5.0
+_WAIT_EVERY_S = 60.0
 
 
 class ProgressLines(SilentObserver):
-    """Tells the story of one node; progress at most every five seconds."""
+    """Tells the story of one node; progress at most every five seconds, what it waits for when that changes and once a minute."""
 
     def __init__(self, node: str) -> None:
         self._node = node
         self._next = 0.0
+        self._wait, self._next_wait = "", 0.0
 
     def on_attempt(self, attempt: int, folder: Path, attached: bool) -> None:
         """The stage has started, or was found running."""
@@ -32,9 +34,17 @@ class ProgressLines(SilentObserver):
         """Progress, now and then; warnings always."""
         if event["type"] == "warning":
             LOG.warning("%-22s %s", self._node, event["message"])
+        elif event["type"] == "waiting":
+            self.waits(str(event["message"]))
         elif event["type"] == "progress" and time.monotonic() >= self._next:
             self._next = time.monotonic() + _EVERY_S
             LOG.info("%-22s %d/%d %s", self._node, event["done"], event["total"], event["message"])
+
+    def waits(self, what: str) -> None:
+        """The stage cannot go on yet, or cannot start."""
+        if what != self._wait or time.monotonic() >= self._next_wait:
+            self._wait, self._next_wait = what, time.monotonic() + _WAIT_EVERY_S
+            LOG.info("%-22s %s", self._node, what)
 
     def on_warning(self, message: str) -> None:
         """What the runtime has to say."""

@@ -12,11 +12,10 @@ from filelock import FileLock
 from flows.services.environment import ROOT, changed_environment, service_environment
 from flows.services.health import wait_until_answers
 from flows.services.processes import LOOPBACK, ProcessRecord, free_port, start_process
-from flows.services.run_processes import abandoned, run_process_name, serving_this_run
+from flows.services.run_processes import run_process_name, serving_this_run, taken_over
 from tasks.runtime.contract.home import Home
 
 HEALTH = "/api/health"
-START_TIMEOUT_S = 120.0
 _STOP_GRACE_S = 5.0
 _FLUSH_LIMIT_S = 5.0
 
@@ -45,23 +44,23 @@ def prefect_for_run(home: Home) -> Iterator[Callable[[], None]]:
     starting = FileLock(home.prefect / "start.lock")
     starting.acquire()
     try:
-        server = abandoned(home, "prefect-") or start_server(home, run_process_name("prefect"), free_port(), ["--no-ui"])
+        server = taken_over(home, "prefect-") or start_server(home, run_process_name("prefect"), free_port(), ["--no-ui"])
         with serving_this_run(home, server, _STOP_GRACE_S), changed_environment():
             os.environ["PREFECT_API_URL"] = server.url
 
             def wait_until_ready() -> None:
-                wait_until_answers(server, HEALTH, START_TIMEOUT_S)
+                wait_until_answers(server, HEALTH)
                 starting.release()
 
             try:
                 yield wait_until_ready
             finally:
-                _send_what_is_left()
+                send_what_is_left()
     finally:
         starting.release(force=True)
 
 
-def _send_what_is_left() -> None:
+def send_what_is_left() -> None:
     """Logs and events are sent in the background; later, at the exit of the process, they would find no server and wait."""
     if "prefect" in sys.modules:
         from prefect.events.worker import EventsWorker

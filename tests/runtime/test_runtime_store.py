@@ -133,11 +133,11 @@ def _die_at(kill_at: int) -> None:
 def test_only_the_newest_attempt_may_publish(tmp_path: Path) -> None:
     work = WorkFolder.of(tmp_path, "count", KEY)
     with work.locked():
-        first = work.begin("count", KEY, "subprocess", fresh=False)
+        first = work.begin("count", KEY, "subprocess", {}, fresh=False)
     with work.owned_by(first.token):
         pass
     with work.locked():
-        second = work.begin("count", KEY, "subprocess", fresh=False)
+        second = work.begin("count", KEY, "subprocess", {}, fresh=False)
     with pytest.raises(SupersededError, match="attempt 2 owns this key"), work.owned_by(first.token):
         pytest.fail("a superseded attempt came through")
     assert (second.number, second.first_attempt, second.job_id) == (2, 2, f"count-{KEY[:12]}-a2")
@@ -148,7 +148,7 @@ def test_attempts_remember_where_they_began_and_forget_it_on_a_fresh_start(tmp_p
     numbers = []
     for fresh in (False, False, True, False):
         with work.locked():
-            attempt = work.begin("count", KEY, "subprocess", fresh=fresh)
+            attempt = work.begin("count", KEY, "subprocess", {}, fresh=fresh)
         numbers.append((attempt.number, attempt.first_attempt))
         (work.resume / "checkpoint").write_text("x")
     assert numbers == [(1, 1), (2, 1), (3, 3), (4, 3)]

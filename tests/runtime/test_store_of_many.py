@@ -139,7 +139,7 @@ def test_two_people_share_a_home(group_folder: Path) -> None:
     def attempt() -> None:
         work = WorkFolder.of(Home.open(group_folder).work, "count", KEY)
         with work.locked():
-            work.begin("count", KEY, "subprocess", fresh=False)
+            work.begin("count", KEY, "subprocess", {}, fresh=False)
 
     def find() -> None:
         assert store().lookup(KIND, KEY)

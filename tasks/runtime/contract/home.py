@@ -5,6 +5,7 @@ runs/     one folder a flow run                 mlflow/   database and artifacts
 prefect/  home of the local Prefect server      pids/     processes that `alignflow up` started
 models/   packaged models, converted once       presets/  presets of your own
 cache/    copies of artifacts that are kept elsewhere (`ALIGNFLOW_STORE`)
+code/     snapshots of the code that stages ran
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ class Home:
         return self._part("models")
 
     @property
+    def code(self) -> Path:
+        """Snapshots of the code that stages ran, by hash."""
+        return self._part("code")
+
+    @property
     def presets(self) -> Path:
         """The user's own presets, one YAML file each."""
         return self._part("presets")
@@ -109,7 +115,12 @@ class Home:
     @property
     def tracking_uri(self) -> str:
         """`MLFLOW_TRACKING_URI` where it is set, else the local database."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.own_tracking_uri
+
+    @property
+    def own_tracking_uri(self) -> str:
+        """The local tracker's database."""
+        return f"sqlite:///{self.mlflow / 'mlflow.db'}"
 
     def _part(self, *names: str) -> Path:
         if self.writable:

@@ -19,6 +19,7 @@ RESULT_FILE = "result.json"
 ERROR_FILE = "error.json"
 EVENTS_FILE = "events.jsonl"
 LOG_FILE = "log.txt"
+STOP_FILE = "stopping"  # its presence asks the worker to end, wherever it runs
 
 
 class _Record(BaseModel):
@@ -42,8 +43,8 @@ class Spec(_Record):
     """Everything a worker needs. `stage` is a registered name or an import path `module:attribute`.
 
     `work` is the folder of the key (attempts, resume), `output` the staging folder that becomes the artifact,
-    `first_attempt` the one that started from nothing: later ones resumed what it began. `store` and `store_address` are what
-    `tasks.runtime.store.places.open_store` takes.
+    `first_attempt` the one that started from nothing: later ones resumed what it began, `secrets` the names of variables
+    that must be set. `store` and `store_address` are what `tasks.runtime.store.places.open_store` takes.
     """
 
     stage: str
@@ -62,7 +63,9 @@ class Spec(_Record):
     work: Path
     output: Path
     resume: Path
+    secrets: list[str] = []
     stall_after_s: float | None = None
+    placement_timeout_s: float | None = None
 
     @property
     def folder(self) -> Path:

@@ -19,7 +19,7 @@ from tasks.runtime.store.base import ArtifactStore, reference
 from tasks.runtime.store.manifest import Adoption, Manifest
 
 # What of a key's description may differ.
-_MAY_DIFFER = ("code.", "libraries.")
+_MAY_DIFFER = ("code.", "user_code.", "libraries.")
 
 
 def adopt(store: ArtifactStore, key: StageKey, old: Manifest, inputs: Mapping[str, Manifest]) -> ArtifactRef:

@@ -76,6 +76,10 @@ class Manifest(BaseModel):
     finished_at: float
     adopted: Adoption | None = None
 
+    def made_from(self) -> dict[str, str]:
+        """The content (sha256) of each input, by name."""
+        return {name: ref.sha256 for name, ref in self.inputs.items()}
+
     @property
     def size(self) -> int:
         """Bytes of all files."""
