@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tasks.runtime.store.base import ArtifactStore
 
 REPORT_FILE = "report.html"
 VERDICT_FILE = "verdict.json"
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,32 @@ def overhead_s(began: float, ended: float, nodes: Mapping[str, NodeTimes]) -> fl
     return (ended - began) - covered + sum(max(0.0, t.ended - t.began - t.work_s) for t in nodes.values())
 
 
+def run_folders(home: Home) -> list[RunFolder]:
+    """All runs of a home, the newest first."""
+    began = sorted((folder for folder in home.runs.glob("*") if (folder / STATUS_FILE).is_file()), key=began_at, reverse=True)
+    return [RunFolder(home, folder.name) for folder in began]
+
+
 def find_run(home: Home, name: str) -> RunFolder:
-    """The run called `name`, or the newest for `latest`; `ConfigError` with the nearest names otherwise."""
-    folders = sorted((f for f in home.runs.glob("*") if (f / STATUS_FILE).is_file()), key=began_at)
+    """The run called `name`, or the one whose name begins so, or the newest for `latest`.
+
+    Raises `ConfigError` with the nearest names where there is none, or more than one.
+    """
+    folders = run_folders(home)
     known = [folder.name for folder in folders]
-    if name == "latest" and known:
-        return RunFolder(home, known[-1])
-    if name not in known:
-        recent = ", ".join(known[-5:]) or "none yet"
-        raise ConfigError(f"run: got '{name}'; {did_you_mean(name, known)}runs in {home.runs}: {recent} (or 'latest')")
-    return RunFolder(home, name)
+    if name == "latest" and folders:
+        return folders[0]
+    found = [folder for folder in folders if folder.name == name] or [f for f in folders if name and f.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(
+            f"run: '{name}' begins the names of {len(found)} runs, among them {_some(f.name for f in found)}; give more of it"
+        )
+    raise ConfigError(
+        f"run: got '{name}'; {did_you_mean(name, known)}runs in {home.runs}: {_some(known) or 'none yet'} (or 'latest', or how a name begins)"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:_NAMES_SHOWN])

@@ -65,6 +65,12 @@ def worker_process(folder: Path) -> psutil.Process | None:
     return live_process(int(str(record["pid"])), float(str(record["created"])))
 
 
+def owner(folder: Path) -> tuple[str, int] | None:
+    """Host and process id of whoever announced itself in `folder`, alive or not; None where nobody did."""
+    record = _record(folder)
+    return (str(record["host"]), int(str(record["pid"]))) if record else None
+
+
 def live_process(pid: int, created: float) -> psutil.Process | None:
     """The process of this machine with this id and start time (seconds since the epoch), unless it has ended."""
     try:
