@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from prefect import flow, get_client
+from prefect import flow, get_client, get_run_logger
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
@@ -80,7 +80,8 @@ class InPrefect:
         await acreate_markdown_artifact(text, key="links", description=f"Where else {run} can be seen")
 
     async def verdict(self, text: str, run: str) -> None:
-        """A Markdown artifact."""
+        """A Markdown artifact, and the same in the log, for whoever watches the run."""
+        get_run_logger().info("\n%s", text)
         await acreate_markdown_artifact(text, key="verdict", description=f"Verdict of {run}")
 
 

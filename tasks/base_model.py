@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rlhf_core.models.gate import Examined
 
 
+_BESIDE_TOKENIZERS = ("added_tokens.json", "special_tokens_map.json", "chat_template.json")
+
+
 def run(context: StageContext[BaseModelConfig]) -> None:
     """Take the model through the gate, link its files into the artifact, and write what was mended in place of the links."""
     from rlhf_core.models.gate import examine
@@ -57,7 +60,10 @@ def _write_mended(seen: Examined, folder: Path, output: Path) -> None:
             (output / path.name).unlink()
         convert_bin(weights, output)
     if seen.tokenizer_changed:
-        # Written into the model, so that whoever loads what is trained from it renders as training did.
+        # Written into the model, so that whoever loads what is trained from it renders as training did. What earlier versions
+        # kept beside a tokenizer would be put on top of it again.
+        for name in _BESIDE_TOKENIZERS:
+            (output / name).unlink(missing_ok=True)
         _replace(output, seen.tokenizer.save_pretrained)
     if seen.config:
         changed = {**read_config(folder), **seen.config}

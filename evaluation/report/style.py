@@ -127,7 +127,7 @@ footer { color: var(--faint); font-size: .84rem; margin-top: 26px; }
   .folds td:first-child, .folds tr.group th { grid-column: 1 / -1; position: static; font-weight: 600; background: none; }
   .folds td[data-column]::before { content: attr(data-column); display: block; color: var(--soft); font-size: .78rem; overflow-wrap: anywhere; }
   .folds td .range { white-space: normal; }
-  .folds tr.primary { background: var(--sunk); margin: 0 -16px 0 -16px; padding: 8px 16px; }
+  .folds tr.primary { background: var(--sunk); }
   .folds tr.primary td { background: none; box-shadow: none; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 10px; }
   .tile { padding: 12px 12px; } .tile .big { font-size: 1.6rem; }

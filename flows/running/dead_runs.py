@@ -18,7 +18,7 @@ from flows.running.run_folder import RunFolder
 from flows.services.environment import ROOT, enter
 from flows.services.run_processes import living
 from flows.services.shown_later import show_waiting, waits
-from flows.services.told_later import UntoldEnd, tell_later
+from flows.services.told_later import UntoldEnd, tell_later, waiting_ends
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import HEARTBEAT_FILE
 from tasks.runtime.contract.run_state import STATUS_FILE, read_facts, state_of
@@ -42,7 +42,7 @@ def close_dead_runs(home: Home) -> list[str]:
 
 
 def look_after(home: Home, *, also_unsent: bool = False) -> list[str]:
-    """Close dead runs and have servers told by a process of its own; `also_unsent`: of what waits from earlier too.
+    """Close dead runs and have servers told how runs ended, by a process of its own; `also_unsent`: of all that waits.
 
     In a home that can only be read nothing is done.
     """
@@ -51,7 +51,7 @@ def look_after(home: Home, *, also_unsent: bool = False) -> list[str]:
     closed = close_dead_runs(home)
     for name in closed:
         LOG.warning("run %s was gone without an end; it is closed as %s", name, read_facts(home.runs / name)["status"])
-    if closed or (also_unsent and (waits(home) or is_anything_unsent(home) or waiting_orders(home))):
+    if closed or waiting_ends(home) or (also_unsent and (waits(home) or is_anything_unsent(home) or waiting_orders(home))):
         with suppress(OSError):
             subprocess.Popen(
                 [sys.executable, "-m", "flows.running.dead_runs", str(home.root)],

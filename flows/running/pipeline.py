@@ -48,6 +48,7 @@ from tasks.runtime.store.places import store_of
 from tasks.runtime.tracking.tracker import STATE_TAG, Tracker
 
 _COMMIT_DIGITS = 10
+_LOOK_EVERY_S = 5.0  # for stages that have said nothing for a while
 _PAGE_WAIT_S = 60.0  # for MLflow to have a page of the run; nothing else waits for it
 _MEMORY_SHARE = 0.9  # of what is free when the run starts; the rest is left to others
 
@@ -114,6 +115,7 @@ class _Run:
         self._code = code
         self._commit = git_commit()
         self._times: dict[str, NodeTimes] = {}
+        self._at_work: dict[str, ProgressLines] = {}
         self._lengths = LengthCheck(plan, store_of(home))
         self.folder.write_config(config)
         self.folder.begin(flow_run=display.run_id, prefect_server=display.server, began=began)
@@ -162,10 +164,20 @@ class _Run:
             def say_wait(name: str, what: str) -> None:
                 ProgressLines(name).waits(what)
 
-            done = await walk(self._selection.graph, start, self._order(), self._limits(address), say_wait)
+            silence = asyncio.create_task(self._say_what_is_waited_for())
+            try:
+                done = await walk(self._selection.graph, start, self._order(), self._limits(address), say_wait)
+            finally:
+                silence.cancel()
         if done.errors:
             raise explained(done.errors, done.not_started, self.folder)
         return {name: StageOutcome.from_json(answer) for name, answer in done.results.items()}
+
+    async def _say_what_is_waited_for(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            for lines in list(self._at_work.values()):
+                lines.wait()
 
     def cancelling(self) -> None:
         """Say that the run is being cancelled: whoever is killed while stages stop was not killed out of the blue."""
@@ -185,6 +197,7 @@ class _Run:
 
     async def _node(self, node: Node, inputs: Mapping[str, dict[str, Any]], runtime: Runtime, tracker: Tracker) -> dict[str, Any]:
         lines, began = ProgressLines(node.name), time.time()
+        self._at_work[node.name] = lines
         request = StageRequest(
             stage=node.stage,
             node=node.name,
@@ -200,6 +213,8 @@ class _Run:
         except Exception as error:
             lines.failed(error)
             raise
+        finally:
+            del self._at_work[node.name]
         outcome, ended = StageOutcome.from_json(answer), time.time()
         self._times[node.name] = NodeTimes(began, ended, 0.0 if outcome.cached else outcome.seconds)
         lines.finished(outcome, ended - began)

@@ -22,11 +22,15 @@ _FLUSH_LIMIT_S = 5.0
 
 def start_server(home: Home, name: str, port: int, options: Sequence[str] = ()) -> ProcessRecord:
     """Start a server on loopback, with its database in the home; it may not answer yet. The record is not written."""
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port), *options]
+    launcher = (sys.executable, "-m", "flows.services.prefect_launcher")
+    command = [*launcher, "server", "start", "--host", LOOPBACK, "--port", str(port), *options]
     log = home.root / "logs" / f"{name}.log"
     url = f"http://{LOOPBACK}:{port}/api"
-    # Without it pages ask port 4200, whatever port they came from; relative, so that a forwarded port works too.
-    environment = service_environment(home) | {"PREFECT_SERVER_UI_API_URL": "/api"}
+    # Without the first pages ask port 4200, whatever port they came from; relative, so that a forwarded port works too.
+    # Without the others `--watch` shows changes of state and no line of what stages say.
+    own = {"PREFECT_SERVER_UI_API_URL": "/api"}
+    own |= {"PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true", "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true"}
+    environment = service_environment(home) | own
     return start_process(name, command, environment, url=url, log=log, cwd=ROOT)
 
 

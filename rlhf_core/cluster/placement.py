@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from data_processing.errors import ConfigError
+from rlhf_core.cluster.machine_gpus import gpus_of_this_machine
 from rlhf_core.cluster.ray_capacity import capacity
 from rlhf_core.cluster.resources import Resources, Waiting, in_words
 
@@ -50,9 +52,18 @@ def reserved(resources: Resources, waiting: Waiting) -> Iterator[PlacementGroup]
     with connected():
         group = reserve(resources, waiting)
         try:
-            yield group
+            with _kept_from_other_rays(resources, waiting):
+                yield group
         finally:
             remove_placement_group(group)
+
+
+def _kept_from_other_rays(resources: Resources, waiting: Waiting) -> AbstractContextManager[None]:
+    """Where this Ray is one machine, another Ray on it gives out the same GPUs; of a larger one each machine is its alone."""
+    hosts = [node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]]
+    if not resources.gpus or hosts != [socket.gethostname()]:
+        return nullcontext()
+    return gpus_of_this_machine(ray._private.worker.global_worker.node.session_name, waiting)
 
 
 def reserve(resources: Resources, waiting: Waiting, strategy: Strategy = "PACK") -> PlacementGroup:

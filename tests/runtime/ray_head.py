@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import requests
 
+from rlhf_core.cluster.machine_gpus import FOLDER_VARIABLE
+
 _PORT_OPTIONS = (
     "--port",
     "--dashboard-port",
@@ -47,6 +49,7 @@ class RayHead:
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         own = {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        own |= {FOLDER_VARIABLE: str(self.folder)}  # its GPUs are not those of other tests on this machine
         self._environment = environment | own | variables
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -70,7 +73,7 @@ class RayHead:
             time.sleep(0.2)
         raise TimeoutError((self.folder / "head.log").read_text())
 
-    def join(self, name: str, cpus: int) -> subprocess.Popen[bytes]:
+    def join(self, name: str, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
         """A second machine of the cluster, as far as Ray can tell: a raylet with resource `name`, in a folder of its own."""
         folder = self.folder / name
         folder.mkdir()
@@ -79,6 +82,7 @@ class RayHead:
             *(
                 "--node-ip-address=127.0.0.1",
                 f"--num-cpus={cpus}",
+                f"--num-gpus={gpus}",
                 f'--resources={{"{name}": 1}}',
                 "--object-store-memory=100000000",
             ),
@@ -103,6 +107,15 @@ class RayHead:
 
     def _family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def end_raylet(raylet: subprocess.Popen[bytes]) -> None:
+    """End what `RayHead.join` started, and all of its processes."""
+    family = psutil.Process(raylet.pid).children(recursive=True)
+    raylet.send_signal(signal.SIGTERM)
+    for process in psutil.wait_procs(family, timeout=10)[1]:
+        process.kill()
+    raylet.wait()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import sysconfig
 import venv
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from data_processing.errors import ConfigError
@@ -24,7 +22,7 @@ from tasks.runtime.execution.start import Runtime, run_stage
 from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.snapshot import take_snapshot
 from tests.runtime.conftest import Heard
-from tests.runtime.ray_head import RayHead
+from tests.runtime.ray_head import RayHead, end_raylet
 from tests.runtime.stages import SitesConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -41,11 +39,7 @@ def cluster() -> Iterator[RayHead]:
         yield head
     finally:
         if other:
-            family = psutil.Process(other.pid).children(recursive=True)
-            other.send_signal(signal.SIGTERM)
-            for process in psutil.wait_procs(family, timeout=10)[1]:
-                process.kill()
-            other.wait()
+            end_raylet(other)
         head.close()
 
 

@@ -30,7 +30,7 @@ class Workers:
 
     `reference` only where a KL to it is paid for and the policy's own weights change: below adapters it is the policy's base.
 
-    `engine` says who generates, and why; `notes` are what the others tell people.
+    `engine` says who generates, and why; `notes` are what all of them tell people, `metrics` the same in numbers.
     """
 
     policy: Group
@@ -40,6 +40,7 @@ class Workers:
     critic: Group | None
     engine: str
     notes: list[str]
+    metrics: dict[str, float]
 
     @property
     def trained(self) -> dict[str, Group]:
@@ -108,11 +109,20 @@ def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: in
         calls.append(groups["reference"].call("setup", _model_setup(job, method, pad_id)))
     if "critic" in groups:
         calls.append(groups["critic"].call("setup", _critic_setup(job, method, pad_id)))
-    [[engine], *told] = wait_for(*calls)
-    wait_for(groups["policy"].call("rehearse", job.resume / REHEARSAL_NAME))
-    notes = [note for ranks in told for lines in ranks for note in lines]
+    [[sampler], *told] = wait_for(*calls)
+    [_, [layouts, *_]] = wait_for(
+        groups["policy"].call("rehearse", job.resume / REHEARSAL_NAME), groups["policy"].call("layouts")
+    )
+    notes = [*sampler.notes, *(note for ranks in told for lines in ranks for note in lines)]
     return Workers(
-        groups["policy"], groups.get("reference"), groups["reward"], groups["rollout"], groups.get("critic"), engine, notes
+        groups["policy"],
+        groups.get("reference"),
+        groups["reward"],
+        groups["rollout"],
+        groups.get("critic"),
+        sampler.engine,
+        notes,
+        {**layouts, **sampler.metrics},
     )
 
 

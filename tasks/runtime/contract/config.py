@@ -53,7 +53,8 @@ class RuntimeConfig(Settings):
     )
     python: str = operational("python", "Where code is shipped: the interpreter there that has alignflow's libraries")
     driver_resources: dict[str, float] = operational(
-        {"CPU": 1.0}, "Where code is shipped: what a stage's own process takes, so that it is placed where there is room"
+        {"CPU": 1.0},
+        "Where code is shipped: what a stage's own process takes, so that it is placed where there is room; no CPU where others do its work",
     )
     env: dict[str, str] = operational({}, "Variables that stages get. Anyone who can see the jobs can read them: no secrets")
     secrets: list[str] = operational(

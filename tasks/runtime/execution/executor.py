@@ -61,13 +61,17 @@ class JobState:
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt as an executor sees it: a unique id, the spec to run, the seconds it gets to stop in order, its code and variables."""
+    """One attempt as an executor sees it: a unique id, the spec to run, the seconds it gets to stop in order, its code and variables.
+
+    One that `reserves` has others do its work, in room of their own that it waits for.
+    """
 
     id: str
     spec: Path
     stop_grace_s: float
     code: Path = PROJECT_ROOT
     environment: Mapping[str, str] = field(default_factory=dict)
+    reserves: bool = False
 
     @property
     def folder(self) -> Path:

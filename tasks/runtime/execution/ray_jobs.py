@@ -34,6 +34,7 @@ _STATUS = {
     RayStatus.STOPPED: JobStatus.stopped,
 }
 _MESSAGE_LIMIT = 2000
+_CRUMB_BYTES = 1 << 20
 
 AnswerT = TypeVar("AnswerT")
 
@@ -65,7 +66,7 @@ class RayJobsExecutor:
         runtime_env: dict[str, Any]
         where: dict[str, Any] = {}
         if self.ships_code():
-            where = self._place()
+            where = self._place(job.reserves)
             runtime_env = {"working_dir": str(job.code), "py_executable": self._settings.python}
             runtime_env["env_vars"] = {"PYTHONUNBUFFERED": "1", **job.environment, **grace}
             command = worker_command(job, self._settings.python)
@@ -127,9 +128,14 @@ class RayJobsExecutor:
         log, message = self._ask(lambda client: (client.get_job_logs(job), client.get_job_info(job).message))
         return log or message or ""
 
-    def _place(self) -> dict[str, Any]:
+    def _place(self, reserves: bool = False) -> dict[str, Any]:
         resources = dict(self._settings.driver_resources)
-        return {"entrypoint_num_cpus": resources.pop("CPU", None), "entrypoint_resources": resources}
+        cpus = resources.pop("CPU", None)
+        if reserves:
+            # With CPUs in hand while they wait for others, drivers could hold all there are, and wait for ever. The crumb of
+            # memory is for Ray, which keeps drivers that ask for nothing on the head.
+            return {"entrypoint_memory": _CRUMB_BYTES, "entrypoint_resources": resources}
+        return {"entrypoint_num_cpus": cpus, "entrypoint_resources": resources}
 
     def _ask(self, question: Callable[[Any], AnswerT]) -> AnswerT:
         try:

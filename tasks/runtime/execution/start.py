@@ -77,11 +77,12 @@ async def run_stage(request: StageRequest, runtime: Runtime, observer: StageObse
 
 @dataclass(frozen=True)
 class _Claim:
-    """What was found under the lock: a finished artifact, or an attempt to follow."""
+    """What was found under the lock: a finished artifact, or an attempt to follow, or one to come back after (`later`)."""
 
     hit: Manifest | None = None
     attempt: Attempt | None = None
     attached: bool = False
+    later: bool = False
 
 
 class _Starter:
@@ -161,25 +162,26 @@ class _Starter:
         said = False
         while True:
             claim = await patience.to(self._claim_locked)
-            if claim:
+            if claim and not claim.later:
                 return claim
-            if not said and (newest := self._work.newest()):
+            if claim and claim.attempt and not said:
                 said = True
-                self._observer.on_warning(f"waiting for the end of job {newest.job_id}")
+                self._observer.on_warning(f"waiting for the end of job {claim.attempt.job_id}")
             await asyncio.sleep(_RETRY_CLAIM_S)
 
-    def _claim_locked(self) -> _Claim | None:
-        """None while an attempt runs that is being stopped, or that works from other bytes: its end comes first."""
+    def _claim_locked(self) -> _Claim:
+        """`later` while an attempt runs that is being stopped, or that works from other bytes: its end comes first."""
         with self._work.locked():
             newest = self._work.newest()
             if hit := self._hit():
                 return _Claim(hit=hit)
             running = newest is not None and self._is_running(newest)
-            if newest and running and is_stopping(self._work.folder(newest.number)):
-                self._runtime.executor.stop(self._job(newest))
-                return None
-            if newest and running and newest.made_from != self._made_from:
-                return None
+            if newest and running:
+                stopping = is_stopping(self._work.folder(newest.number))
+                if stopping:
+                    self._runtime.executor.stop(self._job(newest))
+                if stopping or newest.made_from != self._made_from:
+                    return _Claim(attempt=newest, later=True)
             attempt = newest if newest and running else self._begin(newest)
             follower = Follower(self._work.folder(attempt.number))
             follower.join()
@@ -258,7 +260,8 @@ class _Starter:
     def _job(self, attempt: Attempt) -> Job:
         folder = self._work.folder(attempt.number)
         settings, code = self._runtime.settings, self._runtime.code.root
-        return Job(attempt.job_id, folder / SPEC_FILE, settings.stop_grace_s, code, settings.env)
+        reserves = bool(self._key.stage.resources(self._request.config).bundles)
+        return Job(attempt.job_id, folder / SPEC_FILE, settings.stop_grace_s, code, settings.env, reserves)
 
     def _cached(self, hit: Manifest) -> StageOutcome:
         return StageOutcome(
