@@ -182,6 +182,77 @@ def report(
     show_report(run, open_)
 
 
+@app.command()
+def runs(count: Annotated[int, typer.Option(help="How many, the newest first", min=1)] = 20) -> None:
+    """List the runs: how each stands, what it took, what came of it."""
+    from flows.commands.runs import show_runs
+
+    show_runs(count)
+
+
+RunArgument = Annotated[str, typer.Argument(help="Name of a run, how it begins, or 'latest'")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="An entry of the latest run (ppo), RUN/ENTRY (latest/ppo), a key of cache ls, or a folder")
+]
+
+
+@app.command()
+def logs(
+    run: RunArgument,
+    stage: Annotated[str, typer.Argument(help="Entry, stage or node of that run")],
+    *,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on printing until the stage ends")] = False,
+) -> None:
+    """Print what a stage of a run printed."""
+    from flows.commands.runs import show_log
+
+    show_log(run, stage, follow=follow)
+
+
+@app.command()
+def cancel(run: RunArgument) -> None:
+    """End a run in order, and wait for it: stages save a checkpoint, and the same command resumes them."""
+    from flows.commands.runs import cancel_run
+
+    cancel_run(run)
+
+
+@app.command()
+def show(model: ModelArgument) -> None:
+    """Show a model: its folder, its size, what it was made from, what was measured."""
+    from flows.commands.models import show_model
+
+    show_model(model)
+
+
+@app.command()
+def export(
+    model: ModelArgument, folder: Annotated[Path, typer.Argument(help="Folder that is not there yet, or is empty")]
+) -> None:
+    """Copy a model into a folder in Hugging Face layout."""
+    from flows.commands.models import export_model
+
+    export_model(model, folder)
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    *,
+    prompt: Annotated[str | None, typer.Option(help="Answer this and leave")] = None,
+    system: Annotated[str | None, typer.Option(help="System message")] = None,
+    engine: Annotated[str, typer.Option(help="hf (transformers, ready sooner) or vllm")] = "hf",
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token", min=0)] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens", min=1)] = 512,
+    max_length_tokens: Annotated[int, typer.Option(help="Longest conversation, in tokens", min=2)] = 4096,
+    gpus: Annotated[float, typer.Option(help="GPUs to use; 0: the CPU", min=0)] = 0.0,
+) -> None:
+    """Talk with a model; answers appear as they are drawn."""
+    from flows.commands.chat import Manner, chat_with
+
+    chat_with(model, prompt, Manner(engine, system, temperature, max_new_tokens, max_length_tokens, gpus))
+
+
 @cache.command()
 def why(
     run: Annotated[str, typer.Argument(help="Name of a run, or 'latest'")],

@@ -6,7 +6,7 @@ artifact. This file reads them as JSON; it needs no part of the runtime, and no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,23 @@ from evaluation.report.data import LineageEntry, ReportData, Timing, assemble
 from evaluation.report.page import write_report
 
 Record = Mapping[str, Any]
+# Where a file of an artifact is, from its reference and its name; None where it is not to be had.
+FindFile = Callable[[Record, str], Path | None]
 
 
-def build_report(run: Path) -> Path:
+def in_its_folder(ref: Record, name: str) -> Path:
+    """The `FindFile` of artifacts that are in folders of this disk."""
+    return path_of(ref["uri"]) / name
+
+
+def build_report(run: Path, find: FindFile = in_its_folder) -> Path:
     """Write `report.html` into the run folder `run` and return its path; see `gather`."""
     path = run / "report.html"
-    write_report(gather(run), path)
+    write_report(gather(run, find), path)
     return path
 
 
-def gather(run: Path) -> ReportData:
+def gather(run: Path, find: FindFile = in_its_folder) -> ReportData:
     """What the report of the run in folder `run` shows. Raises `ConfigError` where the run has compared nothing yet."""
     records = _in_order([read_json(path) for path in sorted((run / "nodes").glob("*.json"))])
     done = [record for record in records if record["ref"] is not None]
@@ -38,22 +45,25 @@ def gather(run: Path) -> ReportData:
             f"{[record['node'] for record in done]})"
         )
     config = run / "config.yaml"
+    data = find(comparison["ref"], "report_data.json")
+    if data is None:
+        raise ConfigError(f"run '{run.name}': its comparison is no longer in the store; run it again")
     return assemble(
-        _folder(comparison),
-        {record["node"]: _folder(record) / "events.jsonl" for record in done},
+        data.parent,
+        {record["node"]: path for record in done if (path := find(record["ref"], "events.jsonl"))},
         config.read_text(encoding="utf-8") if config.is_file() else "",
         [_lineage(record, done) for record in done],
         [Timing(record["node"], record["seconds"] or 0.0, bool(record["cached"])) for record in done],
         title=run.name,
         pages=_pages(run / "status.json"),
-        data={record["node"]: summary for record in done if (summary := _data_summary(record))},
+        data={record["node"]: summary for record in done if (summary := _data_summary(record, find))},
     )
 
 
-def _data_summary(record: Record) -> Mapping[str, Any] | None:
+def _data_summary(record: Record, find: FindFile) -> Mapping[str, Any] | None:
     """What a data artifact says of its tables; None for other artifacts, and for data that say nothing."""
-    path = _folder(record) / "summary.json"
-    if record["ref"]["kind"] != "data" or not path.is_file():
+    path = find(record["ref"], "summary.json") if record["ref"]["kind"] == "data" else None
+    if path is None or not path.is_file():
         return None
     summary: Mapping[str, Any] = read_json(path)
     return summary if "rows" in summary else None
@@ -86,7 +96,3 @@ def _lineage(record: Record, records: Sequence[Record]) -> LineageEntry:
     inputs = [names.get(key, key[:12]) for key in dict.fromkeys(_input_keys(record))]
     ref = record["ref"]
     return LineageEntry(node=record["node"], kind=ref["kind"], key=ref["key"], producer=ref["producer"], inputs=inputs)
-
-
-def _folder(record: Record) -> Path:
-    return path_of(record["ref"]["uri"])

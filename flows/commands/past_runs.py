@@ -7,7 +7,7 @@ import webbrowser
 from typing import TYPE_CHECKING
 
 from data_processing.errors import ConfigError
-from data_processing.wording import artifact_name, path_of
+from data_processing.wording import artifact_name
 from flows.commands.tables import console, print_verdict, table_with
 from flows.running.dead_runs import look_after
 from flows.running.run_folder import RunFolder, find_run
@@ -15,7 +15,7 @@ from tasks.runtime.contract.home import Home
 
 if TYPE_CHECKING:
     from flows.commands.actions import Asked
-    from tasks.runtime.store.artifacts import Store
+    from tasks.runtime.store.base import ArtifactStore
     from tasks.runtime.store.manifest import Manifest
 
 
@@ -47,11 +47,11 @@ def adopt_node(asked: Asked) -> None:
     from flows.graph.plan import make_plan
     from flows.running.code import live_code
     from tasks.runtime.store.adopt import adopt
-    from tasks.runtime.store.artifacts import Store
+    from tasks.runtime.store.places import store_of
 
     home = Home.open()
     request = read_request(asked, home)
-    plan, store = make_plan(request.config, request.selection, home, live_code(request.config, home)), Store(home.store)
+    plan, store = make_plan(request.config, request.selection, home, live_code(request.config, home)), store_of(home)
     for node in nodes_called(request.selection.graph, str(asked.until_stage)):
         planned = plan[node]
         if planned.hit:
@@ -67,21 +67,21 @@ def adopt_node(asked: Asked) -> None:
         print(f"{node}: taken over from {found.producer.run} as {artifact_name(node, planned.key.key)}")
 
 
-def _latest_result(home: Home, store: Store, node: str, kind: str) -> Manifest:
+def _latest_result(home: Home, store: ArtifactStore, node: str, kind: str) -> Manifest:
     """What the newest run that had a result of this node made, if it is still there."""
     from flows.graph.history import History
 
     for _, record in History(home).of(node):
         if (record.ref is not None) and (found := store.lookup(kind, record.key)):
             return found
-    raise ConfigError(f"adopt {node}: no earlier run has a result of it in {home.store}; run it")
+    raise ConfigError(f"adopt {node}: no earlier run has a result of it in the store; run it")
 
 
 def show_artifacts() -> None:
     """`alignflow cache ls`."""
-    from tasks.runtime.store.artifacts import Store
+    from tasks.runtime.store.places import store_of
 
-    store = Store(Home.open(to_read=True).store)
+    store = store_of(Home.open(to_read=True))
     table = table_with("artifact", "kind", "MiB", "work s", "made by", "when", "key")
     for manifest in store.manifests():
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.finished_at))
@@ -92,7 +92,7 @@ def show_artifacts() -> None:
 
 
 def _rebuild_report(home: Home, folder: RunFolder) -> None:
-    from tasks.runtime.store.artifacts import Store
+    from tasks.runtime.store.places import store_of
     from tasks.runtime.store.records import read_node
 
     record = read_node(home, folder.name, "compare")
@@ -101,8 +101,7 @@ def _rebuild_report(home: Home, folder: RunFolder) -> None:
         raise ConfigError(
             f"run '{folder.name}' has no report: it is {status.get('status', 'unknown')} and has not compared its models"
         )
-    if Store(home.store).lookup(record.ref.kind, record.ref.key) is None:
-        raise ConfigError(
-            f"run '{folder.name}': its comparison is no longer in the store; alignflow run --config {folder.path / 'config.yaml'}"
-        )
-    folder.keep_results(path_of(record.ref.uri))
+    store = store_of(home)
+    if store.lookup(record.ref.kind, record.ref.key) is None:
+        raise ConfigError(f"run '{folder.name}': its comparison is no longer in the store; {folder.again}")
+    folder.keep_results(record.ref, store)

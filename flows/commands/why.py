@@ -17,7 +17,7 @@ def differences(home: Home, run: str, stage: str) -> list[str]:
     Raises `ConfigError` where the run has no such stage or node.
     """
     history = History(home)
-    return [line for record in _records(home, run, stage) for line in _explain(home, history, run, record)]
+    return [line for record in records_called(home, run, stage) for line in _explain(home, history, run, record)]
 
 
 def _explain(home: Home, history: History, run: str, record: NodeRecord) -> list[str]:
@@ -35,7 +35,8 @@ def _explain(home: Home, history: History, run: str, record: NodeRecord) -> list
     return [f"{record.node}: compared with {other}", *(f"  {line}" for line in changed)]
 
 
-def _records(home: Home, run: str, stage: str) -> list[NodeRecord]:
+def records_called(home: Home, run: str, stage: str) -> list[NodeRecord]:
+    """Of the nodes of a run that a user means by `stage`: a node, an entry, a stage. Raises `ConfigError` where there is none."""
     nodes = sorted(path.stem for path in (home.runs / run / "nodes").glob("*.json"))
     records = [record for node in nodes if (record := read_node(home, run, node))]
     # A node is called as its entry is, with what it varies in after it.

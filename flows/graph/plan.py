@@ -17,8 +17,8 @@ from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import StageKey, explain_difference, stage_key
-from tasks.runtime.store.artifacts import Store
 from tasks.runtime.store.manifest import Manifest
+from tasks.runtime.store.places import store_of
 
 _DIFFERENCES_SHOWN = 3
 _RUNS_ASKED = 20  # the newest that had the node, for the time it took
@@ -56,7 +56,7 @@ Plan = Mapping[str, PlannedNode]
 
 def make_plan(config: PipelineConfig, selection: Selection, home: Home, code: Code) -> Plan:
     """The plan by node name, in order; `code` is what would run. Raises `ConfigError` where `--from` needs something that is not cached."""
-    store, parameters, history = Store(home.store), _parameters(selection.graph), History(home)
+    store, parameters, history = store_of(home), _parameters(selection.graph), History(home)
     plan: dict[str, PlannedNode] = {}
     for name, node in selection.graph.items():
         inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_processing.errors import AlignflowError, ConfigError
-from data_processing.wording import path_of
 from flows.running.display import Display
 from flows.running.progress import LOG
 from flows.running.results import markdown, verdict_table
@@ -15,6 +14,7 @@ from flows.running.run_folder import RunFolder
 from flows.settings.config import PipelineConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome
+from tasks.runtime.store.places import store_of
 from tasks.runtime.tracking.orders import Order, keep_order
 from tasks.runtime.tracking.tracker import Tracker
 
@@ -34,7 +34,7 @@ async def finish(
     result: dict[str, Any] = {"run": folder.name, "folder": str(folder.path), "report": None, "challenger": None}
     if "compare" not in outcomes:
         return result
-    folder.keep_results(path_of(outcomes["compare"].ref.uri))
+    await asyncio.to_thread(folder.keep_results, outcomes["compare"].ref, store_of(home))
     verdict = folder.read_verdict()
     if folder.report.is_file():
         result["report"] = str(folder.report)

@@ -20,13 +20,13 @@ from flows.running.progress import LOG
 from rlhf_core.config import BaseModelConfig, OnlineConfig, TrainingConfig
 from rlhf_core.recipes.lengths import Found, Window
 from tasks.runtime.contract.context import ArtifactRef
-from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.base import ArtifactStore
 
 
 class LengthCheck:
     """The check of one run: made once for each data node, by whoever comes first, for all nodes of the plan that have work."""
 
-    def __init__(self, plan: Plan, store: Store) -> None:
+    def __init__(self, plan: Plan, store: ArtifactStore) -> None:
         self._plan, self._store = plan, store
         self._graph = {name: planned.node for name, planned in plan.items()}
         self._results: dict[str, ArtifactRef] = {}
@@ -53,8 +53,11 @@ class LengthCheck:
             return
         readers = [p.node for p in self._plan.values() if p.runs and p.node.inputs.get("data") == data]
         windows = [window for reader in readers for window in windows_of(reader)]
-        places = [self._store.folder(ref.kind, ref.key) for ref in (self._results[data], self._results[bases[0]])]
-        found = await _measured(places[0], places[1], windows)
+        refs = (self._results[data], self._results[bases[0]])
+        rows, model = [await asyncio.to_thread(self._store.fetch, ref.kind, ref.key) for ref in refs]
+        if rows is None or model is None:
+            return
+        found = await _measured(rows, model, windows)
         for line in found.lines:
             LOG.info(line)
         if found.errors:

@@ -44,7 +44,7 @@ from tasks.runtime.execution.executor import Executor
 from tasks.runtime.execution.start import Runtime, git_commit
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
 from tasks.runtime.keys.closure import Code
-from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.places import store_of
 from tasks.runtime.tracking.tracker import STATE_TAG, Tracker
 
 _COMMIT_DIGITS = 10
@@ -116,7 +116,7 @@ class _Run:
         self._commit = git_commit()
         self._times: dict[str, NodeTimes] = {}
         self._at_work: dict[str, ProgressLines] = {}
-        self._lengths = LengthCheck(plan, Store(home.store))
+        self._lengths = LengthCheck(plan, store_of(home))
         self.folder.write_config(config)
         self.folder.begin(flow_run=display.run_id, prefect_server=display.server, began=began)
         cached = sum(not planned.runs for planned in plan.values())

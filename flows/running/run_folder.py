@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ import yaml
 from data_processing.errors import ConfigError
 from data_processing.wording import did_you_mean
 from flows.settings.config import PipelineConfig
+from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import announce, is_alive
 from tasks.runtime.contract.run_state import CONFIG_FILE, STATUS_FILE, RunState, began_at, read_facts
 from tasks.runtime.contract.spec import write_json
+from tasks.runtime.store.base import ArtifactStore
 
 REPORT_FILE = "report.html"
 VERDICT_FILE = "verdict.json"
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,20 @@ class RunFolder:
         }
         write_json(self.path / "timings.json", values)
 
-    def keep_results(self, comparison: Path) -> None:
+    def keep_results(self, comparison: ArtifactRef, store: ArtifactStore) -> None:
         """Copy the verdict out of a comparison artifact and build this run's report: curves, lineage and timings are its own."""
         from evaluation.report.run import build_report
 
-        shutil.copyfile(comparison / VERDICT_FILE, self.path / VERDICT_FILE)
-        build_report(self.path)
+        verdict = store.fetch_file(comparison.kind, comparison.key, VERDICT_FILE)
+        if verdict is None:
+            raise ConfigError(f"run '{self.name}': its comparison is no longer in the store; {self.again}")
+        shutil.copyfile(verdict, self.path / VERDICT_FILE)
+        build_report(self.path, lambda ref, name: store.fetch_file(ref["kind"], ref["key"], name))
+
+    @property
+    def again(self) -> str:
+        """The command that makes its results again."""
+        return f"alignflow run --config {self.path / 'config.yaml'}"
 
     def read_verdict(self) -> dict[str, Any] | None:
         """The content of the verdict, or None where the run did not get that far."""
@@ -118,13 +129,32 @@ def overhead_s(began: float, ended: float, nodes: Mapping[str, NodeTimes]) -> fl
     return (ended - began) - covered + sum(max(0.0, t.ended - t.began - t.work_s) for t in nodes.values())
 
 
+def run_folders(home: Home) -> list[RunFolder]:
+    """All runs of a home, the newest first."""
+    began = sorted((folder for folder in home.runs.glob("*") if (folder / STATUS_FILE).is_file()), key=began_at, reverse=True)
+    return [RunFolder(home, folder.name) for folder in began]
+
+
 def find_run(home: Home, name: str) -> RunFolder:
-    """The run called `name`, or the newest for `latest`; `ConfigError` with the nearest names otherwise."""
-    folders = sorted((f for f in home.runs.glob("*") if (f / STATUS_FILE).is_file()), key=began_at)
+    """The run called `name`, or the one whose name begins so, or the newest for `latest`.
+
+    Raises `ConfigError` with the nearest names where there is none, or more than one.
+    """
+    folders = run_folders(home)
     known = [folder.name for folder in folders]
-    if name == "latest" and known:
-        return RunFolder(home, known[-1])
-    if name not in known:
-        recent = ", ".join(known[-5:]) or "none yet"
-        raise ConfigError(f"run: got '{name}'; {did_you_mean(name, known)}runs in {home.runs}: {recent} (or 'latest')")
-    return RunFolder(home, name)
+    if name == "latest" and folders:
+        return folders[0]
+    found = [folder for folder in folders if folder.name == name] or [f for f in folders if name and f.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(
+            f"run: '{name}' begins the names of {len(found)} runs, among them {_some(f.name for f in found)}; give more of it"
+        )
+    raise ConfigError(
+        f"run: got '{name}'; {did_you_mean(name, known)}runs in {home.runs}: {_some(known) or 'none yet'} (or 'latest', or how a name begins)"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:_NAMES_SHOWN])

@@ -46,6 +46,12 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
         "fetch",
         "report",
         "cache",
+        "runs",
+        "logs",
+        "cancel",
+        "show",
+        "export",
+        "chat",
     ):
         assert f" {command} " in answer.stdout
 

@@ -59,7 +59,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(folder.parent))
     monkeypatch.setenv("PYTHONPATH", f"{folder.parent}:{Path(__file__).resolve().parents[2]}")
     yield folder
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_desk"]:
+    for name in [name for name in list(sys.modules) if name.partition(".")[0] == "my_desk"]:
         del sys.modules[name]
 
 

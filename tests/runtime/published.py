@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 from tasks.runtime.contract.spec import Producer
-from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.base import ArtifactStore
 from tasks.runtime.store.manifest import Manifest
 
 KIND, KEY = "numbers", "k" * 64
 
 
-def staged(store: Store, text: str = "hello", attempt: int = 1, key: str = KEY) -> Path:
+def staged(store: ArtifactStore, text: str = "hello", attempt: int = 1, key: str = KEY) -> Path:
     staging = store.staging(KIND, key, attempt)
     (staging / "a.txt").write_text(text)
     (staging / "sub").mkdir()
@@ -20,7 +20,7 @@ def staged(store: Store, text: str = "hello", attempt: int = 1, key: str = KEY) 
     return staging
 
 
-def manifest_of(store: Store, staging: Path, attempt: int = 1, key: str = KEY) -> Manifest:
+def manifest_of(store: ArtifactStore, staging: Path, attempt: int = 1, key: str = KEY) -> Manifest:
     files, content = store.describe_files(KIND, key, staging)
     producer = Producer(run="run", node="node", stage="count", attempt=attempt)
     return Manifest(
@@ -37,7 +37,7 @@ def manifest_of(store: Store, staging: Path, attempt: int = 1, key: str = KEY) -
     )
 
 
-def publish(store: Store, text: str = "hello", attempt: int = 1, key: str = KEY) -> Manifest:
+def publish(store: ArtifactStore, text: str = "hello", attempt: int = 1, key: str = KEY) -> Manifest:
     staging = staged(store, text, attempt, key)
     manifest = manifest_of(store, staging, attempt, key)
     store.publish(staging, manifest)

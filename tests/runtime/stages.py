@@ -93,6 +93,12 @@ def write_big(context: StageContext[JoinConfig]) -> None:
     np.save(context.output / "big.npy", np.zeros(500_000))
 
 
+def write_nothing_much(context: StageContext[JoinConfig]) -> None:
+    """A few bytes."""
+    context.events.summary({"written": 1})
+    (context.output / "text").write_text("x")
+
+
 class SitesConfig(Settings):
     """How many ranks say where they are, beside the stage's own process."""
 
@@ -124,6 +130,13 @@ def _say_site(place: Path, name: str) -> None:
     (place / name).write_text(json.dumps(said))
 
 
+def write_sparse(context: StageContext[JoinConfig]) -> None:
+    """A quarter of a gigabyte that takes no room, and a while to hash."""
+    with (context.output / "zeros").open("wb") as stream:
+        stream.truncate(1 << 28)
+    context.events.summary({"written": 1})
+
+
 def _fingerprint(config: CountConfig) -> Any:
     return {"label_length": len(config.label)}
 
@@ -139,3 +152,5 @@ JOIN = Stage(
 )
 SITES = Stage(name="sites", kind="text", config=SitesConfig, run=sites)
 BIG = Stage(name="big", kind="blob", config=JoinConfig, run=write_big, libraries=("numpy",))
+SPARSE = Stage(name="sparse", kind="blob", config=JoinConfig, run=write_sparse)
+AFTER_SPARSE = Stage(name="after_sparse", kind="text", config=JoinConfig, inputs={"big": Input("blob")}, run=write_nothing_much)

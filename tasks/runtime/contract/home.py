@@ -4,6 +4,7 @@ store/    finished artifacts                    work/     one folder a key: atte
 runs/     one folder a flow run                 mlflow/   database and artifacts of the local tracker
 prefect/  home of the local Prefect server      pids/     processes that `alignflow up` started
 models/   packaged models, converted once       presets/  presets of your own
+cache/    copies of artifacts that are kept elsewhere (`ALIGNFLOW_STORE`)
 code/     snapshots of the code that stages ran
 """
 
@@ -61,6 +62,11 @@ class Home:
     def store(self) -> Path:
         """Finished artifacts, `store/<kind>/<key>/`."""
         return self._part("store")
+
+    @property
+    def cache(self) -> Path:
+        """Copies of artifacts that are kept elsewhere."""
+        return self._part("cache")
 
     @property
     def work(self) -> Path:

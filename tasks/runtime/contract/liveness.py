@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +18,7 @@ from tasks.runtime.contract.spec import write_json
 WORKER_FILE = "worker.json"
 HEARTBEAT_FILE = "heartbeat"
 HEARTBEAT_LIMIT_S = 15.0
+BEAT_EVERY_S = 2.0
 
 
 def announce(folder: Path, pid: int | None = None) -> None:
@@ -34,12 +38,37 @@ def beat(folder: Path) -> None:
     (folder / HEARTBEAT_FILE).touch()
 
 
+@contextmanager
+def beating(folder: Path) -> Iterator[None]:
+    """Say so all through the block, whatever it does: fetching, hashing and uploading large artifacts take minutes too."""
+    ended = threading.Event()
+
+    def beat_until_ended() -> None:
+        while not ended.wait(BEAT_EVERY_S):
+            with suppress(OSError):  # the next one will do
+                beat(folder)
+
+    thread = threading.Thread(target=beat_until_ended, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def worker_process(folder: Path) -> psutil.Process | None:
     """The live worker process of the attempt, where it runs on this machine."""
     record = _record(folder)
     if record is None or record["host"] != socket.gethostname():
         return None
     return live_process(int(str(record["pid"])), float(str(record["created"])))
+
+
+def owner(folder: Path) -> tuple[str, int] | None:
+    """Host and process id of whoever announced itself in `folder`, alive or not; None where nobody did."""
+    record = _record(folder)
+    return (str(record["host"]), int(str(record["pid"]))) if record else None
 
 
 def live_process(pid: int, created: float) -> psutil.Process | None:

@@ -44,7 +44,7 @@ class Spec(_Record):
 
     `work` is the folder of the key (attempts, resume), `output` the staging folder that becomes the artifact,
     `first_attempt` the one that started from nothing: later ones resumed what it began, `secrets` the names of variables
-    that must be set.
+    that must be set. `store` and `store_address` are what `tasks.runtime.store.places.open_store` takes.
     """
 
     stage: str
@@ -59,6 +59,7 @@ class Spec(_Record):
     token: str
     producer: Producer
     store: Path
+    store_address: str | None = None
     work: Path
     output: Path
     resume: Path

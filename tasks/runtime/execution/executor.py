@@ -15,6 +15,12 @@ from tasks.runtime.keys.closure import PROJECT_ROOT
 # What a worker may inherit: settings of libraries, by name, so that no secret ever enters a job description. Which GPUs are seen is
 # none of them: Ray says that to every process it gives one, and would hand it this machine's choice instead.
 _INHERITED = (
+    "ALIGNFLOW_CACHE_GIB",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_PROFILE",
+    "AWS_REGION",
     "DS_ACCELERATOR",
     "HF_HOME",
     "HF_HUB_OFFLINE",

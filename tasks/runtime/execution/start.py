@@ -29,8 +29,9 @@ from tasks.runtime.execution.follow import Follow, Patience, stop, to_the_end
 from tasks.runtime.execution.followers import Follower, is_stopping
 from tasks.runtime.keys.closure import PROJECT_ROOT, Code
 from tasks.runtime.keys.stage_key import StageKey, stage_key
-from tasks.runtime.store.artifacts import Store, reference
+from tasks.runtime.store.base import ArtifactStore, reference
 from tasks.runtime.store.manifest import Manifest
+from tasks.runtime.store.places import store_of
 from tasks.runtime.store.records import record_key, record_outcome
 
 _ORPHAN_LIMIT_S = 10.0
@@ -48,9 +49,9 @@ class Runtime:
     code: Code = field(default_factory=Code)
 
     @property
-    def store(self) -> Store:
+    def store(self) -> ArtifactStore:
         """The artifact store of the home."""
-        return Store(self.home.store)
+        return store_of(self.home)
 
 
 def key_of(request: StageRequest, code: Code | None = None) -> StageKey:
@@ -247,6 +248,7 @@ class _Starter:
             token=attempt.token,
             producer=Producer(run=request.run, node=request.node, stage=stage.name, attempt=attempt.number, commit=git_commit()),
             store=self._runtime.store.root,
+            store_address=self._runtime.store.address,
             work=self._work.path,
             output=self._runtime.store.staging(stage.kind, self._key.key, attempt.number),
             resume=self._work.resume,

@@ -15,14 +15,14 @@ from pathlib import Path
 from data_processing.errors import ConfigError
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.keys.stage_key import StageKey, explain_difference
-from tasks.runtime.store.artifacts import Store, reference
+from tasks.runtime.store.base import ArtifactStore, reference
 from tasks.runtime.store.manifest import Adoption, Manifest
 
 # What of a key's description may differ.
 _MAY_DIFFER = ("code.", "user_code.", "libraries.")
 
 
-def adopt(store: Store, key: StageKey, old: Manifest, inputs: Mapping[str, Manifest]) -> ArtifactRef:
+def adopt(store: ArtifactStore, key: StageKey, old: Manifest, inputs: Mapping[str, Manifest]) -> ArtifactRef:
     """Publish the artifact of `old` under `key`; `inputs` are those of the new key, by name.
 
     Raises `ConfigError` where more differs than code and libraries. An input with another key will do where it was itself
@@ -34,9 +34,12 @@ def adopt(store: Store, key: StageKey, old: Manifest, inputs: Mapping[str, Manif
             f"adopt: {old.kind} {old.key[:12]} of {old.producer.run}/{old.producer.node} differs in more than code: "
             f"{'; '.join(blocking)}; only a change of code or of library versions can be taken over: run the node"
         )
+    folder = store.fetch(old.kind, old.key)
+    if folder is None:
+        raise ConfigError(f"adopt: {old.kind} {old.key[:12]} is no longer in the store; run the node")
     staging = store.staging(old.kind, key.key, 0)
     for entry in old.files:
-        _link(store.folder(old.kind, old.key) / entry.path, staging / entry.path)
+        _link(folder / entry.path, staging / entry.path)
     adoption = Adoption(key=old.key, changed=[line.partition(":")[0] for line in changed], at=time.time())
     refs = {name: reference(store, made) for name, made in inputs.items()}
     updates = {"key": key.key, "description": key.description, "inputs": refs, "adopted": adoption}

@@ -24,6 +24,7 @@ from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.contract.folders import lock_file, make_folder, open_as
 from tasks.runtime.contract.spec import write_record
 from tasks.runtime.keys.file_hashes import HashCache
+from tasks.runtime.store.base import reference
 from tasks.runtime.store.manifest import MANIFEST_FILE, FileEntry, Manifest, StoreError, content_hash, parse_manifest
 from tasks.runtime.store.tree import files_in, sync, sync_tree
 
@@ -33,6 +34,8 @@ _LOG = logging.getLogger("alignflow")
 
 class Store:
     """Finished artifacts below `root`. Safe to use from many processes at once, of several people too."""
+
+    address: str | None = None  # artifacts are nowhere else
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -76,18 +79,29 @@ class Store:
         """The folder of a verified artifact, or None; raises `LinkTargetMissingError` where files that it links to are away."""
         return self.folder(kind, key) if self._lookup(kind, key, full=False) else None
 
+    def fetch_file(self, kind: str, key: str, name: str) -> Path | None:
+        """A file of an artifact, where there is one of that name."""
+        path = self.folder(kind, key) / name
+        return path if path.is_file() else None
+
     def verify(self, kind: str, key: str, *, full: bool = False) -> list[str]:
         """What is wrong with the artifact, one line a problem; empty when it is whole or not there at all."""
         return self._examine(kind, key, full)[1]
 
-    def publish(self, staging: Path, manifest: Manifest) -> ArtifactRef:
-        """Make `staging` the artifact of the manifest's key, replacing one that is there. Durable when it returns."""
-        kind, key = manifest.kind, manifest.key
-        with self._answering(kind, key):
+    def prepare(self, staging: Path, manifest: Manifest) -> None:
+        """Make what is in `staging` durable, and as open as the store."""
+        with self._answering(manifest.kind, manifest.key):
             sync_tree(staging)
             write_record(staging / MANIFEST_FILE, manifest)
             open_as(staging, self.root)
             sync(staging)
+
+    def publish(self, staging: Path, manifest: Manifest, *, prepared: bool = False) -> ArtifactRef:
+        """Make `staging` the artifact of the manifest's key, replacing one that is there. Durable when it returns."""
+        if not prepared:
+            self.prepare(staging, manifest)
+        kind, key = manifest.kind, manifest.key
+        with self._answering(kind, key):
             final = make_folder(self.root, kind) / key
             replaced = f"replaced-{kind}-{key}-"
             with self._alone(kind, key):
@@ -209,17 +223,6 @@ class LinkTargetMissingError(StoreError):
 
 class StaleError(StoreError):
     """A network file system had handed out what another machine has replaced since."""
-
-
-def reference(store: Store, manifest: Manifest) -> ArtifactRef:
-    """The few hundred bytes that travel between stages in place of the artifact."""
-    return ArtifactRef(
-        kind=manifest.kind,
-        key=manifest.key,
-        uri=store.uri(manifest),
-        sha256=manifest.sha256,
-        producer=f"{manifest.producer.run}/{manifest.producer.node}",
-    )
 
 
 def _file_problem(path: Path, entry: FileEntry, hashes: HashCache) -> str | None:

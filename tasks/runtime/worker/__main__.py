@@ -25,13 +25,14 @@ from data_processing.settings import Settings
 from rlhf_core.events import EventLog
 from tasks.runtime.contract.context import Stage, StageContext
 from tasks.runtime.contract.failures import failure_of
-from tasks.runtime.contract.liveness import announce
+from tasks.runtime.contract.liveness import announce, beating
 from tasks.runtime.contract.registry import load_stage
 from tasks.runtime.contract.spec import ERROR_FILE, EVENTS_FILE, LOG_FILE, RESULT_FILE, Result, Spec, attempt_folder, write_record
 from tasks.runtime.execution.attempts import WorkFolder
 from tasks.runtime.execution.event_tail import EventTail
-from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.base import ArtifactStore
 from tasks.runtime.store.manifest import Manifest
+from tasks.runtime.store.places import open_store
 from tasks.runtime.worker.watch import StageWatch
 
 _EXIT_LIMIT_S = 60.0
@@ -68,10 +69,13 @@ def run(spec: Spec) -> Result:
     started = time.monotonic()
     _check_secrets(spec)
     stage: Stage[Any] = load_stage(spec.stage)
-    store = Store(spec.store)
+    store = open_store(spec.store, spec.store_address)
+    spec.output.mkdir(parents=True, exist_ok=True)  # on another machine than the flow's it may not be there
+    with beating(spec.folder):  # they may be fetched from far away
+        inputs = {name: _input_folder(store, name, spec) for name in spec.inputs}
     context = StageContext(
         config=_parse_config(stage, spec.config),
-        inputs={name: _input_folder(store, name, spec) for name in spec.inputs},
+        inputs=inputs,
         refs=spec.inputs,
         output=spec.output,
         resume=spec.resume,
@@ -103,17 +107,18 @@ def _parse_config(stage: Stage[Any], values: dict[str, Any]) -> Settings:
     return config
 
 
-def _input_folder(store: Store, name: str, spec: Spec) -> Path:
+def _input_folder(store: ArtifactStore, name: str, spec: Spec) -> Path:
     ref = spec.inputs[name]
-    if store.lookup(ref.kind, ref.key) is None:
+    folder = store.fetch(ref.kind, ref.key)
+    if folder is None:
         raise DataError(
             f"input '{name}' ({ref.kind} {ref.key[:12]}, made by {ref.producer}) is missing or was corrupt and has been set "
             "aside; run the pipeline again to make it anew"
         )
-    return store.folder(ref.kind, ref.key)
+    return folder
 
 
-def _publish(spec: Spec, store: Store, seconds: float) -> Result:
+def _publish(spec: Spec, store: ArtifactStore, seconds: float) -> Result:
     if not any(spec.output.iterdir()):
         raise RuntimeError(f"stage '{spec.stage}' returned but wrote nothing to its output")
     events = events_since(spec.work, spec.first_attempt, spec.attempt)
@@ -133,8 +138,9 @@ def _publish(spec: Spec, store: Store, seconds: float) -> Result:
         summary=summary,
         finished_at=time.time(),
     )
+    store.prepare(spec.output, manifest)  # may take minutes, in which others look at the key
     with WorkFolder(spec.work).owned_by(spec.token):
-        ref = store.publish(spec.output, manifest)
+        ref = store.publish(spec.output, manifest, prepared=True)
         result = Result(ref=ref, attempt=spec.attempt, seconds=seconds, summary=summary)
         write_record(spec.folder / RESULT_FILE, result)
     shutil.rmtree(spec.resume, ignore_errors=True)
