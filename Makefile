@@ -1,4 +1,4 @@
-# make demo | test | lint | shape | bench | venv      VENV=path names another place for the environment
+# make demo | test | fuzz | lint | shape | bench | venv      VENV=path names another place for the environment
 # CASE="C1 dpo" narrows make bench; results and docs/performance.md are written either way
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed-$(TARGET)
 PEER   := .venv-peer
 STUBS  := $(if $(filter cpu,$(TARGET)),$(wildcard deployments/lock/stubs/*/pyproject.toml))
 
-.PHONY: venv demo test lint shape bench
+.PHONY: venv demo test fuzz lint shape bench
 venv: $(STAMP)
 
 # CPU builds of torch come from the configured package index where it has them, else from PyTorch's own; never from both at once.
@@ -35,6 +35,10 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+# 10,000 random inputs; about 20 minutes on a core. make test has 500 of them.
+fuzz: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run_fuzz $(or $(COUNT),10000)
 
 lint: venv
 	$(BIN)/ruff check .

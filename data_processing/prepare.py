@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from data_processing.config import SPLITS, DataConfig, SourceKind, Split, TableSource
 from data_processing.errors import ConfigError, DataError
 from data_processing.keys import Hashes, TableKeys, prompt_key, prompt_of, row_key
+from data_processing.pace import Pace
 from data_processing.procedures.rows import SOURCE, procedures_rows
 from data_processing.schemas import TableName
 from data_processing.sources.found import file_fingerprint
-from data_processing.sources.rows import SourceRows
+from data_processing.sources.rows import SourceRow, SourceRows
 from data_processing.splits import Dropped, check_dropped, clashing, contradictions, duplicates, fill_splits, leaks, split_of
 from data_processing.staging import StagedTable, staged
 
@@ -33,19 +34,23 @@ Row = dict[str, Any]
 Generated = dict[tuple[TableName, Split], list[Row]]
 Filled = list[tuple[TableName, Split]]
 Counts = dict[TableName, dict[Split, int]]
+Tell = Callable[[int, int, str], None]  # how many of how many are done, and a line for people
+
+_LOOKED_EVERY_ROWS = 256
 
 
-def prepare(config: DataConfig, output: Path, seed: int) -> dict[str, Any]:
+def prepare(config: DataConfig, output: Path, seed: int, tell: Tell = lambda done, total, line: None) -> dict[str, Any]:
     """Write `<table>/<split>.parquet` for every table with rows, and `summary.json`; return the summary with previews.
 
-    Sources are read once, row by row. Raises `ConfigError` where a source is not there or nothing is to be prepared,
+    Sources are read once, row by row; `tell` hears now and then how far that is. Raises `ConfigError` where a source is not there or nothing is to be prepared,
     `DataError` for too many bad rows, duplicates, contradictions or leaks, or when no row is left.
     """
     sources = [SourceRows(table, source, place, config.max_bad_fraction) for place, table, source in _sources(config)]
     if not sources and config.procedures is None:
         raise ConfigError("data: procedures is null and no table has a source; set one of them")
     generated = {} if config.procedures is None else procedures_rows(config.procedures, seed)
-    tables = _staged(config, generated, sources, output)
+    tables = _staged(config, generated, sources, output, tell)
+    tell(100, 100, "comparing rows, and writing those that stay")
     keys = {name: table.keys for name, table in tables.items()}
     filled = fill_splits(keys, _prompts(generated), config.validation_fraction, config.test_fraction)
     dropped = _dropped(tables, keys)
@@ -62,7 +67,7 @@ def prepare(config: DataConfig, output: Path, seed: int) -> dict[str, Any]:
 
 
 def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
-    """Name, size and sha256 of every local file the config names, by source; Hugging Face datasets are named only."""
+    """Name, size and sha256 of every local file the config names, by source. Hugging Face datasets are told by their commit."""
     return [
         {"place": place, "files": file_fingerprint(source, f"{place}.path")}
         for place, _, source in _sources(config)
@@ -76,7 +81,9 @@ def _sources(config: DataConfig) -> Iterator[tuple[str, TableName, TableSource]]
             yield f"data.{table}[{i}]", table, source
 
 
-def _staged(config: DataConfig, generated: Generated, sources: list[SourceRows], output: Path) -> dict[TableName, StagedTable]:
+def _staged(
+    config: DataConfig, generated: Generated, sources: list[SourceRows], output: Path, tell: Tell
+) -> dict[TableName, StagedTable]:
     """All rows of all tables that have some, the built-in task's before those of the sources."""
     tables: dict[TableName, StagedTable] = {}
     for name in TABLES:
@@ -85,11 +92,22 @@ def _staged(config: DataConfig, generated: Generated, sources: list[SourceRows],
                 for number, row in enumerate(generated.get((name, split), []), 1):
                     tables[name].add(row, row_key(row), split, f"{SOURCE} {split} row", number)
             for rows in (rows for rows in sources if rows.table == name):
-                for row, key, raw in rows:
+                for row, key, raw in _told(rows, sources.index(rows), len(sources), tell):
                     _, _, prompt, _ = key
                     split = split_of(prompt, config.validation_fraction, config.test_fraction)
                     tables[name].add(row, key, split, raw.origin, raw.number)
     return tables
+
+
+def _told(rows: SourceRows, number: int, n_sources: int, tell: Tell) -> Iterator[SourceRow]:
+    """The rows of source `number` (from 0); once a second it is told how many there were, and how long the others still take."""
+    pace = Pace()
+    for row in rows:
+        if rows.n_read % _LOOKED_EVERY_ROWS == 0 and pace.is_due():
+            share = rows.read_share
+            line = f"{rows.place}: {rows.n_read:,} rows read" + (f" ({share:.0%} of it{pace.left(share, 1.0)})" if share else "")
+            tell(round(100 * (number + share) / n_sources), 100, line)
+        yield row
 
 
 def _prompts(generated: Generated) -> Hashes:
@@ -126,7 +144,11 @@ def _nothing_left(sources: list[SourceRows], dropped: dict[str, Dropped]) -> Dat
     """The error for tables without rows: why those that were read cannot be used, if any were."""
     reasons = [rows.why_none() for rows in sources if rows.n_bad]
     reasons += [f"{its.count} rows {key}: {its.lines[0]}" for key, its in zip(_TOLD, dropped.values(), strict=True) if its.count]
-    return DataError("no table has a row: " + ("\n".join(reasons) or "raise the row counts of data.procedures or add sources"))
+    if not reasons:
+        return DataError("no table has a row: raise the row counts of data.procedures or add sources")
+    return DataError(
+        "no table has a row: correct these rows, or rename their columns with the source's 'columns': " + "\n".join(reasons)
+    )
 
 
 def _warnings(summary: dict[str, Any], filled: Filled, n_clashing: int) -> Iterator[str]:

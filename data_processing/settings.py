@@ -12,7 +12,7 @@ class Settings(BaseModel):
     """A closed set of described fields. Unknown names are refused; instances are immutable."""
 
     # Forms show the names that files and `--set` take.
-    model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=lambda name, _: name)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, field_title_generator=lambda name, _: name)
 
     def result_fields(self) -> dict[str, Any]:
         """JSON-ready values of the fields that can change what a stage produces (all but those marked operational).

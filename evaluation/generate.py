@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from data_processing.pace import Pace
 from evaluation.job import Answer, EvaluationJob, Prompt
 from evaluation.row_reading import read_prompts
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.models.load import load_tokenizer
-from rlhf_core.rollout.base import Generation, Generator, Sampling
-from rlhf_core.rollout.choose import choose_engine, make_generator
+from rlhf_core.rollout.base import Generation, Generator, Sampling, Tell
+from rlhf_core.rollout.choose import choose_engine, fallback_note, make_generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +33,14 @@ def generate_answers(job: EvaluationJob) -> list[Answer]:
     renderer = Renderer(tokenizer, None)
     prompts = read_prompts(job, renderer)
     generator = _start(job, prompts)
+    for note in generator.notes:
+        job.events.warn_once(note)
+    job.events.metrics(0, generator.metrics)
     try:
-        return [answer for decoding in _decodings(job) for answer in _answers(job, generator, renderer, prompts, decoding)]
+        tell = _teller(job, len(prompts))
+        return [
+            answer for decoding in _decodings(job) for answer in _answers(job, generator, renderer, prompts, decoding, tell=tell)
+        ]
     finally:
         del generator
         _release_memory()
@@ -44,6 +51,8 @@ def _start(job: EvaluationJob, prompts: Sequence[Prompt]) -> Generator:
     longest = max(len(prompt.ids) for prompt in prompts)
     engine, reason = choose_engine(config.engine, job.model, config.gpus)
     job.events.progress(0, 1, f"generating with {engine.value} ({reason})")
+    for note in fallback_note(config.engine, engine, reason):
+        job.events.warn_once(note)
     return make_generator(
         engine,
         job.model,
@@ -64,8 +73,32 @@ def _decodings(job: EvaluationJob) -> Iterator[str]:
         yield "greedy"
 
 
+def _teller(job: EvaluationJob, n_prompts: int) -> Callable[[str], Tell]:
+    """What tells of a decoding's part of all answers, with the time that all of them still take."""
+    sampled = n_prompts * job.config.samples_per_prompt
+    total, pace = sampled + n_prompts * job.config.greedy, Pace()
+
+    def of(decoding: str) -> Tell:
+        start, count = (sampled, n_prompts) if decoding == "greedy" else (0, sampled)
+
+        def tell(share: float) -> None:
+            if pace.is_due():
+                done = start + share * count
+                job.events.progress(int(done), total, f"generating answers: {int(done)} of {total}{pace.left(done, total)}")
+
+        return tell
+
+    return of
+
+
 def _answers(
-    job: EvaluationJob, generator: Generator, renderer: Renderer, prompts: Sequence[Prompt], decoding: str
+    job: EvaluationJob,
+    generator: Generator,
+    renderer: Renderer,
+    prompts: Sequence[Prompt],
+    decoding: str,
+    *,
+    tell: Callable[[str], Tell],
 ) -> Iterator[Answer]:
     greedy = decoding == "greedy"
     sampling = Sampling(
@@ -75,7 +108,7 @@ def _answers(
         greedy=greedy,
         stop_ids=tuple(renderer.stop_ids),
     )
-    groups = generator.generate([prompt.ids for prompt in prompts], sampling, job.seed)
+    groups = generator.generate([prompt.ids for prompt in prompts], sampling, job.seed, tell(decoding))
     for prompt, group in zip(prompts, groups, strict=True):
         for sample, generation in enumerate(group):
             yield _answer(prompt, decoding, sample, generation, renderer.tokenizer)

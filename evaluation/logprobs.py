@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from data_processing.errors import ConfigError
+from data_processing.pace import Pace
 from evaluation.job import EvaluationJob
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
@@ -32,12 +33,27 @@ def token_logprobs(job: EvaluationJob, model: Path, rows: Sequence[TokenRow], te
     layouts = module.layouts
     for note in layouts.notes:
         job.events.warn_once(note)
-    for indices in plan_rows(rows, config.micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)[0]:
+    job.events.metrics(0, layouts.metrics)
+    [plan] = plan_rows(rows, config.micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
+    tell = teller(job, "log-probs")
+    for done, indices in enumerate(plan):
+        tell(done, len(plan))
         part = [rows[i] for i in indices]
         batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(device)
         logprobs, _ = module(batch, temperature=temperature)
         found.update({i: logprobs[k, : rows[i].n_targets].cpu() for k, i in enumerate(indices)})
     return [found[i] for i in range(len(rows))]
+
+
+def teller(job: EvaluationJob, what: str) -> Callable[[int, int], None]:
+    """What tells people, once a second, how many micro-batches are done, and how long the others still take."""
+    pace = Pace()
+
+    def tell(done: int, total: int) -> None:
+        if pace.is_due():
+            job.events.progress(done, total, f"{what}: micro-batch {done} of {total}{pace.left(done, total)}")
+
+    return tell
 
 
 def check_same_tokens(model: Path, base: Path) -> None:

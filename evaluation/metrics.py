@@ -15,7 +15,7 @@ from data_processing.procedures.policy import is_policy
 from evaluation.config import Metric
 from evaluation.faults import procedure_faults
 from evaluation.job import Answer, EvaluationJob
-from evaluation.logprobs import check_same_tokens, token_logprobs
+from evaluation.logprobs import check_same_tokens, teller, token_logprobs
 from evaluation.row_reading import read_held_out
 from evaluation.scores import Measure, Score
 from rlhf_core.config import Packing
@@ -77,7 +77,7 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
         job.events.warn_once(note)
     # Answers to one prompt after the other, so that it is computed once for them.
     ordered = sorted(answers, key=lambda answer: answer.prompt.id)
-    values = scorer.score([answer.to_scored_response() for answer in ordered])
+    values = scorer.score([answer.to_scored_response() for answer in ordered], teller(job, "reward model scores"))
     return [Score(answer.id, REWARD, value) for answer, value in zip(ordered, values, strict=True)]
 
 

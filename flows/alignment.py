@@ -19,9 +19,10 @@ from pydantic import JsonValue
 from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig, EvaluateConfig
-from flows.graph.build import build_graph
+from flows.graph.build import build_graph, pinned
 from flows.graph.plan import make_plan
 from flows.graph.selection import select
+from flows.running.code import frozen_code
 from flows.running.pipeline import run_pipeline
 from flows.services.run_processes import serves_one_run
 from flows.services.told_later import server_name
@@ -139,8 +140,10 @@ async def align(
         )
     below = {name: value for name, value in deployed.items() if name in sections}
     config = resolve(preset, sections, overrides, pipeline=pipeline, below=below, home_presets=home.presets)
-    selection = select(build_graph(config), from_stage, until_stage, force)
-    return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect(home), preset=preset)
+    selection = select(pinned(build_graph(config)), from_stage, until_stage, force)
+    code = frozen_code(config, selection.graph, home)
+    plan = make_plan(config, selection, home, code)
+    return await run_pipeline(config, selection, plan, home, InPrefect(home), preset=preset, code=code)
 
 
 async def _of_deployment() -> dict[str, Any]:

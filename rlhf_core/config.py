@@ -353,7 +353,6 @@ class OnlineConfig(TrainingConfig):
     )
     correction_low: float = Field(0.0, ge=0.0, lt=1.0, description="Lower bound of the correction's weights")
     correction_high: float = Field(2.0, gt=1.0, description="Upper bound of the correction's weights")
-    placement_timeout_s: float = operational(120.0, "Seconds to wait for the placement group", gt=0)
     max_truncated_fraction: float = Field(
         0.95, gt=0.0, le=1.0, description="Share of responses cut at max_new_tokens, three rounds in a row, that stops the run"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ from tasks.runtime.keys.file_hashes import HashCache
 
 if TYPE_CHECKING:
     from rlhf_core.models.gate import Examined
+
+
+_BESIDE_TOKENIZERS = ("added_tokens.json", "special_tokens_map.json", "chat_template.json")
 
 
 def run(context: StageContext[BaseModelConfig]) -> None:
@@ -56,7 +60,10 @@ def _write_mended(seen: Examined, folder: Path, output: Path) -> None:
             (output / path.name).unlink()
         convert_bin(weights, output)
     if seen.tokenizer_changed:
-        # Written into the model, so that whoever loads what is trained from it renders as training did.
+        # Written into the model, so that whoever loads what is trained from it renders as training did. What earlier versions
+        # kept beside a tokenizer would be put on top of it again.
+        for name in _BESIDE_TOKENIZERS:
+            (output / name).unlink(missing_ok=True)
         _replace(output, seen.tokenizer.save_pretrained)
     if seen.config:
         changed = {**read_config(folder), **seen.config}
@@ -94,9 +101,10 @@ def _files(config: BaseModelConfig) -> Any:
     if not folder.is_dir() and config.path in NAMES:
         return made_of(config.path)
     folder = source_folder(config).resolve()
-    hashes = HashCache(Home.open().models / "hashes.json", trust=True)
+    hashes = HashCache(Home.open(to_read=True).models / "hashes.json", trust=True)
     files = {path.name: hashes.sha256(str(path), path) for path in model_files(folder)}
-    hashes.save()
+    with suppress(OSError):  # in a home that is only looked at they are hashed every time
+        hashes.save()
     return files
 
 

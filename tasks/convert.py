@@ -8,13 +8,17 @@ from tasks.runtime.contract.context import Input, Stage, StageContext
 
 def run(context: StageContext[ConvertConfig]) -> None:
     """Convert the checkpoint against the model its training started from; the model card carries the lineage."""
-    from rlhf_core.models.convert import convert_checkpoint
+    from rlhf_core.models.convert import STEPS, convert_checkpoint
 
-    context.events.progress(0, 1, "merging and writing weights")
+    def tell(step: str) -> None:
+        context.events.progress(STEPS.index(step), len(STEPS), step)
+
     lineage = {name: ref.model_dump(exclude={"uri"}) for name, ref in context.refs.items()}
-    facts = convert_checkpoint(context.inputs["checkpoint"], context.inputs["base"], context.output, context.config, lineage)
+    facts = convert_checkpoint(
+        context.inputs["checkpoint"], context.inputs["base"], context.output, context.config, lineage, tell=tell
+    )
     context.events.summary(facts)
-    context.events.progress(1, 1, "model folder written and checked against the model in memory")
+    context.events.progress(len(STEPS), len(STEPS), "model folder written and checked against the model in memory")
 
 
 STAGE = Stage(

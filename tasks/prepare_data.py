@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from data_processing.config import DataConfig
 from data_processing.prepare import fingerprint, prepare
+from data_processing.profile import add_profile, near_copies
 from tasks.runtime.contract.context import Stage, StageContext
 
 
 def run(context: StageContext[DataConfig]) -> None:
-    """Write the `data` artifact and report its summary."""
-    summary = prepare(context.config, context.output, context.seed)
-    for warning in summary["warnings"]:
+    """Write the `data` artifact and report its summary, with what its rows are like."""
+    summary = prepare(context.config, context.output, context.seed, context.events.progress)
+    context.events.progress(100, 100, "looking at the rows: lengths, scripts, near-duplicates")
+    profile = add_profile(context.output)
+    for warning in (*summary["warnings"], *near_copies(profile)):
         context.events.warn(warning)
-    context.events.summary(summary)
+    context.events.summary({**summary, "profile": profile})
 
 
 STAGE = Stage(

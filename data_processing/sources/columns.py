@@ -40,12 +40,17 @@ def row_tools(values: Row) -> list[dict[str, Any]]:
 
 
 def extra_columns(values: Row, shape: Shape, record: Record) -> Row:
-    """The columns of a prompt's row that are neither its prompt nor its label; and the answer of a whole conversation."""
+    """The columns of a prompt's row that are neither its prompt nor its label; and the answer of a whole conversation.
+
+    That is `response`, or `last_answer` where the row has a column of that name.
+    """
     _, label = _found_label(values)
     used = {"id", *_TOOLS, *BEFORE, *(shape.uses - shape.answers)}
     taken = used if label in (None, "reward_model") else used | {label}
-    answer = {} if shape.answers or record.response is None else {"response": record.response}
-    return answer | {name: value for name, value in values.items() if value is not None and name not in taken}
+    extra = {name: value for name, value in values.items() if value is not None and name not in taken}
+    if not shape.answers and record.response is not None:
+        extra["response" if extra.get("response") in (None, "") else "last_answer"] = record.response
+    return extra
 
 
 def json_text(value: Any, column: str) -> str:

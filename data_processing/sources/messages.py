@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from data_processing.sources.turn import KNOWN_KEYS, BadRow, kind, plain_turn, turn
+from data_processing.sources.turn import KNOWN_KEYS, BadRow, kind, plain_turn, turn, unknown_inside
 from data_processing.turns import PLAIN_KEYS, Message
 
 _TRANSCRIPT_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -60,8 +60,16 @@ def text(value: Any, column: str) -> str:
 def unknown_keys(value: Any) -> set[str]:
     """The keys of a cell's messages that nothing here makes use of."""
     items = json_messages(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
-    rich = (item for item in items if isinstance(item, dict) and len(item) > PLAIN_KEYS)
-    return {key for item in rich for key in item.keys() - KNOWN_KEYS if item[key] not in (None, [], {}, "")}
+    found = set[str]()
+    for item in items:
+        if not isinstance(item, dict):
+            continue
+        if len(item) > PLAIN_KEYS:
+            known = KNOWN_KEYS - ({"from", "value"} if "role" in item else {"role", "content"})
+            found |= {key for key in item.keys() - known if item[key] not in (None, [], {}, "")}
+        if isinstance(item.get("content"), list) or item.get("tool_calls"):
+            found |= unknown_inside(item)
+    return found
 
 
 def _objects(value: Any) -> list[Any]:

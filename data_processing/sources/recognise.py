@@ -236,7 +236,10 @@ _PAIRS = (
         _shape(_pair_beside(name), {name, "chosen", "rejected"}, None, {"chosen", "rejected"})
         for name in ("conversations", "messages")
     ),
-    _shape(_preference, {"chosen", "rejected"}, {"prompt", "question"}, {"chosen", "rejected"}),
+    *(
+        _shape(_preference, {*asked, "chosen", "rejected"}, None, {"chosen", "rejected"})
+        for asked in (("prompt",), ("question",), ())
+    ),
     _shape(
         _pair_of_conversations, {"chosen_messages", "rejected_messages"}, {"prompt"}, {"chosen_messages", "rejected_messages"}
     ),

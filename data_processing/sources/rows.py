@@ -12,7 +12,7 @@ from data_processing.errors import DataError
 from data_processing.keys import RowKey, source_row_key
 from data_processing.schemas import TableName
 from data_processing.sources.columns import OWN_COLUMNS, ROW_BUILDERS, extra_columns, json_text, row_tools
-from data_processing.sources.files import RawRow, read_files
+from data_processing.sources.files import Position, RawRow, read_files
 from data_processing.sources.found import found_files
 from data_processing.sources.hub import read_hub
 from data_processing.sources.messages import unknown_keys
@@ -41,9 +41,10 @@ class SourceRows:
         self.n_read = 0
         self.n_bad = 0
         self.bad: list[dict[str, str]] = []
+        self._position = Position([])
         self._unused: set[str] = set()
         self._passed_over: list[str] = []
-        self._source, self._place, self._max_bad_fraction = source, place, max_bad_fraction
+        self._source, self.place, self._max_bad_fraction = source, place, max_bad_fraction
 
     def __iter__(self) -> Iterator[SourceRow]:
         for raw in islice(self._raw_rows(), self._source.max_rows):
@@ -51,7 +52,11 @@ class SourceRows:
             try:
                 row, key = self._row(raw)
             except BadRow as error:
-                self._note(raw, error)
+                self._note(raw, str(error))
+            except MemoryError:
+                raise
+            except Exception as error:  # a row that nobody thought of is refused as any other is
+                self._note(raw, f"could not be read as a row: {type(error).__name__}: {error}")
             else:
                 yield row, key, raw
         self._check()
@@ -60,7 +65,12 @@ class SourceRows:
     def notes(self) -> list[str]:
         """A line on the columns that were not used, and one on the files that are no data, if there are any."""
         told = {"columns that were not used": sorted(self._unused), "passed over": self._passed_over}
-        return [f"{self._place}: {what}: {_listed(names)}" for what, names in told.items() if names]
+        return [f"{self.place}: {what}: {_listed(names)}" for what, names in told.items() if names]
+
+    @property
+    def read_share(self) -> float:
+        """How much of its files has been read, from 0 to 1; 0 where there are none, as of a hub. While it is iterated over."""
+        return self._position.read / self._position.total if self._position.total else 0.0
 
     def why_none(self) -> str:
         """What was read and why none of it could be used, for messages."""
@@ -117,28 +127,29 @@ class SourceRows:
             row["source"] = path if self._source.kind is SourceKind.huggingface else Path(path).name
         return row, key
 
-    def _note(self, raw: RawRow, error: BadRow) -> None:
+    def _note(self, raw: RawRow, reason: str) -> None:
         self.n_bad += 1
         if len(self.bad) < LISTED_BAD_ROWS:
             where = f"{raw.origin} {raw.number}"
-            self.bad.append({"table": self.table, "source": self._source.path, "row": where, "reason": str(error)})
+            self.bad.append({"table": self.table, "source": self._source.path, "row": where, "reason": reason})
 
     def _check(self) -> None:
         if not self.n_read:
-            raise DataError(f"{self._place}: source '{self._source.path}' has no rows; check the file, or remove the source")
+            raise DataError(f"{self.place}: source '{self._source.path}' has no rows; check the file, or remove the source")
         if self.n_bad > self._max_bad_fraction * self.n_read:
             listed = "".join(f"\n  {bad['row']}: {bad['reason']}" for bad in self.bad)
             raise DataError(
-                f"{self._place}: {self.n_bad} of {self.n_read} rows of '{self._source.path}' cannot be used, more than "
+                f"{self.place}: {self.n_bad} of {self.n_read} rows of '{self._source.path}' cannot be used, more than "
                 f"data.max_bad_fraction={self._max_bad_fraction}; correct them or raise the limit. The first of them:{listed}"
             )
 
     def _raw_rows(self) -> Iterator[RawRow]:
         if self._source.kind is SourceKind.huggingface:
-            return read_hub(self._source, f"{self._place}.path")
-        found = found_files(self._source, f"{self._place}.path")
+            return read_hub(self._source, f"{self.place}.path")
+        found = found_files(self._source, f"{self.place}.path")
         self._passed_over = found.passed_over
-        return read_files(found.files)
+        self._position = Position(found.files)
+        return read_files(found.files, self._position)
 
 
 def _listed(names: list[str]) -> str:

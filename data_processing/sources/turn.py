@@ -55,7 +55,30 @@ MEDIA = frozenset(
         "webm",
     ]
 )
+# Keys of a part of a content, of a call, and of the function that it calls.
+_PART_KEYS = frozenset({"type", "text", "value", "reasoning", "thinking", "tool_call", "id", *MEDIA})
+_CALL_KEYS = frozenset({"id", "type", "function", "index", "name", "arguments"})
+_FUNCTION_KEYS = frozenset({"name", "arguments", "id", "type"})
 KNOWN_KEYS = frozenset({"role", "from", "content", "value", "function_call", *KEPT, *_REASONING, *_WEIGHTS, *MEDIA})
+
+
+def unknown_inside(item: dict[str, Any]) -> set[str]:
+    """Keys of a message's parts and calls that nothing here makes use of, with their place in it."""
+    parts, calls = (value if isinstance(value := item.get(key), list) else [] for key in ("content", "tool_calls"))
+    functions = [call.get("function") for call in calls if isinstance(call, dict)]
+    inside = (
+        ("content[]", parts, _PART_KEYS),
+        ("tool_calls[]", calls, _CALL_KEYS),
+        ("tool_calls[].function", functions, _FUNCTION_KEYS),
+    )
+    return {
+        f"{place}.{key}"
+        for place, objects, known in inside
+        for each in objects
+        if isinstance(each, dict)
+        for key in each.keys() - known
+        if each[key] not in (None, [], {}, "")
+    }
 
 
 def plain_turn(role: str, content: Any, place: str) -> Message:
@@ -95,11 +118,13 @@ def _rich_turn(item: dict[str, Any], name: str, said: Any, place: str, content_p
     if name == "function_call":
         calls, said = _calls_in(said, content_place), ""
     thoughts = [item[key] for key in _REASONING if item.get(key)]
+    if wrong := next((thought for thought in thoughts if not isinstance(thought, str)), None):
+        raise BadRow(f"the reasoning of '{place}' is {kind(wrong)}, expected text")
     if isinstance(said, list):
         said = _joined(said, content_place, thoughts, calls)
     if calls:
         keys["tool_calls"] = [_call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(calls)]
-    if thoughts := [thought for thought in thoughts if thought not in (said or "")]:
+    if thoughts := [thought for thought in thoughts if not (isinstance(said, str) and thought in said)]:
         keys["reasoning_content"] = _one_text(thoughts, place)
     if not _learnt(item, role, place):
         keys["weight"] = 0
@@ -118,7 +143,7 @@ def _joined(parts: list[Any], place: str, thoughts: list[Any], calls: list[Any])
     for i, part in enumerate(parts):
         of_kind = "text" if isinstance(part, str) else part.get("type") if isinstance(part, dict) else None
         value = part if isinstance(part, str) else _value(part, of_kind) if isinstance(part, dict) else None
-        if of_kind in MEDIA:
+        if isinstance(of_kind, str) and of_kind in MEDIA:
             raise BadRow(f"'{place}[{i}]' is an image, audio or video: the models here read text only; remove the row")
         if of_kind == "tool_call":
             calls += _calls_in(value, f"{place}[{i}]")
@@ -197,15 +222,11 @@ def _json(value: Any, place: str) -> Any:
     return value
 
 
-def _one_text(thoughts: list[Any], place: str) -> str:
+def _one_text(thoughts: list[str], place: str) -> str:
     """The reasoning, which may stand under several names, but only once."""
-    for thought in thoughts:
-        if not isinstance(thought, str):
-            raise BadRow(f"the reasoning of '{place}' is {kind(thought)}, expected text")
     if len(set(thoughts)) > 1:
         raise BadRow(f"'{place}' has two different reasonings ({', '.join(_REASONING)})")
-    text: str = thoughts[0]
-    return text
+    return thoughts[0]
 
 
 def _learnt(item: dict[str, Any], role: str, place: str) -> bool:

@@ -46,7 +46,17 @@ def gather(run: Path) -> ReportData:
         [Timing(record["node"], record["seconds"] or 0.0, bool(record["cached"])) for record in done],
         title=run.name,
         pages=_pages(run / "status.json"),
+        data={record["node"]: summary for record in done if (summary := _data_summary(record))},
     )
+
+
+def _data_summary(record: Record) -> Mapping[str, Any] | None:
+    """What a data artifact says of its tables; None for other artifacts, and for data that say nothing."""
+    path = _folder(record) / "summary.json"
+    if record["ref"]["kind"] != "data" or not path.is_file():
+        return None
+    summary: Mapping[str, Any] = read_json(path)
+    return summary if "rows" in summary else None
 
 
 def _pages(status: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ class History:
 
     @cached_property
     def _newest_first(self) -> list[str]:
-        began = {folder.name: began_at(folder) for folder in self._home.runs.iterdir() if folder.is_dir()}
+        began = {folder.name: began_at(folder) for folder in self._home.runs.glob("*") if folder.is_dir()}
         return sorted(began, key=lambda run: began[run], reverse=True)
 
     def _nodes_of(self, run: str) -> frozenset[str]:

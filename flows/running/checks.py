@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from flows.graph.nodes import Node, ancestors
-from flows.graph.plan import Plan, has_work
+from flows.graph.plan import Plan, has_work, reserves
 from flows.running.check_rewards import check_rewards
 from flows.running.check_servers import check_servers, check_tracking_address
-from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_tables
+from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_room, check_tables
+from flows.running.cluster import capacity_of_cluster
 from flows.settings.config import PipelineConfig
 from rlhf_core.config import BaseModelConfig, OnlineConfig, OnlineMethod, RewardModelConfig
+from tasks.runtime.contract.config import ExecutorKind
 from tasks.runtime.contract.disk import check_free_disk
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.spec import write_json
@@ -24,6 +28,8 @@ def check_before_start(config: PipelineConfig, plan: Plan, home: Home) -> None:
         return
     check_what_runs(config, plan, home)
     check_servers(config, home)
+    if config.runtime.executor is ExecutorKind.ray and (address := os.environ.get("RAY_ADDRESS")) and reserves(plan):
+        check_room(plan, capacity_of_cluster(address, home))
 
 
 def check_what_runs(config: PipelineConfig, plan: Plan, home: Home) -> None:
@@ -69,7 +75,8 @@ class _Passed:
 
     def add(self, key: str, scores: bool) -> None:
         """Remember it; true where scorers can be made of it."""
-        write_json(self._place, self._read() | {key: scores})
+        with suppress(OSError):  # in a home that is only looked at it is examined every time
+            write_json(self._place, self._read() | {key: scores})
 
     def _read(self) -> dict[str, bool]:
         try:

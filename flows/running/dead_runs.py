@@ -42,7 +42,12 @@ def close_dead_runs(home: Home) -> list[str]:
 
 
 def look_after(home: Home, *, also_unsent: bool = False) -> list[str]:
-    """Close dead runs and have servers told how runs ended, by a process of its own; `also_unsent`: of all that waits."""
+    """Close dead runs and have servers told how runs ended, by a process of its own; `also_unsent`: of all that waits.
+
+    In a home that can only be read nothing is done.
+    """
+    if not home.writable:
+        return []
     closed = close_dead_runs(home)
     for name in closed:
         LOG.warning("run %s was gone without an end; it is closed as %s", name, read_facts(home.runs / name)["status"])

@@ -120,7 +120,7 @@ def overhead_s(began: float, ended: float, nodes: Mapping[str, NodeTimes]) -> fl
 
 def find_run(home: Home, name: str) -> RunFolder:
     """The run called `name`, or the newest for `latest`; `ConfigError` with the nearest names otherwise."""
-    folders = sorted((f for f in home.runs.iterdir() if (f / STATUS_FILE).is_file()), key=began_at)
+    folders = sorted((f for f in home.runs.glob("*") if (f / STATUS_FILE).is_file()), key=began_at)
     known = [folder.name for folder in folders]
     if name == "latest" and known:
         return RunFolder(home, known[-1])

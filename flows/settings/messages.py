@@ -22,6 +22,8 @@ def _line(finding: Any, model: type[BaseModel]) -> str:
         hint = did_you_mean(str(finding["loc"][-1]), known)
         allowed = f"allowed are {', '.join(known)}" if known else "no such field"
         return f"{path}: unknown field; {hint}{allowed}"
+    if finding["type"] == "missing":
+        return f"{path}: is missing; give it"
     reason = finding["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if isinstance(finding["input"], (dict, BaseModel)):
         return f"{path}: {reason}" if path else reason

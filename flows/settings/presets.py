@@ -80,7 +80,7 @@ def read_values(path: Path) -> Values:
     except FileNotFoundError as error:
         raise ConfigError(f"config: no file at {path}; give the path of a YAML file with sections like 'online:'") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config: {path} is not readable YAML: {error}") from error
+        raise ConfigError(f"config: {path} is not readable YAML: {_line(error)}; correct it") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -118,6 +118,10 @@ def _path_of(name: str, home_presets: Path | None, beside: Path | None) -> Path:
     raise ConfigError(
         f"preset: got '{name}'; {did_you_mean(name, list(known))}allowed are {', '.join(known)}{where}, or the path of a YAML file"
     )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _first_line(path: Path) -> str:

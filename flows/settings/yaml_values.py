@@ -13,7 +13,10 @@ def parse_yaml(text: str) -> Any:
 
     A date stays the text that it is, as the Prefect form sends it. Raises `yaml.YAMLError`, also for a key that stands twice.
     """
-    return _unshared(yaml.load(text, _Loader))
+    try:
+        return _unshared(yaml.load(text, _Loader))
+    except RecursionError:
+        raise yaml.YAMLError("it holds itself, or is nested too deeply; write it out") from None
 
 
 def _unshared(value: Any) -> Any:

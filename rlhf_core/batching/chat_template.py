@@ -49,7 +49,9 @@ class ChatTemplate:
             self._heading = self._missing_heading()
             self._unanswered = self._unanswered_opening()
         except DataError as error:
-            raise ConfigError(f"chat_template fails on one question and answer: {error}") from error
+            raise ConfigError(
+                f"chat_template fails on one question and answer: {error}; correct it, or give another in model.chat_template"
+            ) from error
 
     def given(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages with reasoning where this template looks for it."""
@@ -146,7 +148,10 @@ class ChatTemplate:
         try:
             return self._applied(self._template, plain, add_generation_prompt, tools)
         except TemplateError as error:
-            raise DataError(f"the chat template refuses a conversation with roles {_roles(messages)}: {error}") from error
+            raise DataError(
+                f"the chat template refuses a conversation with roles {_roles(messages)}: {error}; change the row, or give another "
+                "template in model.chat_template"
+            ) from error
         except Exception as error:  # what a faulty expression raises: a TypeError, a KeyError, anything
             raise ConfigError(
                 f"chat_template fails on a conversation with roles {_roles(messages)}: {type(error).__name__}: {error}; correct it, "

@@ -34,6 +34,13 @@ def render_rows(
                     f"{len(refused)} of the first {number + 1} of {len(rows)} rows cannot be used, more than "
                     f"max_dropped_fraction={max_refused_fraction} allows: {named(refused)}"
                 ) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # what nobody has thought of would fail again: it is the row's, or the template's
+            raise DataError(
+                f"{where}: rendering it failed: {type(error).__name__}: {error}; change the row, or give another template in "
+                "model.chat_template"
+            ) from error
     return rendered, refused
 
 

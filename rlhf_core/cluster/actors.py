@@ -128,6 +128,11 @@ class ScoringWorker:
         self.module = PolicyModule(lm.to(self.device), setup.engine.packing).eval().requires_grad_(False)
         return self.module.layouts.notes
 
+    def layouts(self) -> dict[str, float]:
+        """How its batches are laid out, as metrics."""
+        metrics: dict[str, float] = self.module.layouts.metrics
+        return metrics
+
     def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
         """`forward` on this process's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of others.
 

@@ -30,6 +30,15 @@ class RolloutSetup:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampler:
+    """The engine that runs and why, lines for people on what it does slowly, and the same as metrics."""
+
+    engine: str
+    notes: tuple[str, ...]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """Responses, a group a prompt, and how long drawing them took."""
 
@@ -42,9 +51,9 @@ class RolloutWorker:
 
     generator: Generator
 
-    def setup(self, setup: RolloutSetup) -> str:
-        """Start the engine; returns its name and why it was chosen."""
-        from rlhf_core.rollout.choose import choose_engine, make_generator
+    def setup(self, setup: RolloutSetup) -> Sampler:
+        """Start the engine."""
+        from rlhf_core.rollout.choose import choose_engine, fallback_note, make_generator
 
         chosen, reason = choose_engine(setup.engine, setup.model, setup.gpus)
         self.generator = make_generator(
@@ -59,7 +68,8 @@ class RolloutWorker:
             trust_remote_code=setup.trust_remote_code,
             gpus=setup.gpus,
         )
-        return f"{self.generator.name} ({reason})"
+        notes = (*fallback_note(setup.engine, chosen, reason), *self.generator.notes)
+        return Sampler(f"{self.generator.name} ({reason})", notes, dict(self.generator.metrics))
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Sampled:
         """As `Generator.generate`."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,39 @@ GIB = 1 << 30
 _OPTIMIZER, _FLAT = "optimizer_state_dict", "single_partition_of_fp32_groups"
 
 
+# What is done, in order: the lines that people wait in front of.
+STEPS = (
+    "loading the model that training started from",
+    "merging what was trained into it",
+    "writing the weights",
+    "loading what was written, to compare it",
+    "generating with it",
+)
+
+
 def convert_checkpoint(
-    checkpoint: Path, base: Path, output: Path, config: ConvertConfig, lineage: dict[str, Any]
+    checkpoint: Path,
+    base: Path,
+    output: Path,
+    config: ConvertConfig,
+    lineage: dict[str, Any],
+    *,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write the model of `checkpoint` (trained from the folder `base`) to `output`; returns facts about it.
 
-    Weights are merged in fp32 and rounded once. Raises `ConfigError` where checkpoint and base do not fit, and where the
-    written folder does not give exactly the outputs of the model in memory, or cannot be generated with.
+    `tell` is called with each of `STEPS` as it begins. Weights are merged in fp32 and rounded once. Raises `ConfigError` where
+    checkpoint and base do not fit, and where the written folder does not give exactly the outputs of the model in memory, or cannot
+    be generated with.
     """
     policy = read_policy(checkpoint)
-    load = partial(_loaded, base, policy, new_head=policy.head == "score")
-    model = merged_model(policy, _trained_tensors(checkpoint).items(), load("fp32"), load(config.dtype))
+    loading, merging, writing, comparing, generating = STEPS
+    tell(loading)
+    fp32, target = (_loaded(base, policy, dtype, new_head=policy.head == "score") for dtype in ("fp32", config.dtype))
+    tell(merging)
+    model = merged_model(policy, _trained_tensors(checkpoint).items(), fp32, target)
+    del fp32, target
+    tell(writing)
     publish(model, policy, base, checkpoint, output, max_shard_size=round(config.max_shard_gib * GIB))
     facts = {
         "architecture": policy.architecture,
@@ -45,9 +66,11 @@ def convert_checkpoint(
         "dtype": config.dtype,
     }
     (output / "README.md").write_text(_model_card(facts, policy, lineage, is_own_scorer(model)), encoding="utf-8")
+    tell(comparing)
     reloaded = _loaded(output, policy, config.dtype, new_head=False)
     _check_reloaded(model, reloaded, output)
     if policy.head == "lm":
+        tell(generating)
         facts["generated_tokens"] = _check_generates(reloaded, output)
     return facts
 

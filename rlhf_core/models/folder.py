@@ -40,9 +40,10 @@ def check_loadable(path: Path, trust_remote_code: bool) -> None:
             "files if the weights have it merged in; else merge it (peft: merge_and_unload) and save the result"
         )
     read_weight_files(path)
-    if "auto_map" in config and not trust_remote_code:
+    if (brought := config.get("auto_map")) and not trust_remote_code:
+        names = ", ".join(sorted(brought)) if isinstance(brought, dict) else brought
         raise ConfigError(
-            f"model folder {path} brings its own Python code ({', '.join(sorted(config['auto_map']))}) and trust_remote_code is "
+            f"model folder {path} brings its own Python code ({names}) and trust_remote_code is "
             "false: read that code, then set model.trust_remote_code to true, or choose a model that transformers knows"
         )
 

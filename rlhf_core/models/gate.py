@@ -7,6 +7,7 @@ anything starts, the `base_model` stage makes it again and writes what it has me
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_processing.errors import ConfigError
+from data_processing.errors import AlignflowError, ConfigError, DataError
 from rlhf_core.batching.chat_templates import read_template
 from rlhf_core.batching.rendering import Rendering, read_rendering, uses_date
 from rlhf_core.batching.templates import Renderer
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
 # What older versions of transformers saved beside the weights: numbers that every model of the kind has.
 _CONSTANTS = (".masked_bias",)
+# What torch says of a layer whose inputs and weights do not go together.
+_SHAPES_CLASH = re.compile(
+    "match the size|cannot be multiplied|invalid for input of size|size mismatch|Expected size|broadcast|step sign"
+)
+_PROBE_TOKENS = 8
 _PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
 
 
@@ -83,15 +89,18 @@ def examine(folder: Path, settings: BaseModelConfig, *, scores: bool = False) ->
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
     except Exception as error:  # impossible values raise anything
-        raise ConfigError(f"model folder {folder}: config.json cannot be used: {_line(error)}") from error
+        raise ConfigError(
+            f"model folder {folder}: config.json cannot be used: {_line(error)}; correct it, or copy it again"
+        ) from error
     _check_plain(folder, config)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     ids, notes = _sane_ids(config, tokenizer)
     rows, said = _compared(folder, config, weights, trust)
     if scores:
         _check_scores(folder, config, trust)
-    kept, lost = _with_rows(tokenizer, rows, settings)
-    rendering, renderer = _rendering(folder, kept, settings)
+    with _working_tokenizer(folder):
+        kept, lost = _with_rows(tokenizer, rows, settings)
+        rendering, renderer = _rendering(folder, kept, settings)
     generation, mended = valid_generation(folder, rows)
     changed = kept is not tokenizer or kept.pad_token is None or renderer.template != kept.chat_template
     kept.chat_template = renderer.template
@@ -104,7 +113,7 @@ def examine(folder: Path, settings: BaseModelConfig, *, scores: bool = False) ->
 def _check_plain(folder: Path, config: Any) -> None:
     """Raise `ConfigError` for quantised weights: many cannot be trained, and transformers saves none of them as plain ones again."""
     for part in (config, config.get_text_config()):
-        if quantised := getattr(part, "quantization_config", None):
+        if (quantised := getattr(part, "quantization_config", None)) is not None:
             method = quantised.get("quant_method", "no quant_method given") if isinstance(quantised, dict) else quantised
             raise ConfigError(
                 f"model folder {folder}: config.json has a quantization_config ({method}), and quantised weights cannot be trained and "
@@ -162,11 +171,15 @@ def _compared(folder: Path, config: Any, weights: WeightFiles, trust: bool) -> t
 
 @torch.no_grad()
 def _check_cache(folder: Path, model: Any) -> None:
-    """Raise `ConfigError` unless the model, which has no memory, gives the cache that responses are sampled with."""
+    """Raise `ConfigError` unless the model, which has no memory, computes and gives the cache that responses are sampled with."""
     try:
-        said = model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=True)
-    except Exception:  # not every layer can be computed without numbers; then nothing is known
-        return
+        said = model.eval()(input_ids=torch.zeros(1, _PROBE_TOKENS, dtype=torch.long, device="meta"), use_cache=True)
+    except Exception as error:
+        if _SHAPES_CLASH.search(str(error)) or isinstance(error, ZeroDivisionError):
+            raise ConfigError(
+                f"model folder {folder}: the model that config.json describes computes nothing: {_line(error)}; correct it"
+            ) from error
+        return  # not every layer can be computed without numbers; then nothing is known
     if getattr(said, "past_key_values", None) is None:
         raise ConfigError(
             f"model folder {folder}: {type(model).__name__} keeps its state to itself, without a cache (past_key_values) from one token "
@@ -190,7 +203,7 @@ def _outline(folder: Path, auto: Any, config: Any, trust: bool) -> Any:
         with torch.device("meta"):
             return auto.from_config(config, trust_remote_code=trust)
     except Exception as error:  # a config with impossible values raises anything
-        raise ConfigError(f"model folder {folder}: config.json describes no model of text: {_line(error)}") from error
+        raise ConfigError(f"model folder {folder}: config.json describes no model of text: {_line(error)}; correct it") from error
 
 
 def _shapes(weights: WeightFiles) -> Mapping[str, tuple[int, ...]]:
@@ -209,7 +222,7 @@ def _refuse(folder: Path, weights: WeightFiles, faults: Mapping[str, list[str]])
         )
     if names := faults["missing"]:
         raise ConfigError(
-            f"model folder {folder}: {where} lacks {len(names)} weights of the model ({shown(names)}); it is no causal LM"
+            f"model folder {folder}: {where} lacks {len(names)} weights of the model ({shown(names)}); copy the model again, or give one that is a causal LM"
         )
     if names := faults["mismatched"]:
         raise ConfigError(
@@ -234,10 +247,25 @@ def _with_rows(
     return left, [*notes, *([f"{left.pad_token} pads in place of {padded}"] if padded in gone else [])]
 
 
+@contextmanager
+def _working_tokenizer(folder: Path) -> Iterator[None]:
+    """Whatever a tokenizer raises in the block that was loaded, and cannot encode, is `ConfigError`."""
+    try:
+        yield
+    except AlignflowError:
+        raise
+    except Exception as error:  # its library raises bare exceptions
+        raise ConfigError(f"model folder {folder}: its tokenizer does not work: {_line(error)}; copy its files again") from error
+
+
 def _rendering(folder: Path, tokenizer: PreTrainedTokenizerBase, settings: BaseModelConfig) -> tuple[Rendering, Renderer]:
     """What is rendered with, to be kept; and a renderer with the complete template."""
     rendering = read_rendering(folder).settled(settings.template_date, settings.chat_template_kwargs)
     renderer = Renderer(tokenizer, _chosen(settings), rendering)
+    try:
+        renderer.conversation(_PROBE)
+    except DataError as error:
+        raise ConfigError(f"chat_template: not even one question and its answer can be trained on: {error}") from error
     if not uses_date(renderer.template):
         # Without the date, so that the artifact is the same whatever day it is made on.
         if settings.template_date is not None:

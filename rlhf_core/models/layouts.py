@@ -56,6 +56,15 @@ class Layouts:
     own_head: bool = True
     notes: tuple[str, ...] = ()
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The same as numbers, 1 for what is fastest."""
+        return {
+            "layout/packed": float(self.packed),
+            "layout/prompts_shared": float(self.shared),
+            "layout/own_head": float(self.own_head),
+        }
+
 
 class Gap(NamedTuple):
     """How far two readings of the same tokens are apart (nats), or why there was nothing to compare."""
@@ -141,11 +150,23 @@ class _Trial:
             attend_plainly(self._hf)
             gap = self._gap_in_line(1)
         if not gap:
-            return Layouts(packed=True, shared=attends_by_segment(self._hf) and not self._gap_in_line(PROMPT_TOKENS))
+            notes = self._why_not_shared()
+            return Layouts(packed=True, shared=not notes, notes=notes)
         seen = f"{named(self._hf)}: rows in a packed line are not what they are alone: {gap}"
         if packing is Packing.on:
             raise ConfigError(f"engine.packing is 'on', and {seen}; set it to 'auto' or 'off'")
         return Layouts(packed=False, shared=False, notes=(f"{seen}; batches are padded instead",))
+
+    def _why_not_shared(self) -> tuple[str, ...]:
+        """Why prompts cannot be held once in a packed line; nothing where they can."""
+        how = "so rows that share a prompt have it computed for each of them"
+        if not attends_by_segment(self._hf):
+            attention = self._hf.config._attn_implementation
+            return (f"{named(self._hf)}: its attention ({attention}) cannot be computed row by row, {how}",)
+        gap = self._gap_in_line(PROMPT_TOKENS)
+        return (
+            (f"{named(self._hf)}: rows behind one copy of their prompt are not what they are alone: {gap}, {how}",) if gap else ()
+        )
 
     def _gap_in_line(self, prompt: int) -> Gap | None:
         """None where a packed line is right; `prompt` tokens, if more than one, are held once in it."""

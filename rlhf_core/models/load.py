@@ -33,10 +33,16 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged tokenizer file raises anything, a bare Exception from the tokenizers library included
-        raise ConfigError(f"model folder {path}: its tokenizer cannot be loaded: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"model folder {path}: its tokenizer cannot be loaded: {type(error).__name__}: {_line(error)}; copy its tokenizer files again"
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def same_tokens(path: Path, other: Path, *, trust_remote_code: bool) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from data_processing.errors import ConfigError, DataError, DivergedError, PreemptedError
+from data_processing.pace import Pace
 from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
@@ -82,12 +83,13 @@ class Trainer:
         Raises `PreemptedError` after saving when asked to stop, `DivergedError` after keeping the batch that did it.
         """
         done = self._resume()
+        pace = Pace(done)
         try:
             for step in range(done, self.cursor.total_steps):
                 if step and _due(step, self.job.config.eval_every_steps):
                     self._evaluate(step)
                 stop_if_requested(self.engine, self.job.resume)
-                self._train(step)
+                self._train(step, pace)
                 done = step + 1
                 if _due(done, self.job.config.checkpoint_every_steps):
                     self._save(done)
@@ -96,7 +98,7 @@ class Trainer:
             self._save(done)
             raise
 
-    def _train(self, step: int) -> None:
+    def _train(self, step: int, pace: Pace) -> None:
         """One optimizer step and its line of metrics."""
         examples = [self.splits.train[i] for i in self.cursor.batch(step)]
         started = time.monotonic()
@@ -119,6 +121,7 @@ class Trainer:
                 "tokens_per_s": tokens / seconds,
                 "seconds": seconds,
             },
+            pace,
         )
 
     def _parts(self, examples: Sequence[Example]) -> list[list[Example]]:
@@ -137,11 +140,13 @@ class Trainer:
             return {}
         totals, sums = self.totals(self.splits.validation), Sums()
         parts = self._parts(self.splits.validation)
+        pace = Pace()
         with self.engine.evaluating():
             for number, part in enumerate(parts, start=1):
                 stop_if_requested(self.engine, self.job.resume)
                 self._forward(part, totals, sums)
-                self._progress(step, f"validation after step {step}: micro-batch {number} of {len(parts)}")
+                left = pace.left(number, len(parts))
+                self._progress(step, f"validation after step {step}: micro-batch {number} of {len(parts)}{left}")
         metrics = {f"eval_{name}": value for name, value in sums.over_ranks(self.engine).items()}
         if self.engine.rank == 0:
             self.job.events.metrics(step, metrics)
@@ -149,11 +154,12 @@ class Trainer:
             raise DivergedError(f"eval_loss after step {step} is {metrics['eval_loss']}: lower optimizer.learning_rate")
         return metrics
 
-    def _report(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _report(self, step: int, metrics: Mapping[str, float], pace: Pace) -> None:
         if self.engine.rank == 0:
             self.job.events.metrics(step, metrics)
         loss, speed = f"loss {metrics['loss']:.4f}", f"{metrics['tokens_per_s']:.0f} tokens/s"
-        self._progress(step, f"step {step} of {self.cursor.total_steps}: {loss}, {speed}")
+        total = self.cursor.total_steps
+        self._progress(step, f"step {step} of {total}: {loss}, {speed}{pace.left(step, total)}")
 
     def _progress(self, step: int, message: str) -> None:
         if self.engine.rank == 0:

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_processing.errors import PreemptedError
+from data_processing.pace import Pace
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.recipes.examples import Example, Splits, digest
 from rlhf_core.recipes.job import TrainingJob
@@ -85,7 +85,7 @@ class _Pass:
 
     def _score(self, plan: Sequence[Sequence[int]], left: Sequence[int]) -> None:
         engine, job = self._engine, self._job
-        started = written = time.monotonic()
+        pace, written = Pace(), time.monotonic()
         for done, number in enumerate(left, start=1):
             stop_if_requested(engine, job.resume)
             if agreed(engine, time.monotonic() - written > WRITE_EVERY_S):
@@ -98,11 +98,10 @@ class _Pass:
                 self._added[tuple(torch.tensor(places, device=engine.device).T)] = logprobs_BT.sum(1).float()
             self._added[plan[number], 2] = 1
             if engine.rank == 0:
-                self._report(len(plan) - len(left) + done, len(plan), (time.monotonic() - started) / done * (len(left) - done))
+                self._report(len(plan) - len(left) + done, len(plan), pace.left(done, len(left)))
 
-    def _report(self, done: int, total: int, remaining_s: float) -> None:
-        share = f"micro-batch {done} of {total} ({done / total:.0%})"
-        self._job.events.progress(done, total, f"reference log-probs: {share}, {timedelta(seconds=round(remaining_s))} left")
+    def _report(self, done: int, total: int, left: str) -> None:
+        self._job.events.progress(done, total, f"reference log-probs: micro-batch {done} of {total} ({done / total:.0%}){left}")
 
     def _write(self) -> Tensor:
         """Write what all ranks have so far, NaN where nobody has; returns it. A collective."""

@@ -17,6 +17,8 @@ from rlhf_core.rewards.errors import TransientRewardError, is_transient
 from rlhf_core.rewards.returned import read_returned
 from rlhf_core.rewards.time_limit import TimeLimitError, time_limit
 
+# Whatever a function raises, also what is no `Exception` though it asks for no end of this process.
+_RAISED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
 # What a function raises that is given texts and looks for messages in them.
 _WRONG_FORM = (TypeError, AttributeError, KeyError, IndexError)
 
@@ -32,14 +34,16 @@ def load_function(path: str) -> Callable[..., Any]:
         raise ConfigError(
             f"rewards.function='{path}': module '{module_name}' does not import: {error}; it must be on PYTHONPATH"
         ) from error
-    except (Exception, SystemExit) as error:
+    except _RAISED as error:
         raise ConfigError(
             f"rewards.function='{path}': importing '{module_name}' raised {type(error).__name__}: {error}{_last_user_line(error)}"
         ) from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         known = sorted(n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_"))
-        raise ConfigError(f"rewards.function='{path}': module '{module_name}' has no function '{name}'; it has {known}")
+        raise ConfigError(
+            f"rewards.function='{path}': module '{module_name}' has no function '{name}'; name one that it has: {known}"
+        )
     return function
 
 
@@ -84,7 +88,7 @@ class PythonScorer:
                 f"{len(responses)} responses; give what it waits for a time-out of its own (a TimeoutError is tried again), or, "
                 "where it needs longer, raise online.stall_after_s"
             ) from error
-        except (Exception, SystemExit) as error:
+        except _RAISED as error:
             where = f"raised {type(error).__name__}: {error}{_last_user_line(error)}, scoring {len(responses)} responses"
             message = f"reward function '{self._path}' {where}"
             if is_transient(error):

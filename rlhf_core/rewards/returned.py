@@ -21,15 +21,25 @@ def read_returned(path: str, values: Any, n_responses: int) -> tuple[list[float 
         if isinstance(values, (str, bytes, Mapping)):
             raise TypeError(f"a {type(values).__name__} is no list")
         read = [_read(value) for value in values]
-    except (TypeError, ValueError, OverflowError) as error:
+    except Exception as error:  # asked for a number, an object of somebody's may raise anything
         raise ConfigError(
-            f"reward function '{path}' must return a list of numbers, not {values!r:.200}: one a response, None where it does not "
+            f"reward function '{path}' must return a list of numbers, not {_shown(values)}: one a response, None where it does not "
             f"apply, NaN where it failed on this one; or a dict with '{COUNTING[0]}' or '{COUNTING[1]}' ({error})"
         ) from error
     if len(read) != n_responses:
-        raise ConfigError(f"reward function '{path}' returned {len(read)} numbers for {n_responses} responses")
+        raise ConfigError(
+            f"reward function '{path}' returned {len(read)} numbers for {n_responses} responses; return one for each, in order"
+        )
     names = dict.fromkeys(name for _, others in read for name in others)
     return [number for number, _ in read], {name: [others.get(name) for _, others in read] for name in names}
+
+
+def _shown(values: Any) -> str:
+    """The values for messages, in a line."""
+    try:
+        return " ".join(f"{values!r:.200}".split())
+    except Exception:  # as above
+        return f"a {type(values).__name__}"
 
 
 def _read(value: Any) -> tuple[float | None, dict[str, float | None]]:

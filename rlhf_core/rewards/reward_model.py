@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,13 +56,19 @@ class RewardModelScorer:
         return notes
 
     @torch.inference_mode()
-    def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One raw score (logit of the head) a response. Raises `DivergedError` for one that is not finite."""
+    def score(
+        self, responses: Sequence[ScoredResponse], tell: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[float]:
+        """One raw score (logit of the head) a response; `tell` hears how many of all micro-batches are done.
+
+        Raises `DivergedError` for a score that is not finite.
+        """
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
         layouts = self._module.layouts
         [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
         scores = [0.0] * len(rows)
-        for indices in plan:
+        for done, indices in enumerate(plan):
+            tell(done, len(plan))
             part = [rows[i] for i in indices]
             batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(self._device)
             for i, value in zip(indices, _checked(self._module(batch).float()).tolist(), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+# Is told, now and then, which share of a call's responses is drawn.
+Tell = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,22 @@ class Generator(Protocol):
         """The version given with the latest `update_weights`; 0 for the weights of the model folder."""
         ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[Generation]]:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for people on whatever it does in a slower way than it might."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The same as numbers, 1 for what is fastest."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, tell: Tell | None = None
+    ) -> list[list[Generation]]:
         """Answer token-id prompts: `sampling.n` generations for each, in order. The same seed gives the same draws.
 
-        Raises `ConfigError` for an empty prompt or one that leaves no room for a response.
+        `tell` hears how far it is. Raises `ConfigError` for an empty prompt or one that leaves no room for a response.
         """
         ...
 

@@ -35,6 +35,13 @@ def choose_engine(engine: RolloutEngine, model: Path, gpus: float = 0.0) -> tupl
     return RolloutEngine.hf, obstacle
 
 
+def fallback_note(asked: RolloutEngine, chosen: RolloutEngine, reason: str) -> tuple[str, ...]:
+    """A line for people where vLLM was not to be had."""
+    if asked is not RolloutEngine.auto or chosen is RolloutEngine.vllm:
+        return ()
+    return (f"generating with transformers, which is slower than vLLM: {reason}",)
+
+
 def make_generator(
     engine: RolloutEngine,
     model: Path,

@@ -15,15 +15,18 @@ from data_processing.errors import ConfigError
 from rlhf_core.device import device_for
 from rlhf_core.models.load import load_lm
 from rlhf_core.precision import Dtype
-from rlhf_core.rollout.base import Generation, Sampling, check_prompts
-from rlhf_core.rollout.packed_linear import pack_linear_layers
-from rlhf_core.rollout.preallocated_cache import preallocate
+from rlhf_core.rollout.base import Generation, Sampling, Tell, check_prompts
+from rlhf_core.rollout.packed_linear import pack_linear_layers, why_not_packed
+from rlhf_core.rollout.preallocated_cache import growing_layers, preallocate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Ended responses leave the batch once they are this share of it: leaving copies the cache of those that stay.
 ENDED_SHARE = 0.25
+
+# How often it is told how far a batch is.
+TOLD_EVERY_TOKENS = 16
 
 # Tokens whose probabilities are added up together when one is drawn.
 BLOCK = 256
@@ -49,6 +52,7 @@ class HfGenerator:
         self._max_model_len = max_model_len
         self._max_num_seqs = max_num_seqs
         self._version = 0
+        self.notes, self.metrics = self._seen()
 
     @property
     def weight_version(self) -> int:
@@ -68,7 +72,9 @@ class HfGenerator:
         self._version = version
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[Generation]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, tell: Tell | None = None
+    ) -> list[list[Generation]]:
         """Answer `prompts` (token ids), `sampling.n` generations each; see `Generator.generate`."""
         check_prompts(prompts, self._max_model_len)
         random = torch.Generator(self._device).manual_seed(seed)
@@ -77,11 +83,12 @@ class HfGenerator:
         for start in range(0, len(owners), self._max_num_seqs):
             first, *_ = batch = owners[start : start + self._max_num_seqs]
             asked = prompts[first : batch[-1] + 1]
-            done += self._generate_batch(asked, torch.tensor(batch, device=self._device) - first, sampling, random)
+            told = _within(tell, start / len(owners), len(batch) / len(owners))
+            done += self._generate_batch(asked, torch.tensor(batch, device=self._device) - first, sampling, random, told)
         return [done[i : i + sampling.n] for i in range(0, len(done), sampling.n)]
 
     def _generate_batch(
-        self, prompts: Sequence[Sequence[int]], owners: Tensor, sampling: Sampling, random: torch.Generator
+        self, prompts: Sequence[Sequence[int]], owners: Tensor, sampling: Sampling, random: torch.Generator, tell: Tell
     ) -> list[Generation]:
         """One response for each of `owners` (numbers of prompts, ascending), in that order."""
         ids, mask = _left_padded(prompts, self._device)
@@ -97,6 +104,8 @@ class HfGenerator:
         drawn = _Drawn.empty(len(owners), n_steps, self._device)
         stops = torch.tensor(sampling.stop_ids, device=self._device, dtype=torch.long)
         for step in range(n_steps):
+            if step % TOLD_EVERY_TOKENS == 0:
+                tell(step / n_steps)
             tokens, logprobs = _draw(logits, sampling, random)
             drawn.ids[batch.rows, step], drawn.logprobs[batch.rows, step] = tokens, logprobs
             kept = batch.going_on(tokens, stops, step)
@@ -110,6 +119,24 @@ class HfGenerator:
             seen = None if batch.mask is None else batch.mask[:, : ids.shape[1] + step + 1]
             logits, cache = self._forward(tokens[:, None], seen, positions, cache)
         return drawn.generations(limits, stops, self._version)
+
+    @torch.inference_mode()
+    def _seen(self) -> tuple[tuple[str, ...], dict[str, float]]:
+        """What of the fast ways of decoding this model and device have, by drawing behind one token."""
+        one = torch.ones(1, 1, dtype=torch.long, device=self._device)
+        _, cache = self._forward(one, None, one - 1, None)
+        growing, layers = growing_layers(cache), len(cache.layers)
+        notes = [
+            f"{len(growing)} of the {layers} layers of the key-value cache ({', '.join(sorted(set(growing)))}) are not allocated "
+            "beforehand, so that decoding copies them"
+        ] * bool(growing)
+        if reason := why_not_packed(self._model):
+            notes.append(f"linear layers are decoded with as they are, which is slower: {reason}")
+        shares = {
+            "generation/kv_preallocated": 1 - len(growing) / max(layers, 1),
+            "generation/linear_packed": float(reason is None),
+        }
+        return tuple(notes), {"generation/vllm": 0.0, **shares}
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits [B, V] that follow the last of `ids` [B, S], and the cache with all of them in it."""
@@ -163,6 +190,11 @@ class _Drawn:
         lengths = torch.minimum(stopped, limits).tolist()
         rows = zip(self.ids.tolist(), self.logprobs.tolist(), lengths, (stopped <= limits).tolist(), strict=True)
         return [Generation(ids[:n], lps[:n], "stop" if ended else "length", version) for ids, lps, n, ended in rows]
+
+
+def _within(tell: Tell | None, start: float, share: float) -> Tell:
+    """What tells of a part of the work, a `share` of the whole that begins at `start`, as of the whole."""
+    return (lambda done: tell(start + share * done)) if tell else (lambda _: None)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,14 @@ def pack_linear_layers(model: nn.Module) -> None:
             layer.forward = partial(_linear, packed[key], layer.bias)  # type: ignore[method-assign]
 
 
+def why_not_packed(model: nn.Module) -> str | None:
+    """Why linear layers of a model on the CPU are computed as they are; None where they are packed, and for a model elsewhere."""
+    weights = [layer.weight for layer in model.modules() if type(layer) is nn.Linear and layer.weight.device.type == "cpu"]
+    if not weights or any(_can_pack(weight) for weight in weights):
+        return None
+    return "this processor has no bf16 for oneDNN" if torch.backends.mkldnn.is_available() else "oneDNN is missing"  # type: ignore[no-untyped-call]
+
+
 def takes_bf16() -> bool:
     """Whether oneDNN computes in bf16 on this processor: on x86 it wants AVX-512."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

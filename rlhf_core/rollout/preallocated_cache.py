@@ -20,6 +20,11 @@ def preallocate(cache: Cache, rows: Tensor, capacity: int) -> None:
             layer.reorder_cache(rows)
 
 
+def growing_layers(cache: Cache) -> list[str]:
+    """The kinds of those layers that cannot be allocated whole, and are copied as they grow, or kept as they are: one a layer."""
+    return [type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer]
+
+
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
     """A layer whose `keys` and `values` [B, heads, tokens, width] are the filled part of larger tensors."""
 

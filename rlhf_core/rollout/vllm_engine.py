@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from rlhf_core.device import device_for
 from rlhf_core.precision import Dtype
-from rlhf_core.rollout.base import Generation, Sampling, check_prompts
+from rlhf_core.rollout.base import Generation, Sampling, Tell, check_prompts
 
 # Read by vLLM when it is imported and when the engine starts. One process: quick start, half the memory, no orphans.
 ENVIRONMENT = {
@@ -34,6 +35,8 @@ class VllmGenerator:
     """
 
     name = "vllm"
+    notes: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = MappingProxyType({"generation/vllm": 1.0})
 
     def __init__(
         self,
@@ -91,7 +94,9 @@ class VllmGenerator:
             raise RuntimeError("vLLM kept its prefix cache after a weight update: it is still generating")
         self._version = version
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[Generation]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, tell: Tell | None = None
+    ) -> list[list[Generation]]:
         """Answer `prompts` (token ids), `sampling.n` generations each; see `Generator.generate`."""
         from vllm import SamplingParams
 

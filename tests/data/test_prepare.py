@@ -359,7 +359,7 @@ def test_where_no_row_can_be_used_the_reasons_are_told(tmp_path: Path) -> None:
         prepare(config, tmp_path / "out", seed=0)
     source = jsonl(tmp_path / "rows.jsonl", [*pairs(4), *map(swapped, pairs(4))])
     config = DataConfig(procedures=None, preference=[source], max_duplicate_fraction=1.0)
-    with pytest.raises(DataError, match=r"no table has a row: 8 rows contradict one another"):
+    with pytest.raises(DataError, match=r"no table has a row: correct these rows.*: 8 rows contradict one another"):
         prepare(config, tmp_path / "out", seed=0)
 
 

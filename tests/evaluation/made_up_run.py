@@ -41,6 +41,26 @@ MODELS = {
     "preference": (0.45, 1.6, 34.0, 1.38),
     "online": (0.15, 2.2, 39.0, 1.36),
 }
+SUMMARY = {
+    "read": {"sft": 1203, "prompts": 260},
+    "rows": {"sft": {"train": 1080, "validation": 60, "test": 60}, "prompts": {"train": 256}},
+    "bad_rows": {"count": 2, "listed": []},
+    "duplicates": {"count": 5, "listed": []},
+    "contradictions": {"count": 0, "listed": []},
+    "leaks": {"count": 0, "listed": []},
+    "profile": {
+        "sft": {
+            "rows": {"looked_at": 1200, "of": 1200},
+            "characters": {"median": 412, "p95": 1733, "longest": 20411},
+            "scripts": {"Latin": 0.91, "Han": 0.06, "Cyrillic": 0.03},
+            "near_duplicates": {
+                "count": 14,
+                "across_splits": 1,
+                "listed": ["test id <7> is close to train id 12 (94% in common)"],
+            },
+        }
+    },
+}
 
 
 def write_evaluations(folder: Path, prompts: int = 64) -> dict[str, Path]:
@@ -104,7 +124,9 @@ def made_up_report(folder: Path) -> ReportData:
     seconds = [2.1, 1.4, 74.0, 6.2, 61.5, 148.0, 312.4, 41.7, 1.9]
     timings = [Timing(node, s, cached=node in ("base_model", "prepare_data")) for node, s in zip(nodes, seconds, strict=True)]
     config = "run:\n  name: made-up\n  seed: 17\nonline:\n  method: ppo\n  kl_coef: 0.02\n  steps: 30\n"
-    return assemble(comparison, write_events(folder), config, lineage, timings, title="A made-up run")
+    return assemble(
+        comparison, write_events(folder), config, lineage, timings, title="A made-up run", data={"prepare_data": SUMMARY}
+    )
 
 
 def _write_evaluation(folder: Path, name: str, prompts: int) -> None:

@@ -28,7 +28,7 @@ from rlhf_core.events import EventLog
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.store.records import NodeRecord
 
-SECTIONS = ["verdict", "primary", "metrics", "pipeline", "samples", "curves", "timings", "lineage", "config"]
+SECTIONS = ["verdict", "primary", "metrics", "pipeline", "data", "samples", "curves", "timings", "lineage", "config"]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_lineage_timings_and_configuration_are_shown(page: Any) -> None:
 
 
 def test_what_is_missing_is_left_out(data: ReportData) -> None:
-    bare = dataclasses.replace(data, curves={}, samples=[], timings=(), lineage=(), config_yaml="")
+    bare = dataclasses.replace(data, curves={}, samples=[], timings=(), lineage=(), config_yaml="", data={})
     page = html.document_fromstring(render_report(bare))
     assert [section.get("id") for section in page.iter("section")] == SECTIONS[:3]
 

@@ -29,6 +29,7 @@ from flows.services.processes import free_port
 from flows.settings.presets import resolve
 from rlhf_core.models.packaged import fetch_named
 from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.closure import Code
 
 QUICKSTART = resolve("quickstart")
 
@@ -43,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 def _plan(home: Home, **overrides: Any) -> tuple[Any, Plan]:
     config = resolve("quickstart", overrides=overrides)
-    return config, make_plan(config, select(build_graph(config)), home)
+    return config, make_plan(config, select(build_graph(config)), home, Code())
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def settings() -> RuntimeConfig:
-    return RuntimeConfig(poll_interval_s=0.05, stop_grace_s=5.0, min_free_disk_gib=0.0)
+    return RuntimeConfig(poll_interval_s=0.05, stop_grace_s=5.0, preemption_wait_s=0.05, min_free_disk_gib=0.0)
 
 
 @pytest.fixture

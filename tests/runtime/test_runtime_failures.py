@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from data_processing.errors import DataError
 from rlhf_core.cluster.group import ActorFailedError
+from tasks.runtime.contract import failures
 from tasks.runtime.contract.failures import error_of, failure_of
 
 
@@ -34,6 +36,10 @@ def raised(code: str) -> BaseException:
         ("import no_such_module_here", "ModuleNotFoundError"),
         ("json.loads('{')", "JSONDecodeError"),
         ("b'\\xff'.decode()", "UnicodeDecodeError"),
+        ("raise RuntimeError('a desk has no lamp')", "RuntimeError: a desk has no lamp"),
+        ("open('/no/such/file')", "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'"),
+        ("open('/')", "IsADirectoryError"),
+        ("def f(): f()\nf()", "RecursionError"),
     ],
 )
 def test_code_that_fails_over_what_it_is_given_is_not_run_again(code: str, said: str) -> None:
@@ -41,6 +47,7 @@ def test_code_that_fails_over_what_it_is_given_is_not_run_again(code: str, said:
     assert failure.exit_code == 10 and error_of(failure.exit_code, "").final
     assert failure.message.startswith(said)
     assert "(line 1 of /somewhere/of_mine.py: )" in failure.message
+    assert "not tried again" in failure.message
     assert "\n" not in failure.message
 
 
@@ -48,8 +55,8 @@ def test_code_that_fails_over_what_it_is_given_is_not_run_again(code: str, said:
     "code",
     [
         "raise RuntimeError('NCCL')",
+        "raise RuntimeError('CUDA error: an illegal memory access was encountered')",
         "raise OSError('disk')",
-        "open('/no/such/file')",
         "raise ConnectionResetError()",
         "raise TimeoutError()",
         "raise socket.gaierror(1, 'no name')",
@@ -59,11 +66,30 @@ def test_what_the_machine_or_the_network_does_is_tried_again(code: str) -> None:
     assert not error_of(failure_of(raised(code)).exit_code, "").final
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no room"), FileNotFoundError("/tmp/af1/session")])
+def test_errors_of_our_own_code_and_of_libraries_that_may_be_the_machines_are_tried_again(error: Exception) -> None:
+    for place in (sysconfig.get_path("purelib") + "/ray/worker.py", str(Path(failures.__file__).parents[1] / "store" / "x.py")):
+        try:
+            exec(compile("raise error", place, "exec"), {"error": error})
+        except Exception as caught:
+            assert failure_of(caught).exit_code == 1
+
+
+def from_actor(cause: Any, traceback: str = "Traceback") -> BaseException:
+    error = ActorFailedError("policy (rank 0) in train failed")
+    error.__cause__ = RayTaskError("train", traceback, cause)
+    return error
+
+
+def test_an_error_of_the_users_code_in_an_actor_is_final_with_its_line() -> None:
+    written = 'Traceback:\n  File "/w/rlhf_core/cluster/launch.py", line 60, in run\n    f(job)\n  File "/home/me/s.py", line 7, in f\n    open(p)\n'
+    failure = failure_of(from_actor(FileNotFoundError(2, "No such file", "p"), written))
+    assert failure.exit_code == 10 and "(line 7 of /home/me/s.py: open(p))" in failure.message
+    ours = written.replace("/home/me/s.py", str(Path(failures.__file__).parents[1] / "execution" / "start.py"))
+    assert failure_of(from_actor(FileNotFoundError(2, "No such file", "p"), ours)).exit_code == 1
+
+
 def test_an_error_in_an_actor_counts_as_it_does_here() -> None:
-    def from_actor(cause: Any) -> BaseException:
-        error = ActorFailedError("policy (rank 0) in train failed")
-        error.__cause__ = RayTaskError("train", "Traceback", cause)
-        return error
 
     assert failure_of(from_actor(KeyError("colour"))).exit_code == 10
     assert failure_of(from_actor(DataError("row 3"))).exit_code == 11

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_processing.errors import ConfigError, DivergedError, PreemptedError
+from data_processing.pace import Pace
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import Call, wait
 from rlhf_core.models.folder import check_model_folder
@@ -28,6 +29,8 @@ from rlhf_core.recipes.online.targets import Targets, compute_targets
 from rlhf_core.recipes.online.updates import Scored, Updates, added, response_logprobs, scores_policy
 from rlhf_core.recipes.online.workers import Workers, start_workers
 from rlhf_core.recipes.stop import stop_requested
+
+_LONG_S = 5.0  # from here on it is told which part of a round took how long
 
 
 def run_online(job: OnlineJob) -> None:
@@ -94,13 +97,17 @@ class OnlineRun:
         done = self.checkpoints.resume()
         for note in self.workers.notes:
             job.events.warn_once(note)
+        job.events.metrics(0, self.workers.metrics)
         job.events.progress(done, total, f"sampling with {self.workers.engine} from {len(self.prompts)} prompts")
+        pace = Pace(done)
         with self.checkpoints.kept():
             for step in range(done, total):
                 self._stop_if_asked()
                 metrics = self._round(step)
                 job.events.metrics(step + 1, metrics)
-                job.events.progress(step + 1, total, f"round {step + 1}/{total}: {round_line(metrics)}")
+                job.events.progress(
+                    step + 1, total, f"round {step + 1}/{total}: {round_line(metrics)}{pace.left(step + 1, total)}"
+                )
                 self.checkpoints.round_is_done()
             self._finish()
 
@@ -108,8 +115,10 @@ class OnlineRun:
         """Round `step` (from 0): returns its metrics."""
         clock, config = Stopwatch(), self.job.config
         rollouts = self._sample(step, clock)
+        self._say(step, f"scoring {len(rollouts.rows)} responses", clock)
         scored = self._score(step, rollouts)
         clock.lap("score")
+        self._say(step, "training on them", clock)
         targets = compute_targets(
             self.method,
             config,
@@ -124,6 +133,13 @@ class OnlineRun:
         clock.lap("update")
         self.alarms.check(step, useless_conditions(config, metrics))
         return metrics | clock.seconds()
+
+    def _say(self, step: int, what: str, clock: Stopwatch) -> None:
+        """What a round of many seconds is at now."""
+        laps = {name: seconds for name, seconds in clock.laps.items() if seconds >= _LONG_S}
+        if laps:
+            told = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in laps.items())
+            self.job.events.progress(step, self.job.config.steps, f"round {step + 1}/{self.job.config.steps}: {what} ({told})")
 
     def _sample(self, step: int, clock: Stopwatch) -> Rollouts:
         """The round's responses. With `async_steps` the next round is begun, with the weights that this round starts from."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from data_processing.errors import (
     AlignflowError,
@@ -29,8 +32,23 @@ _MEMORY_HINT = (
 # What code raises that meets what it was not written for: the next attempt would meet the same.
 _REPEATS_ITSELF = (
     *(TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, ArithmeticError),
-    *(ImportError, SyntaxError, NotImplementedError),
+    *(ImportError, SyntaxError, NotImplementedError, RecursionError),
 )
+# What does so where the code is the user's, whose functions and files are not the machine's.
+_REPEATS_ITSELF_IN_OWN_CODE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+# Of a device or a collective, however deep in somebody's code it was used.
+_OF_THE_MACHINE = re.compile(r"CUDA|cuDNN|cuBLAS|NCCL|gloo|HIP error|device-side|connection|timed out|time-?out", re.IGNORECASE)
+_LINE_OF_A_TRACEBACK = re.compile(r'File "([^"]+)", line (\d+), in .*\n(?:\s+(.*))?')
+_OURS = Path(__file__).resolve().parents[3]
+_ROOMS = tuple(f"{_OURS / room}/" for room in ("flows", "tasks", "evaluation", "rlhf_core", "data_processing"))
+
+
+class _Line(NamedTuple):
+    """A line of code that an error went through."""
+
+    file: str
+    number: int
+    text: str
 
 
 class StageFailedError(AlignflowError):
@@ -40,7 +58,8 @@ class StageFailedError(AlignflowError):
 def failure_of(error: BaseException) -> Failure:
     """What a worker reports about the exception that ended its stage. Causes are looked through, also across Ray.
 
-    An error that code raises over what it was given (`TypeError`, `KeyError`, ...) is final, with the line that raised it.
+    An error that code raises over what it was given (`TypeError`, `KeyError`, ...) is final, with the line that raised it; and so
+    is a bare `RuntimeError`, or a file that is not there, where that line is the user's own.
     """
     for cause in _causes(error):
         if isinstance(cause, AlignflowError):
@@ -51,8 +70,9 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return Failure(exit_code=error.code, error="SystemExit", message=f"the stage exited with code {error.code}")
     raised = _raised(error)
-    if isinstance(raised, _REPEATS_ITSELF):
-        message = f"{type(raised).__name__}: {raised}{_where(raised)}; it is not tried again, as the same would happen"
+    lines = _lines_of(error)
+    if isinstance(raised, _REPEATS_ITSELF) or _repeats_itself_in_own_code(raised, lines):
+        message = f"{type(raised).__name__}: {_line(raised)}{_where(lines)}; it is not tried again, as the same would happen"
         return Failure(exit_code=ConfigError.exit_code, error=type(raised).__name__, message=message)
     return Failure(exit_code=1, error=type(error).__name__, message=f"{type(error).__name__}: {error}")
 
@@ -68,12 +88,36 @@ def _raised(error: BaseException) -> BaseException:
     return next((cause for cause in kept if isinstance(cause, BaseException)), error)
 
 
-def _where(error: BaseException) -> str:
-    """The innermost line that belongs to no library, else the innermost; none for an error that came from another process."""
-    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))] or frames
-    return f" (line {own[-1].lineno} of {own[-1].filename}: {own[-1].line})" if own else ""
+def _repeats_itself_in_own_code(error: BaseException, lines: list[_Line]) -> bool:
+    """Whether the user's own code raised what it would raise again."""
+    if not lines or lines[-1].file.startswith((*_libraries(), *_ROOMS, "<")):
+        return False
+    if type(error) is RuntimeError:
+        return not _OF_THE_MACHINE.search(str(error))
+    return isinstance(error, _REPEATS_ITSELF_IN_OWN_CODE)
+
+
+def _lines_of(error: BaseException) -> list[_Line]:
+    """The lines that what was raised went through, the innermost last; of an error in an actor, those that Ray has written down."""
+    frames = traceback.extract_tb(_raised(error).__traceback__)
+    if frames:
+        return [_Line(frame.filename, frame.lineno or 0, frame.line or "") for frame in frames]
+    written = next((text for cause in _causes(error) if isinstance(text := getattr(cause, "traceback_str", None), str)), "")
+    return [_Line(file, int(number), text.strip()) for file, number, text in _LINE_OF_A_TRACEBACK.findall(written)]
+
+
+def _where(lines: list[_Line]) -> str:
+    """The innermost line that belongs to no library, else the innermost; none where nobody has kept one."""
+    own = [line for line in lines if not line.file.startswith((*_libraries(), "<"))] or lines
+    return f" (line {own[-1].number} of {own[-1].file}: {own[-1].text})" if own else ""
+
+
+def _libraries() -> tuple[str, ...]:
+    return tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
