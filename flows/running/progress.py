@@ -14,6 +14,7 @@ from typing import Any
 from tasks.runtime.contract.request import SilentObserver, StageOutcome
 
 LOG = logging.getLogger("alignflow")
+LOG.setLevel(logging.INFO)  # in a flow that a worker starts nobody else says so, and its page would show warnings only
 _EVERY_S = 5.0
 SILENT_S = 60.0
 

@@ -138,7 +138,7 @@ def test_a_deployed_run_goes_from_a_model_folder_to_a_report_and_leaves_its_trac
 
     folder = installation.newest_run()
     shown = re.sub(r"\s", "", answer.stdout)  # lines are folded
-    for said in ("sft1/2", f"Report:[{(folder / 'report.html').as_uri()}]", "procedures.score"):
+    for said in ("sft1/2", f"({(folder / 'report.html').as_uri()})", "procedures.score"):
         assert said in shown, "whoever watches the run sees stages, how far they are, and what came out"
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"
     verdict = json.loads((folder / "verdict.json").read_text())

@@ -45,5 +45,5 @@ asyncio.run(main())
 @pytest.mark.parametrize(("how", "said"), [("as_writers", "3 0"), ("as_prefect_does", "1 2")])
 def test_transactions_that_read_and_write_wait_for_each_other(tmp_path: Path, how: str, said: str) -> None:
     command = [sys.executable, "-c", TWO_WRITERS, str(tmp_path / "prefect.db"), how]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout.strip() == said, done.stderr
