@@ -158,11 +158,12 @@ def remember_runs(assignments: Sequence[str], home: Path) -> None:
     from flows.commands.actions import Asked, read_request
     from flows.graph.plan import make_plan
     from tasks.runtime.contract.home import Home
+    from tasks.runtime.keys.closure import Code
     from tasks.runtime.store.records import NodeRecord, write_node
 
     opened = Home.open(home)
     asked = read_request(Asked("tiny", None, assignments, None, None, []), opened)
-    for name, planned in make_plan(asked.config, asked.selection, opened).items():
+    for name, planned in make_plan(asked.config, asked.selection, opened, Code()).items():
         key = planned.key
         record = NodeRecord(node=name, stage=key.stage.name, key=key.key, description=key.description)
         for run in range(EARLIER_RUNS):

@@ -299,13 +299,14 @@ def _start(what: str, n_rows: int, folder: Path) -> Callable[[], object]:
 
     def start() -> None:
         from rlhf_core.cluster.launch import launch
+        from rlhf_core.cluster.resources import ranks
         from rlhf_core.recipes.preference import train_preference
         from rlhf_core.recipes.reward_model import train_reward_model
         from rlhf_core.recipes.sft import train_sft
 
         train: Any = {"sft": train_sft, "reward_model": train_reward_model}.get(name, train_preference)
         try:
-            launch(train, job, world_size=1, gpus_per_rank=0.0, threads=1, timeout_s=60.0)
+            launch(train, job, resources=ranks(1), threads=1)
         except FirstStep:
             return
         raise AssertionError("the recipe ended without a step")

@@ -53,7 +53,9 @@ class TableSource(Settings):
     kind: SourceKind = Field(SourceKind.file, description="'file' for local paths, 'huggingface' for dataset names")
     split: str = Field("train", description="Split of a Hugging Face dataset, or of a folder of save_to_disk that has splits")
     subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset")
-    revision: str | None = Field(None, description="Commit, tag or branch of a Hugging Face dataset; pin it to repeat a run")
+    revision: str | None = Field(
+        None, description="Commit, tag or branch of a Hugging Face dataset; resolved to its commit when a run is planned"
+    )
     max_rows: int | None = Field(None, ge=1, description="Read at most this many rows")
     columns: dict[str, str] = Field(
         default_factory=dict, description="Renames source columns: {name in the source: name a recogniser knows}"

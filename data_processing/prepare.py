@@ -67,7 +67,7 @@ def prepare(config: DataConfig, output: Path, seed: int, tell: Tell = lambda don
 
 
 def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
-    """Name, size and sha256 of every local file the config names, by source; Hugging Face datasets are named only."""
+    """Name, size and sha256 of every local file the config names, by source. Hugging Face datasets are told by their commit."""
     return [
         {"place": place, "files": file_fingerprint(source, f"{place}.path")}
         for place, _, source in _sources(config)

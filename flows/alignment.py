@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from prefect import flow, get_client
+from prefect import flow, get_client, get_run_logger
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
@@ -19,11 +19,13 @@ from pydantic import JsonValue
 from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig, EvaluateConfig
-from flows.graph.build import build_graph
+from flows.graph.build import build_graph, pinned
 from flows.graph.plan import make_plan
 from flows.graph.selection import select
+from flows.running.code import frozen_code
 from flows.running.pipeline import run_pipeline
 from flows.services.run_processes import serves_one_run
+from flows.services.told_later import server_name
 from flows.settings.config import RunConfig
 from flows.settings.entries import Entries
 from flows.settings.presets import DEFAULT, resolve
@@ -52,6 +54,11 @@ class InPrefect:
         """The flow run's page; a server that ends with this run has no pages."""
         return None if serves_one_run(self._home, PREFECT_API_URL.value()) else url_for("flow-run", obj_id=self.run_id)
 
+    @property
+    def server(self) -> str:
+        """The server of this flow run."""
+        return server_name(self._home, PREFECT_API_URL.value())
+
     async def begin(self, run: str, tags: Sequence[str]) -> None:
         """The flow run is called as the run's folder is."""
         async with get_client() as client:
@@ -73,7 +80,8 @@ class InPrefect:
         await acreate_markdown_artifact(text, key="links", description=f"Where else {run} can be seen")
 
     async def verdict(self, text: str, run: str) -> None:
-        """A Markdown artifact."""
+        """A Markdown artifact, and the same in the log, for whoever watches the run."""
+        get_run_logger().info("\n%s", text)
         await acreate_markdown_artifact(text, key="verdict", description=f"Verdict of {run}")
 
 
@@ -132,8 +140,10 @@ async def align(
         )
     below = {name: value for name, value in deployed.items() if name in sections}
     config = resolve(preset, sections, overrides, pipeline=pipeline, below=below, home_presets=home.presets)
-    selection = select(build_graph(config), from_stage, until_stage, force)
-    return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect(home), preset=preset)
+    selection = select(pinned(build_graph(config)), from_stage, until_stage, force)
+    code = frozen_code(config, selection.graph, home)
+    plan = make_plan(config, selection, home, code)
+    return await run_pipeline(config, selection, plan, home, InPrefect(home), preset=preset, code=code)
 
 
 async def _of_deployment() -> dict[str, Any]:

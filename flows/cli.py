@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+# What says nothing about this program: permissions, a full disk, one that is away.
+_OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 
 app = typer.Typer(
     name="alignflow",
@@ -206,6 +210,15 @@ def main() -> None:
     except AlignflowError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = error.filename2 or error.filename or "no file named"
+        print(
+            f"error: {where}: {error.strerror}; see that its disk is there, has room, and that you may write to it",
+            file=sys.stderr,
+        )
+        sys.exit(AlignflowError.exit_code)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,12 @@ class BaseModelConfig(Settings):
         description="Arguments of the chat template in training, generation and evaluation, for example {enable_thinking: false}",
     )
 
+    @field_validator("path")
+    @classmethod
+    def _a_folder_has_one_spelling(cls, value: str) -> str:
+        """Behind links too: what is called otherwise would have another key."""
+        return str(Path(value).expanduser().resolve()) if Path(value).expanduser().is_dir() else value
+
     @field_validator("path", "chat_template")
     @classmethod
     def _paths_are_absolute(cls, value: str | None) -> str | None:
@@ -347,7 +353,6 @@ class OnlineConfig(TrainingConfig):
     )
     correction_low: float = Field(0.0, ge=0.0, lt=1.0, description="Lower bound of the correction's weights")
     correction_high: float = Field(2.0, gt=1.0, description="Upper bound of the correction's weights")
-    placement_timeout_s: float = operational(120.0, "Seconds to wait for the placement group", gt=0)
     max_truncated_fraction: float = Field(
         0.95, gt=0.0, le=1.0, description="Share of responses cut at max_new_tokens, three rounds in a row, that stops the run"
     )

@@ -1,4 +1,4 @@
-"""What a stage says while it works: metrics, progress and warnings, appended to `events.jsonl`.
+"""What a stage says while it works: metrics, progress, waits and warnings, appended to `events.jsonl`.
 
 The file comes first; trackers read from it, so a dead tracker never stops training. The log is a path and nothing
 more, so it can be sent to any process; one process (rank 0) writes it.
@@ -28,6 +28,10 @@ class EventLog:
     def progress(self, done: int, total: int, message: str = "") -> None:
         """How far the stage is: `done` of `total` units of its own choosing, with a line for people."""
         self._append("progress", done=done, total=total, message=message)
+
+    def waiting(self, message: str) -> None:
+        """What the stage waits for before it can go on, in words; said again now and then, so that it does not count as hung."""
+        self._append("waiting", message=message)
 
     def warn(self, message: str) -> None:
         """Something a user should know that does not stop the stage."""

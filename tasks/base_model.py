@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +101,10 @@ def _files(config: BaseModelConfig) -> Any:
     if not folder.is_dir() and config.path in NAMES:
         return made_of(config.path)
     folder = source_folder(config).resolve()
-    hashes = HashCache(Home.open().models / "hashes.json", trust=True)
+    hashes = HashCache(Home.open(to_read=True).models / "hashes.json", trust=True)
     files = {path.name: hashes.sha256(str(path), path) for path in model_files(folder)}
-    hashes.save()
+    with suppress(OSError):  # in a home that is only looked at they are hashed every time
+        hashes.save()
     return files
 
 

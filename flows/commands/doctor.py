@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_processing.errors import ConfigError
-from flows.running.checks import check_ray_address
-from flows.services.health import answers
+from flows.running.check_servers import check_mlflow, check_prefect, check_ray
 from flows.services.local import Ports
 from flows.services.machine import available_memory_gib
 from flows.services.processes import LOOPBACK, Records, port_holder
@@ -118,26 +117,21 @@ def _ports(home: Home) -> Iterator[Finding]:
 
 
 def _servers(home: Home) -> Iterator[Finding]:
-    prefect = os.environ.get("PREFECT_API_URL")
-    yield _server("Prefect", "PREFECT_API_URL", prefect, bool(prefect) and answers(f"{prefect}/health"))
-    mlflow = os.environ.get("MLFLOW_TRACKING_URI")
-    is_local = bool(mlflow) and not str(mlflow).startswith("http")
-    yield _server("MLflow", "MLFLOW_TRACKING_URI", mlflow, is_local or (bool(mlflow) and answers(f"{mlflow}/health")))
-    ray = os.environ.get("RAY_ADDRESS")
-    try:
-        if ray:
-            check_ray_address(ray)
-        yield _server("Ray", "RAY_ADDRESS", ray, True)
-    except ConfigError as error:
-        yield Finding("Ray", "broken", str(ray), str(error))
+    yield _server("Prefect", "PREFECT_API_URL", check_prefect)
+    yield _server("MLflow", "MLFLOW_TRACKING_URI", lambda: check_mlflow(home))
+    yield _server("Ray", "RAY_ADDRESS", check_ray)
 
 
-def _server(name: str, variable: str, address: str | None, is_answering: bool) -> Finding:
+def _server(name: str, variable: str, check: Callable[[], None]) -> Finding:
+    address = os.environ.get(variable)
     if address is None:
         return Finding(name, "ok", f"{variable} not set: a local one is used")
-    if is_answering:
-        return Finding(name, "ok", address)
-    return Finding(name, "broken", f"nothing answers at {address}", f"start it, or unset {variable}")
+    try:
+        check()
+    except ConfigError as error:
+        found, _, fix = str(error).partition("; ")
+        return Finding(name, "broken", found, fix)
+    return Finding(name, "ok", address.rpartition("@")[2])
 
 
 def _import(check: str, code: str, state: State, fix: str) -> Finding:

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING
 from data_processing.errors import ConfigError
 from data_processing.wording import artifact_name, path_of
 from flows.commands.tables import console, print_verdict, table_with
+from flows.running.dead_runs import look_after
 from flows.running.run_folder import RunFolder, find_run
 from tasks.runtime.contract.home import Home
 
 if TYPE_CHECKING:
     from flows.commands.actions import Asked
-    from tasks.runtime.store.artifacts import Manifest, Store
+    from tasks.runtime.store.artifacts import Store
+    from tasks.runtime.store.manifest import Manifest
 
 
 def show_report(run: str, open_: bool) -> None:
     """`alignflow report RUN`."""
-    home = Home.open()
+    home = Home.open(to_read=True)
+    look_after(home)
     folder = find_run(home, run)
     if not folder.report.is_file():
         _rebuild_report(home, folder)
@@ -32,8 +35,8 @@ def show_why(run: str, stage: str) -> None:
     """`alignflow cache why RUN STAGE`."""
     from flows.commands.why import differences
 
-    folder = find_run(Home.open(), run)
-    for line in differences(Home.open(), folder.name, stage):
+    home = Home.open(to_read=True)
+    for line in differences(home, find_run(home, run).name, stage):
         print(line)
 
 
@@ -42,12 +45,13 @@ def adopt_node(asked: Asked) -> None:
     from flows.commands.actions import read_request
     from flows.graph.nodes import nodes_called
     from flows.graph.plan import make_plan
+    from flows.running.code import live_code
     from tasks.runtime.store.adopt import adopt
     from tasks.runtime.store.artifacts import Store
 
     home = Home.open()
     request = read_request(asked, home)
-    plan, store = make_plan(request.config, request.selection, home), Store(home.store)
+    plan, store = make_plan(request.config, request.selection, home, live_code(request.config, home)), Store(home.store)
     for node in nodes_called(request.selection.graph, str(asked.until_stage)):
         planned = plan[node]
         if planned.hit:
@@ -77,16 +81,13 @@ def show_artifacts() -> None:
     """`alignflow cache ls`."""
     from tasks.runtime.store.artifacts import Store
 
-    home = Home.open()
-    store = Store(home.store)
+    store = Store(Home.open(to_read=True).store)
     table = table_with("artifact", "kind", "MiB", "work s", "made by", "when", "key")
-    for folder in sorted(home.store.glob("[!.]*/*")):
-        if manifest := store.manifest(folder.parent.name, folder.name):
-            size = sum(file.size for file in manifest.files) / 2**20
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.finished_at))
-            made_by = f"{manifest.producer.run}/{manifest.producer.node}"
-            name = artifact_name(manifest.producer.node, manifest.key)
-            table.add_row(name, manifest.kind, f"{size:.1f}", f"{manifest.seconds:.1f}", made_by, when, manifest.key[:12])
+    for manifest in store.manifests():
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.finished_at))
+        made_by = f"{manifest.producer.run}/{manifest.producer.node}"
+        name, size = artifact_name(manifest.producer.node, manifest.key), manifest.size / 2**20
+        table.add_row(name, manifest.kind, f"{size:.1f}", f"{manifest.seconds:.1f}", made_by, when, manifest.key[:12])
     console().print(table)
 
 

@@ -6,6 +6,7 @@ from data_processing.errors import ConfigError
 from data_processing.wording import did_you_mean
 from flows.graph.history import History
 from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.run_state import began_at
 from tasks.runtime.keys.stage_key import explain_difference
 from tasks.runtime.store.records import NodeRecord, read_node
 
@@ -23,7 +24,8 @@ def _explain(home: Home, history: History, run: str, record: NodeRecord) -> list
     if record.cached:
         producer = record.ref.producer if record.ref else "an earlier run"
         return [f"{record.node}: cached, made by {producer}"]
-    earlier = [found for found in history.of(record.node) if found[0] != run and _began_before(home, found[0], run)]
+    began = began_at(home.runs / run)
+    earlier = [found for found in history.of(record.node) if found[0] != run and began_at(home.runs / found[0]) <= began]
     if not earlier:
         return [f"{record.node}: no earlier run had this node"]
     other, before = earlier[0]
@@ -31,10 +33,6 @@ def _explain(home: Home, history: History, run: str, record: NodeRecord) -> list
     if not changed:
         return [f"{record.node}: the same key as in {other}; it was forced, or its result was not kept"]
     return [f"{record.node}: compared with {other}", *(f"  {line}" for line in changed)]
-
-
-def _began_before(home: Home, run: str, other: str) -> bool:
-    return (home.runs / run / "config.yaml").stat().st_mtime <= (home.runs / other / "config.yaml").stat().st_mtime
 
 
 def _records(home: Home, run: str, stage: str) -> list[NodeRecord]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-from data_processing.config import DataConfig
+from data_processing.config import DataConfig, SourceKind, TableSource
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
 from evaluation.config import PRIMARY_METRICS, CompareConfig, EvaluateConfig
@@ -40,6 +40,30 @@ def settled(settings: Settings) -> Settings:
     if isinstance(settings, (EngineSettings, EvaluateConfig)):
         changed["dtype"] = settings.precision
     return settings.model_copy(update={name: value for name, value in changed.items() if value != values[name]})
+
+
+def pinned(graph: Graph) -> Graph:
+    """The same with each Hugging Face dataset at the commit that it names now, so that new data is another key and old data the same.
+
+    Raises what `commit_of` does.
+    """
+    return {name: replace(node, settings=_at_commits(node.settings)) for name, node in graph.items()}
+
+
+def _at_commits(settings: Settings) -> Settings:
+    if not isinstance(settings, DataConfig):
+        return settings
+    tables = {"sft": settings.sft, "preference": settings.preference, "prompts": settings.prompts, "unpaired": settings.unpaired}
+    fixed = {table: [_at_commit(f"data.{table}[{i}]", s) for i, s in enumerate(sources)] for table, sources in tables.items()}
+    return settings.model_copy(update=fixed)
+
+
+def _at_commit(place: str, source: TableSource) -> TableSource:
+    if source.kind is not SourceKind.huggingface:
+        return source
+    from data_processing.sources.hub import commit_of
+
+    return source.model_copy(update={"revision": commit_of(source, place)})
 
 
 def deciding_metric(graph: Graph) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.run_state import began_at
 from tasks.runtime.store.records import NodeRecord, read_node
 
 
@@ -24,7 +25,7 @@ class History:
 
     @cached_property
     def _newest_first(self) -> list[str]:
-        began = {folder.name: folder.stat().st_mtime for folder in self._home.runs.iterdir() if folder.is_dir()}
+        began = {folder.name: began_at(folder) for folder in self._home.runs.glob("*") if folder.is_dir()}
         return sorted(began, key=lambda run: began[run], reverse=True)
 
     def _nodes_of(self, run: str) -> frozenset[str]:

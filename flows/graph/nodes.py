@@ -40,12 +40,14 @@ def nodes_called(graph: Graph, name: str) -> list[str]:
 
 def ancestors(graph: Graph, names: Iterable[str]) -> set[str]:
     """All nodes that `names` are made from, directly or not; without `names` themselves unless one leads to another."""
-    return _reached({name: list(node.inputs.values()) for name, node in graph.items()}, names)
-
-
-def descendants(graph: Graph, names: Iterable[str]) -> set[str]:
-    """All nodes that are made from `names`, directly or not."""
-    return _reached(_users(graph), names)
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        for name in graph[waiting.pop()].inputs.values():
+            if name not in found:
+                found.add(name)
+                waiting.append(name)
+    return found
 
 
 def longest_path_first(graph: Graph, seconds: Mapping[str, float]) -> list[str]:
@@ -64,14 +66,3 @@ def _users(graph: Graph) -> Mapping[str, Sequence[str]]:
         for made_by in dict.fromkeys(node.inputs.values()):
             users[made_by].append(node.name)
     return users
-
-
-def _reached(edges: Mapping[str, Sequence[str]], names: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        for name in edges.get(waiting.pop(), ()):
-            if name not in found:
-                found.add(name)
-                waiting.append(name)
-    return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 
 from data_processing.errors import ConfigError
@@ -13,11 +12,13 @@ from flows.graph.history import History
 from flows.graph.nodes import Graph, Node
 from flows.graph.selection import Selection
 from flows.settings.config import PipelineConfig
+from rlhf_core.cluster.resources import Resources
 from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
-from tasks.runtime.keys.closure import code_digests
+from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import StageKey, explain_difference, stage_key
-from tasks.runtime.store.artifacts import Manifest, Store
+from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.manifest import Manifest
 
 _DIFFERENCES_SHOWN = 3
 _RUNS_ASKED = 20  # the newest that had the node, for the time it took
@@ -25,34 +26,53 @@ _RUNS_ASKED = 20  # the newest that had the node, for the time it took
 
 @dataclass(frozen=True)
 class PlannedNode:
-    """A node of the run: its key, the artifact that is there for it (None: it has to run), and the reason in words."""
+    """A node of the run: its key, the artifact that is there for it (None: it has to run), and the reason in words.
+
+    `renewed` are those of its inputs that a forced node may give other bytes: then it runs although it is cached.
+    `resources` are what it reserves when it runs, `estimate` what it is thought to take.
+    """
 
     node: Node
     key: StageKey
     hit: Manifest | None
+    renewed: tuple[str, ...]
     reason: str
     estimate: Estimate
+    resources: Resources
 
     @property
     def runs(self) -> bool:
         """Whether there is work to do."""
         return self.hit is None
 
+    @property
+    def may_run(self) -> bool:
+        """Whether there is, or may turn out to be, work to do."""
+        return self.runs or bool(self.renewed)
+
 
 Plan = Mapping[str, PlannedNode]
 
 
-def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
-    """The plan by node name, in order. Raises `ConfigError` where `--from` needs something that is not cached."""
-    digests = cache(code_digests)  # the code as it is now, read once for all nodes
+def make_plan(config: PipelineConfig, selection: Selection, home: Home, code: Code) -> Plan:
+    """The plan by node name, in order; `code` is what would run. Raises `ConfigError` where `--from` needs something that is not cached."""
     store, parameters, history = Store(home.store), _parameters(selection.graph), History(home)
     plan: dict[str, PlannedNode] = {}
     for name, node in selection.graph.items():
         inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}
-        key = stage_key(node.stage, node.settings, inputs, node.seed, digests)
+        key = stage_key(node.stage, node.settings, inputs, node.seed, code)
         hit = None if name in selection.forced else store.lookup(key.stage.kind, key.key)
-        reason = _origin(hit) if hit else "forced" if name in selection.forced else _reason(node, key, plan, history)
-        plan[name] = PlannedNode(node, key, hit, reason, _estimate(node, hit, config, history, parameters))
+        renewed = _renewed(node, plan) if hit else ()
+        other = [made_by for input_name, made_by in node.inputs.items() if hit and _differs(hit, input_name, plan[made_by].hit)]
+        if hit and not other:
+            reason = _origin(hit, renewed)
+        elif name in selection.forced:
+            reason = "forced"
+        else:
+            reason = f"made from other bytes of {', '.join(other)}" if other else _reason(node, key, plan, history)
+        hit = None if other else hit
+        formula = _estimate(node, hit, config, history, parameters)
+        plan[name] = PlannedNode(node, key, hit, renewed, reason, formula, key.stage.resources(node.settings))
     _check_given(plan, selection)
     return plan
 
@@ -60,6 +80,11 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home) -> Plan:
 def has_work(plan: Plan) -> bool:
     """Whether anything has to run; False where all is cached."""
     return any(planned.runs for planned in plan.values())
+
+
+def reserves(plan: Plan) -> bool:
+    """Whether anything that has to run needs room of its own on what it runs on."""
+    return any(planned.runs and planned.resources.bundles for planned in plan.values())
 
 
 def _parameters(graph: Graph) -> int | None:
@@ -77,9 +102,19 @@ def _check_given(plan: Plan, selection: Selection) -> None:
         )
 
 
-def _origin(hit: Manifest) -> str:
-    made_by = f"made by {hit.producer.run}"
-    return f"{made_by}, adopted over changes of {', '.join(hit.adopted.changed)}" if hit.adopted else made_by
+def _renewed(node: Node, plan: Plan) -> tuple[str, ...]:
+    return tuple(made_by for made_by in dict.fromkeys(node.inputs.values()) if plan[made_by].may_run)
+
+
+def _differs(hit: Manifest, input_name: str, made: Manifest | None) -> bool:
+    """Whether `hit` was made from other bytes than those that are there now."""
+    return made is not None and hit.made_from().get(input_name) != made.sha256
+
+
+def _origin(hit: Manifest, renewed: Sequence[str]) -> str:
+    origin = f"made by {hit.producer.run}"
+    origin += f", adopted over changes of {', '.join(hit.adopted.changed)}" if hit.adopted else ""
+    return origin + (f"; runs if other bytes come out of {', '.join(renewed)}" if renewed else "")
 
 
 def _reason(node: Node, key: StageKey, plan: Plan, history: History) -> str:

@@ -7,31 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from flows.graph.limits import Limits
 from flows.graph.nodes import Graph, Node
 
 ResultT = TypeVar("ResultT")
 StartNode = Callable[[Node, Mapping[str, ResultT]], Awaitable[ResultT]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much may run at once: `stages` that have work to do, and `memory_gib` for their estimated needs.
-
-    `needs_gib` has an entry for each node with work to do; the others, cached ones, always fit. A stage that is larger
-    than everything there is still runs, alone.
-    """
-
-    stages: int
-    memory_gib: float
-    needs_gib: Mapping[str, float]
-
-    def fits(self, name: str, running: Sequence[str]) -> bool:
-        """Whether `name` may start beside `running`."""
-        working = [other for other in running if other in self.needs_gib]
-        if name not in self.needs_gib or not working:
-            return True
-        total = sum(self.needs_gib[other] for other in [*working, name])
-        return len(working) < self.stages and total <= self.memory_gib
+SayWait = Callable[[str, str], None]
 
 
 @dataclass
@@ -43,18 +24,26 @@ class Walk(Generic[ResultT]):
     not_started: list[str] = field(default_factory=list)
 
 
-async def walk(graph: Graph, start: StartNode[ResultT], order: Sequence[str], limits: Limits) -> Walk[ResultT]:
+async def walk(
+    graph: Graph, start: StartNode[ResultT], order: Sequence[str], limits: Limits, say_wait: SayWait = lambda name, what: None
+) -> Walk[ResultT]:
     """Run every node, giving those early in `order` the first choice among what can start.
 
     `start` is given the results of the node's inputs by input name. A node that fails keeps back only what is made from
-    it. Cancelling cancels what runs, and returns when all of it has ended.
+    it. `say_wait` is told of each node that has its inputs and does not fit beside what runs, and what it waits for. Cancelling cancels what runs, and returns when all of it has ended.
     """
     done: Walk[ResultT] = Walk()
     running: dict[asyncio.Task[ResultT], str] = {}
     waiting = list(order)
+    said: dict[str, str] = {}
     try:
         while True:
-            for name in _startable(graph, done, waiting, limits, list(running.values())):
+            startable, held_back = _choose(graph, done, waiting, limits, list(running.values()))
+            for name, what in held_back.items():
+                if said.get(name) != what:
+                    said[name] = what
+                    say_wait(name, what)
+            for name in startable:
                 waiting.remove(name)
                 inputs = {key: done.results[made_by] for key, made_by in graph[name].inputs.items()}
                 running[asyncio.ensure_future(start(graph[name], inputs))] = name
@@ -71,13 +60,20 @@ async def walk(graph: Graph, start: StartNode[ResultT], order: Sequence[str], li
     return done
 
 
-def _startable(graph: Graph, done: Walk[ResultT], waiting: Sequence[str], limits: Limits, running: Sequence[str]) -> list[str]:
+def _choose(
+    graph: Graph, done: Walk[ResultT], waiting: Sequence[str], limits: Limits, running: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """The nodes that start now, and of the others that have their inputs, what each waits for."""
     chosen: list[str] = []
+    held_back: dict[str, str] = {}
     for name in waiting:
-        ready = all(made_by in done.results for made_by in graph[name].inputs.values())
-        if ready and limits.fits(name, [*running, *chosen]):
+        if not all(made_by in done.results for made_by in graph[name].inputs.values()):
+            continue
+        if obstacle := limits.obstacle(name, [*running, *chosen]):
+            held_back[name] = obstacle
+        else:
             chosen.append(name)
-    return chosen
+    return chosen, held_back
 
 
 def _settle(done: Walk[ResultT], name: str, task: asyncio.Task[ResultT]) -> None:

@@ -15,12 +15,12 @@ from evaluation.config import PRIMARY_METRICS, CompareConfig, EvaluateConfig
 from flows.graph.build import deciding_metric
 from flows.graph.nodes import Node, ancestors
 from flows.graph.plan import Plan
-from flows.services.machine import gpu_count
+from flows.running.cluster import capacity_of_machine
 from flows.settings.config import PipelineConfig
+from rlhf_core.cluster.capacity import Capacity
 from rlhf_core.config import (
     BaseModelConfig,
     OnlineConfig,
-    OnlineMethod,
     PreferenceConfig,
     PreferenceMethod,
     RewardModelConfig,
@@ -101,30 +101,16 @@ def check_metrics(plan: Plan) -> None:
 
 
 def check_devices(config: PipelineConfig, plan: Plan) -> None:
-    """Raise `ConfigError` for a training stage that asks for more GPUs than this machine has, where it runs here."""
-    if config.runtime.executor is ExecutorKind.ray and os.environ.get("RAY_ADDRESS"):
-        return
+    """Raise `ConfigError` for a stage that reserves more than this machine has, where it runs here."""
+    if not (config.runtime.executor is ExecutorKind.ray and os.environ.get("RAY_ADDRESS")):
+        check_room(plan, capacity_of_machine())
+
+
+def check_room(plan: Plan, capacity: Capacity) -> None:
+    """Raise `ConfigError` for a stage that runs and reserves more than there can ever be."""
     for name, planned in plan.items():
-        settings = planned.node.settings
-        if not planned.runs or not isinstance(settings, TrainingConfig) or not settings.engine.gpus_per_rank:
-            continue
-        processes = processes_of(settings)
-        wanted = settings.engine.gpus_per_rank * processes
-        if wanted > (found := gpu_count()):
-            raise ConfigError(
-                f"{name}.engine: {processes} processes (world_size={settings.engine.world_size}) with gpus_per_rank="
-                f"{settings.engine.gpus_per_rank:g} need {wanted:g} GPUs, and this machine has {found}; lower one of them, or set "
-                "gpus_per_rank to 0 for the CPU"
-            )
-
-
-def processes_of(settings: TrainingConfig) -> int:
-    """Processes of a training stage that reserve `gpus_per_rank` each: its ranks, and the other actors of online training."""
-    ranks = settings.engine.world_size
-    if not isinstance(settings, OnlineConfig):
-        return ranks
-    has_reference = settings.kl_coef > 0 and settings.lora.rank == 0
-    return ranks * (2 if settings.method is OnlineMethod.ppo else 1) + 2 + has_reference
+        if planned.runs and (refusal := capacity.refusal(planned.resources)):
+            raise ConfigError(f"{name}: {refusal}")
 
 
 def check_adapters(plan: Plan) -> None:

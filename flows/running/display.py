@@ -23,6 +23,11 @@ class Display(Protocol):
         """The address of this run's page for a browser; None where there is none, or none that outlives the run."""
         ...
 
+    @property
+    def server(self) -> str | None:
+        """The Prefect server that knows this run, as `flows.services.told_later` names it; None where none does."""
+        ...
+
     async def begin(self, run: str, tags: Sequence[str]) -> None:
         """The run is called `run`; `tags` are what people look for runs by."""
         ...

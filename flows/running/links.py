@@ -31,7 +31,7 @@ async def link(display: Display, tracker: Tracker, folder: RunFolder, *, experim
     while tracker.server and not tracker.page and time.monotonic() < ends:
         await asyncio.sleep(_POLL_S)
     mlflow = tracker.page or tracker.server
-    folder.write_status("running", links={"Prefect": display.page, "MLflow": mlflow})
+    folder.note(links={"Prefect": display.page, "MLflow": mlflow})
     await display.links(_for_prefect(folder, mlflow, experiment), folder.name)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from data_processing.errors import AlignflowError
 from flows.graph.plan import Plan, has_work, make_plan
 from flows.graph.selection import Selection
-from flows.running.checks import check_prefect
+from flows.running.check_servers import check_prefect
+from flows.running.code import frozen_code
 from flows.running.pipeline import run_pipeline
-from flows.services.prefect_server import prefect_for_run
+from flows.services.prefect_server import prefect_for_run, send_what_is_left
 from flows.services.ray_head import ray_for_run
 from flows.services.shown_later import Unshown, show_waiting
 from flows.settings.config import PipelineConfig
@@ -36,18 +37,20 @@ def run_locally(
     Raises `ConfigError` where `PREFECT_API_URL` names a server that does not answer. `load_flow` imports the Prefect flow that takes `parameters`, which say the same as `config` and `selection`.
     """
     check_prefect()
-    plan = make_plan(config, selection, home)
+    code = frozen_code(config, selection.graph, home)
+    plan = make_plan(config, selection, home, code)
     if has_work(plan) or os.environ.get("PREFECT_API_URL"):
         return _in_prefect(plan, config, home, parameters, load_flow)
-    return _unshown(plan, config, selection, home, Unshown(parameters), preset=str(parameters.get("preset", "")))
+    preset = str(parameters.get("preset", ""))
+    display = Unshown(parameters)
+    run = run_pipeline(config, selection, plan, home, display, preset=preset, code=code)
+    return _unshown(run, home, display)
 
 
-def _unshown(
-    plan: Plan, config: PipelineConfig, selection: Selection, home: Home, display: Unshown, *, preset: str
-) -> dict[str, Any]:
+def _unshown(run: Coroutine[Any, Any, dict[str, Any]], home: Home, display: Unshown) -> dict[str, Any]:
     """The run without a server."""
     try:
-        result = asyncio.run(run_pipeline(config, selection, plan, home, display, preset=preset))
+        result = asyncio.run(run)
     except KeyboardInterrupt:
         raise _cancelled() from None
     except Exception as error:
@@ -71,6 +74,8 @@ def _in_prefect(
             wait_for_ray()
             result = asyncio.run(flow(**parameters))
         except (KeyboardInterrupt, TerminationSignal):
+            send_what_is_left()
+            show_waiting(home)
             raise _cancelled() from None
         show_waiting(home)
         return result

@@ -12,12 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
+from flows.graph.limits import Limits
 from flows.graph.nodes import Node, longest_path_first
 from flows.graph.plan import Plan, has_work
 from flows.graph.selection import Selection
-from flows.graph.walk import Limits, walk
+from flows.graph.walk import walk
+from flows.running.cancelling import told_at_once
 from flows.running.checks import check_before_start
+from flows.running.cluster import gpus_for_a_run
+from flows.running.dead_runs import look_after
 from flows.running.display import Display
 from flows.running.failures import explained
 from flows.running.finish import finish
@@ -27,17 +32,20 @@ from flows.running.progress import LOG, ProgressLines
 from flows.running.run_folder import NodeTimes, RunFolder
 from flows.services.machine import available_memory_gib
 from flows.services.ray_head import ray_for_run
+from flows.services.told_later import UntoldEnd, tell_later
 from flows.settings.config import PipelineConfig
 from flows.settings.presets import preset_name
 from rlhf_core.config import BaseModelConfig, TrainingConfig
-from tasks.runtime.contract.config import ExecutorKind
+from tasks.runtime.contract.config import ExecutorKind, RuntimeConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest
+from tasks.runtime.contract.run_state import RunState
 from tasks.runtime.execution.executor import Executor
 from tasks.runtime.execution.start import Runtime, git_commit
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
+from tasks.runtime.keys.closure import Code
 from tasks.runtime.store.artifacts import Store
-from tasks.runtime.tracking.tracker import RunStatus, Tracker, recover
+from tasks.runtime.tracking.tracker import STATE_TAG, Tracker
 
 _COMMIT_DIGITS = 10
 _LOOK_EVERY_S = 5.0  # for stages that have said nothing for a while
@@ -46,38 +54,37 @@ _MEMORY_SHARE = 0.9  # of what is free when the run starts; the rest is left to 
 
 
 async def run_pipeline(
-    config: PipelineConfig, selection: Selection, plan: Plan, home: Home, display: Display, *, preset: str
+    config: PipelineConfig, selection: Selection, plan: Plan, home: Home, display: Display, *, preset: str, code: Code
 ) -> dict[str, Any]:
-    """Run `selection`, of which `plan` says what there is to do; raises the first failed stage's error, explained.
+    """Run `selection` with `code`, of which `plan` says what there is to do; raises the first failed stage's error, explained.
 
     `preset` is what the configuration was made from, for people.
     """
     began = time.time()
     check_before_start(config, plan, home)
-    run = _Run(config, selection, plan, home, display=display, began=began, preset=preset)
+    run = _Run(config, selection, plan, home, display=display, began=began, preset=preset, code=code)
     # A run without work is over in a moment, and does not wait for the tracker.
     idle = not has_work(plan)
-    if not idle:
-        recover(home)
+    look_after(home, also_unsent=True)
     tracker = run.tracker(later=idle)
-    status: RunStatus = "KILLED"
-    message = "cancelled"
+    state, message = RunState.cancelled, "cancelled"
     linked: asyncio.Task[None] | None = None
     try:
         await display.begin(run.folder.name, run.tags())
         linked = asyncio.create_task(run.link(tracker, wait_s=0.0 if idle else _PAGE_WAIT_S))
-        outcomes = await run.stages(tracker)
+        outcomes = await told_at_once(run.stages(tracker), run.cancelling)
         await linked
         result = await finish(config, outcomes, home, run.folder, tracker, display=display)
-        status, message = "FINISHED", ""
+        state, message = RunState.finished, ""
     except Exception as error:
-        status, message = "FAILED", str(error)
+        state, message = RunState.failed, str(error)
         raise
     finally:
         if linked:
             linked.cancel()
-        tracker.finish(status)
-        run.close(status, message)
+        run.close(state, message)
+        tracker.tag({STATE_TAG: state.value})
+        tracker.finish(state.in_mlflow)
     return result
 
 
@@ -94,6 +101,7 @@ class _Run:
         display: Display,
         began: float,
         preset: str,
+        code: Code,
     ) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
         self.folder = RunFolder(home, f"{config.run.name}-{stamp}-{display.run_id[:4]}")
@@ -104,12 +112,13 @@ class _Run:
         self._display = display
         self._began = began
         self._preset = preset_name(preset)
+        self._code = code
         self._commit = git_commit()
         self._times: dict[str, NodeTimes] = {}
         self._at_work: dict[str, ProgressLines] = {}
         self._lengths = LengthCheck(plan, Store(home.store))
         self.folder.write_config(config)
-        self.folder.write_status("running", flow_run=display.run_id, began=began)
+        self.folder.begin(flow_run=display.run_id, prefect_server=display.server, began=began)
         cached = sum(not planned.runs for planned in plan.values())
         LOG.info("run %s: %d stages, %d of them cached", self.folder.name, len(plan), cached)
 
@@ -147,16 +156,19 @@ class _Run:
         needed = self._config.runtime.executor is ExecutorKind.ray and has_work(self._plan)
         with ray_for_run(self._home, needed) as wait_for_ray:
             address = wait_for_ray()
-            runtime = Runtime(self._home, _executor(address), self._config.runtime)
+            runtime = Runtime(self._home, _executor(address, self._config.runtime), self._config.runtime, self._code)
 
             async def start(node: Node, inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
                 return await self._node(node, inputs, runtime, tracker)
 
-            waiting = asyncio.create_task(self._say_what_is_waited_for())
+            def say_wait(name: str, what: str) -> None:
+                ProgressLines(name).waits(what)
+
+            silence = asyncio.create_task(self._say_what_is_waited_for())
             try:
-                done = await walk(self._selection.graph, start, self._order(), self._limits(address))
+                done = await walk(self._selection.graph, start, self._order(), self._limits(address), say_wait)
             finally:
-                waiting.cancel()
+                silence.cancel()
         if done.errors:
             raise explained(done.errors, done.not_started, self.folder)
         return {name: StageOutcome.from_json(answer) for name, answer in done.results.items()}
@@ -167,11 +179,21 @@ class _Run:
             for lines in list(self._at_work.values()):
                 lines.wait()
 
-    def close(self, status: RunStatus, message: str) -> None:
+    def cancelling(self) -> None:
+        """Say that the run is being cancelled: whoever is killed while stages stop was not killed out of the blue."""
+        grace_s = self._config.runtime.stop_grace_s
+        LOG.info("cancelling: what runs gets up to %g s (runtime.stop_grace_s) to save a checkpoint and stop", grace_s)
+        self.folder.write_status(RunState.cancelling)
+
+    def close(self, state: RunState, message: str) -> None:
         """Write down how the run ended and where the time went."""
         ended = time.time()
+        if state is RunState.cancelled and self._display.server:
+            # Prefect takes an interrupted run for a crashed one.
+            end = UntoldEnd(flow_run=UUID(self._display.run_id), server=self._display.server, state=state, message=message)
+            tell_later(self._home, end)
         self.folder.write_timings(self._began, ended, self._times)
-        self.folder.write_status(status.lower(), message=message, ended=ended)
+        self.folder.write_status(state, message=message, ended=ended)
 
     async def _node(self, node: Node, inputs: Mapping[str, dict[str, Any]], runtime: Runtime, tracker: Tracker) -> dict[str, Any]:
         lines, began = ProgressLines(node.name), time.time()
@@ -207,14 +229,17 @@ class _Run:
         host = urlsplit(ray_address or "").hostname or "localhost"
         here = host == "localhost" or host.startswith("127.")
         memory_gib = _MEMORY_SHARE * available_memory_gib() if here else math.inf
-        needs = {name: planned.estimate.memory_gib for name, planned in self._plan.items() if planned.runs}
-        return Limits(self._config.runtime.max_parallel_stages, memory_gib, needs)
+        work = {name: planned for name, planned in self._plan.items() if planned.may_run}
+        needs_gib = {name: planned.estimate.memory_gib for name, planned in work.items()}
+        needs_gpus = {name: planned.resources.gpus for name, planned in work.items() if planned.resources.gpus}
+        gpus = gpus_for_a_run(self._config.runtime, self._home) if needs_gpus else math.inf
+        return Limits(self._config.runtime.max_parallel_stages, memory_gib, needs_gib, gpus, needs_gpus)
 
 
-def _executor(ray_address: str | None) -> Executor:
+def _executor(ray_address: str | None, settings: RuntimeConfig) -> Executor:
     """Ray where a run has it; without work to do it has none, and what turns up all the same runs as a subprocess."""
     if ray_address is None:
         return SubprocessExecutor()
     from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 
-    return RayJobsExecutor(ray_address)
+    return RayJobsExecutor(ray_address, settings)

@@ -49,12 +49,20 @@ class ProgressLines(SilentObserver):
         """Progress, now and then; warnings always."""
         if event["type"] == "warning":
             LOG.warning("%-22s %s", self._node, event["message"])
+        elif event["type"] == "waiting":
+            self.waits(str(event["message"]))
         elif event["type"] == "progress":
             line = f"{event['done']}/{event['total']} {event['message']}"
             self.begins(line)
             if time.monotonic() >= self._next:
                 self._next = time.monotonic() + _EVERY_S
                 LOG.info("%-22s %s", self._node, line)
+
+    def waits(self, what: str) -> None:
+        """The stage cannot go on yet, or cannot start."""
+        if what != self._doing:
+            LOG.info("%-22s %s", self._node, what)
+            self.begins(what)
 
     def on_warning(self, message: str) -> None:
         """What the runtime has to say."""

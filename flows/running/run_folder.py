@@ -19,6 +19,8 @@ from data_processing.errors import ConfigError
 from data_processing.wording import did_you_mean
 from flows.settings.config import PipelineConfig
 from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.liveness import announce, is_alive
+from tasks.runtime.contract.run_state import CONFIG_FILE, STATUS_FILE, RunState, began_at, read_facts
 from tasks.runtime.contract.spec import write_json
 
 REPORT_FILE = "report.html"
@@ -49,19 +51,34 @@ class RunFolder:
     def write_config(self, config: PipelineConfig) -> None:
         """Keep the resolved configuration; it can be given to `alignflow run --config`."""
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        (self.path / CONFIG_FILE).write_text(text, encoding="utf-8")
 
-    def write_status(self, status: str, **facts: Any) -> None:
-        """Keep how the run went; facts given earlier stay."""
-        write_json(self.path / "status.json", {**self.read_status(), "status": status, **facts, "at": time.time()})
+    def begin(self, **facts: Any) -> None:
+        """Say that this process runs it from now on."""
+        announce(self.process_folder)
+        self.write_status(RunState.running, **facts)
+
+    @property
+    def process_folder(self) -> Path:
+        """Where the record of the run's process is, shared with its tracker."""
+        return self.path / "tracking"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process of this run lives, as far as can be known."""
+        return is_alive(self.process_folder)
+
+    def write_status(self, status: RunState, **facts: Any) -> None:
+        """Keep how the run stands; facts given earlier stay."""
+        write_json(self.path / STATUS_FILE, {**self.read_status(), "status": status.value, **facts, "at": time.time()})
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts; how the run stands does not change."""
+        write_json(self.path / STATUS_FILE, {**self.read_status(), **facts})
 
     def read_status(self) -> dict[str, Any]:
         """What `write_status` kept; empty for a run that has not begun."""
-        try:
-            found: dict[str, Any] = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        return found
+        return read_facts(self.path)
 
     def write_timings(self, began: float, ended: float, nodes: Mapping[str, NodeTimes]) -> None:
         """Keep where the time went. `overhead_s` is the time in which no stage worked although the run was under way."""
@@ -103,7 +120,7 @@ def overhead_s(began: float, ended: float, nodes: Mapping[str, NodeTimes]) -> fl
 
 def find_run(home: Home, name: str) -> RunFolder:
     """The run called `name`, or the newest for `latest`; `ConfigError` with the nearest names otherwise."""
-    folders = sorted((f for f in home.runs.iterdir() if (f / "status.json").is_file()), key=lambda f: f.stat().st_mtime)
+    folders = sorted((f for f in home.runs.glob("*") if (f / STATUS_FILE).is_file()), key=began_at)
     known = [folder.name for folder in folders]
     if name == "latest" and known:
         return RunFolder(home, known[-1])

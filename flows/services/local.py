@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flows.services.environment import ROOT, SERVICE_VARIABLES, changed_environment, ray_authentication, service_environment
+from flows.services.families import end_all, strays
 from flows.services.health import answers, wait_until_answers
 from flows.services.prefect_server import HEALTH, start_server
 from flows.services.processes import LOOPBACK, ProcessRecord, Records, ServiceError, check_port_free, start_process, stop_process
@@ -18,7 +19,7 @@ from flows.services.shown_later import show_waiting
 from tasks.runtime.contract.home import Home
 
 WORK_POOL = "local"
-_START_TIMEOUT_S = 120.0
+_GRACE_S = 10.0
 _STOP_GRACE_S = {"worker": 60.0}
 _ORDER = ("prefect", "mlflow", "ray", "worker")
 
@@ -52,6 +53,7 @@ def up(home: Home, ports: Ports, say: Callable[[str], None]) -> dict[str, str]:
     """
     records = Records(home.pids)
     missing = [name for name in _ORDER if records.running(name) is None]
+    _end_orphans(records, missing, say)
     for name, port in asdict(ports).items():
         if name.split("_")[0] in missing:
             check_port_free(port, f"--{name.replace('_', '-')}-port")
@@ -59,7 +61,7 @@ def up(home: Home, ports: Ports, say: Callable[[str], None]) -> dict[str, str]:
         say(f"starting {name}")
         _START[name](home, ports)
     for name in ("prefect", "mlflow", "ray"):
-        _wait(home, name)
+        _wait(home, name, ports)
     _show_earlier_runs(home)
     if "worker" in missing:
         say("deploying the flow and starting its worker")
@@ -69,27 +71,51 @@ def up(home: Home, ports: Ports, say: Callable[[str], None]) -> dict[str, str]:
 
 
 def down(home: Home, say: Callable[[str], None]) -> int:
-    """End every recorded process, the worker first so that its flows can stop their jobs; returns how many were running."""
+    """End what we started in this home, the worker first so that its flows can stop their jobs; returns how many services."""
     records = Records(home.pids)
-    ended = 0
     by_rank = sorted(records.all(), key=lambda r: -_ORDER.index(r.name) if r.name in _ORDER else 0)
-    for record in by_rank:
-        if record.has_live_owner:
-            say(f"{record.name}: serves run process {record.owner_pid}, which ends it; left alone")
-            continue
-        if record.process:
-            say(f"stopping {record.name} (process {record.pid})")
-            ended += 1
-        stop_process(record, _STOP_GRACE_S.get(record.name, 10.0))
-        records.remove(record)
+    ended = sum(_end(records, record, say) for record in by_rank)
+    known = {record.mark for record in records.all()}
+    if left := strays(home.root, known):
+        say(f"ending {_counted(left)} of ours that no record names")
+        end_all(lambda: strays(home.root, known), _GRACE_S)
     return ended
 
 
+def _end(records: Records, record: ProcessRecord, say: Callable[[str], None]) -> bool:
+    """End one process with its family, whether it lives or not; returns whether there was anything to end."""
+    if record.has_live_owner:
+        say(f"{record.name}: serves run process {record.owner_pid}, which ends it; left alone")
+        return False
+    left = record.orphans
+    if record.process:
+        say(f"stopping {record.name} (process {record.pid})")
+    elif left:
+        say(f"{record.name} is gone; ending {_counted(left)} that it left behind")
+    is_something = record.process is not None or bool(left)
+    stop_process(record, _STOP_GRACE_S.get(record.name, _GRACE_S))
+    records.remove(record)
+    return is_something
+
+
+def _end_orphans(records: Records, names: Sequence[str], say: Callable[[str], None]) -> None:
+    """Make room for services that are to be started: what earlier ones left behind may hold their ports."""
+    for record in records.all():
+        if record.name in names:
+            _end(records, record, say)
+
+
+def _counted(processes: Sequence[object]) -> str:
+    return f"{len(processes)} process{'es' if len(processes) != 1 else ''}"
+
+
 def status(home: Home) -> list[ServiceStatus]:
-    """One entry a service, and one a Ray head that serves or served a run."""
+    """One entry a service, one a server that serves or served a run, and one a process of ours that no record names."""
     found = {record.name: record for record in Records(home.pids).all()}
     names = [*_ORDER, *(name for name in found if name not in _ORDER)]
-    return [_status(home, name, found.get(name)) for name in names]
+    lines = [_status(home, name, found.get(name)) for name in names]
+    left = strays(home.root, {record.mark for record in found.values()})
+    return [*lines, *(ServiceStatus("of ours, unrecorded", "running (down ends it)", p.pid, "", None) for p in left)]
 
 
 def addresses(home: Home) -> dict[str, str]:
@@ -107,10 +133,13 @@ def _start_mlflow(home: Home, ports: Ports) -> None:
     folder = home.mlflow
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(ports.mlflow), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--backend-store-uri", home.own_tracking_uri),
         *("--artifacts-destination", str(folder / "artifacts")),
     ]
-    _start(home, "mlflow", command, f"http://{LOOPBACK}:{ports.mlflow}", service_environment(home))
+    # Its job consumers run scorers on the server, which nothing here asks for: seven processes with 1.3 GiB.
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | service_environment(home)
+    _checked(home, "-m", "tasks.runtime.tracking.mlflow_database", str(home.root))
+    _start(home, "mlflow", command, f"http://{LOOPBACK}:{ports.mlflow}", environment)
 
 
 def _start_ray(home: Home, ports: Ports) -> None:
@@ -134,12 +163,12 @@ def _start(home: Home, name: str, command: list[str], url: str, environment: Map
     return record
 
 
-def _wait(home: Home, name: str) -> None:
+def _wait(home: Home, name: str, ports: Ports) -> None:
     record = next(r for r in Records(home.pids).all() if r.name == name)
     if name == "ray":
-        wait_until_ready(home, record)
+        wait_until_ready(home, record, lambda: start_head(home, "ray", ports.ray, ports.ray_dashboard))
     else:
-        wait_until_answers(record, _HEALTH[name], _START_TIMEOUT_S)
+        wait_until_answers(record, _HEALTH[name])
 
 
 def _show_earlier_runs(home: Home) -> None:
@@ -153,19 +182,29 @@ def _deploy(home: Home) -> None:
     pool = ("-m", "prefect", "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
     shipped = ("-c", "from flows.commands.deployments import deploy_shipped; deploy_shipped()")
     for arguments in (pool, shipped):
-        environment = service_environment(home) | addresses(home)
-        answer = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        if answer.returncode:
-            raise ServiceError(f"{' '.join(arguments[1:])} failed:\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}")
+        _checked(home, *arguments)
+
+
+def _checked(home: Home, *arguments: str) -> None:
+    """Run Python with `arguments` as the services do, and wait; `ServiceError` with what it said where it fails."""
+    environment = service_environment(home) | addresses(home)
+    answer = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise ServiceError(f"{' '.join(arguments[1:])} failed:\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}")
 
 
 def _status(home: Home, name: str, record: ProcessRecord | None) -> ServiceStatus:
     if record is None:
         return ServiceStatus(name, "not started", None, os.environ.get(SERVICE_VARIABLES.get(name, ""), ""), None)
     if record.process is None:
-        return ServiceStatus(name, "ended", None, record.url, record.log)
+        left = record.orphans
+        pids = ", ".join(str(process.pid) for process in left)
+        state = f"ended; left {_counted(left)} behind: {pids} (up and down end them)" if left else "ended"
+        return ServiceStatus(name, state, None, record.url, record.log)
+    if record.owner_pid and not record.has_live_owner:
+        return ServiceStatus(
+            name, "served a run that is gone (the next run takes it, down ends it)", record.pid, record.url, record.log
+        )
     if name in _HEALTH and not answers(record.url.removesuffix("/api") + _HEALTH[name]):
         return ServiceStatus(name, "does not answer", record.pid, record.url, record.log)
     return ServiceStatus(name, "running", record.pid, record.url, record.log)

@@ -12,22 +12,25 @@ from filelock import FileLock
 from flows.services.environment import ROOT, changed_environment, service_environment
 from flows.services.health import wait_until_answers
 from flows.services.processes import LOOPBACK, ProcessRecord, free_port, start_process
-from flows.services.run_processes import abandoned, run_process_name, serving_this_run
+from flows.services.run_processes import run_process_name, serving_this_run, taken_over
 from tasks.runtime.contract.home import Home
 
 HEALTH = "/api/health"
-START_TIMEOUT_S = 120.0
 _STOP_GRACE_S = 5.0
 _FLUSH_LIMIT_S = 5.0
 
 
 def start_server(home: Home, name: str, port: int, options: Sequence[str] = ()) -> ProcessRecord:
     """Start a server on loopback, with its database in the home; it may not answer yet. The record is not written."""
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port), *options]
+    launcher = (sys.executable, "-m", "flows.services.prefect_launcher")
+    command = [*launcher, "server", "start", "--host", LOOPBACK, "--port", str(port), *options]
     log = home.root / "logs" / f"{name}.log"
     url = f"http://{LOOPBACK}:{port}/api"
-    # Without it pages ask port 4200, whatever port they came from; relative, so that a forwarded port works too.
-    environment = service_environment(home) | {"PREFECT_SERVER_UI_API_URL": "/api"}
+    # Without the first pages ask port 4200, whatever port they came from; relative, so that a forwarded port works too.
+    # Without the others `--watch` shows changes of state and no line of what stages say.
+    own = {"PREFECT_SERVER_UI_API_URL": "/api"}
+    own |= {"PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true", "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true"}
+    environment = service_environment(home) | own
     return start_process(name, command, environment, url=url, log=log, cwd=ROOT)
 
 
@@ -45,23 +48,23 @@ def prefect_for_run(home: Home) -> Iterator[Callable[[], None]]:
     starting = FileLock(home.prefect / "start.lock")
     starting.acquire()
     try:
-        server = abandoned(home, "prefect-") or start_server(home, run_process_name("prefect"), free_port(), ["--no-ui"])
+        server = taken_over(home, "prefect-") or start_server(home, run_process_name("prefect"), free_port(), ["--no-ui"])
         with serving_this_run(home, server, _STOP_GRACE_S), changed_environment():
             os.environ["PREFECT_API_URL"] = server.url
 
             def wait_until_ready() -> None:
-                wait_until_answers(server, HEALTH, START_TIMEOUT_S)
+                wait_until_answers(server, HEALTH)
                 starting.release()
 
             try:
                 yield wait_until_ready
             finally:
-                _send_what_is_left()
+                send_what_is_left()
     finally:
         starting.release(force=True)
 
 
-def _send_what_is_left() -> None:
+def send_what_is_left() -> None:
     """Logs and events are sent in the background; later, at the exit of the process, they would find no server and wait."""
     if "prefect" in sys.modules:
         from prefect.events.worker import EventsWorker

@@ -1,32 +1,33 @@
 """Processes that alignflow starts and later ends: recorded with their start time, ended with their children, never by name.
 
-A record names a process by id and start time, so an id that the system has given to somebody else is never touched.
-Every process also carries a random mark in its environment that its children inherit: what a dead parent left behind is
-found by it.
+A record names a process by id and start time, so an id that the system has given to somebody else is never touched. What a
+dead parent left behind is found all the same (`orphans`).
 """
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 from pydantic import BaseModel, ConfigDict
 
 from data_processing.errors import AlignflowError, ConfigError
+from flows.services.families import MARK, end_all, members
 from tasks.runtime.contract.liveness import live_process
 
-MARK = "ALIGNFLOW_PROCESS_MARK"
 LOOPBACK = "127.0.0.1"
 # Below what Linux and macOS hand out by themselves.
 _PORTS = range(20_000, 32_768)
+_LOG_LIMIT_BYTES = 10 << 20
 
 
 class ServiceError(AlignflowError):
@@ -56,6 +57,16 @@ class ProcessRecord(BaseModel):
     def process(self) -> psutil.Process | None:
         """The live process of this record, or None."""
         return live_process(self.pid, self.created)
+
+    @property
+    def family(self) -> list[psutil.Process]:
+        """The process and everything that it started, also when it is gone itself."""
+        return members(self.process, self.pid, self.created, self.mark)
+
+    @property
+    def orphans(self) -> list[psutil.Process]:
+        """What it left behind when it ended; nothing while it lives."""
+        return [] if self.process else self.family
 
     @property
     def has_live_owner(self) -> bool:
@@ -102,10 +113,9 @@ def start_process(
     cwd: Path,
     scratch: Path | None = None,
 ) -> ProcessRecord:
-    """Start `command` in a session of its own, printing to `log`; returns its record, unwritten."""
+    """Start `command` in a session of its own, printing to the end of `log`; returns its record, unwritten."""
     mark = secrets.token_hex(8)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as stream:
+    with _opened_log(log, name) as stream:
         child = subprocess.Popen(
             list(command),
             cwd=cwd,
@@ -122,21 +132,24 @@ def start_process(
     return ProcessRecord(name=name, pid=child.pid, created=created, mark=mark, url=url, log=log, scratch=scratch)
 
 
+def _opened_log(log: Path, name: str) -> BinaryIO:
+    """The log, open at its end: why the process before this one died stands in it. A long one is put aside, the one before goes."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > _LOG_LIMIT_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
+    stream = log.open("ab")
+    stream.write(f"--- {name} started at {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+    stream.flush()
+    return stream
+
+
 def stop_process(record: ProcessRecord, grace_s: float = 10.0) -> int:
     """End the process and everything it started: SIGTERM, after `grace_s` seconds SIGKILL. Returns how many had to be killed."""
-    members = _members(record)
-    for process in members:
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
-    psutil.wait_procs(members, timeout=grace_s)
-    killed = _members(record)
-    for process in killed:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(killed, timeout=grace_s)
+    killed = end_all(lambda: record.family, grace_s)
     if record.scratch:
         shutil.rmtree(record.scratch, ignore_errors=True)
-    return len(killed)
+    return killed
 
 
 def free_port() -> int:
@@ -179,27 +192,3 @@ def log_tail(log: Path, lines: int = 15) -> str:
     except FileNotFoundError:
         tail = []
     return "\n".join([f"its log is {log}:", *tail])
-
-
-def _members(record: ProcessRecord) -> list[psutil.Process]:
-    """The recorded process, its descendants, and what carries its mark; never this process itself."""
-    found = {process.pid: process for process in _tree(record.process)}
-    found |= {process.pid: process for process in _marked(record.mark)}
-    found.pop(os.getpid(), None)
-    return list(found.values())
-
-
-def _tree(root: psutil.Process | None) -> list[psutil.Process]:
-    if root is None:
-        return []
-    try:
-        return [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _marked(mark: str) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                yield process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -11,12 +12,18 @@ from pathlib import Path
 
 from flows.services.environment import ROOT, changed_environment, ray_authentication, service_environment, use_own_ray
 from flows.services.health import wait_until_answers
-from flows.services.processes import LOOPBACK, ProcessRecord, Records, free_port, start_process
-from flows.services.run_processes import abandoned, run_process_name, serving_this_run
+from flows.services.processes import LOOPBACK, ProcessRecord, Records, ServiceError, free_port, start_process, stop_process
+from flows.services.run_processes import owned, run_process_name, serving_this_run, taken_over
 from tasks.runtime.contract.home import Home
 
 OBJECT_STORE_BYTES = 1 << 30
-START_TIMEOUT_S = 120.0
+_LOG = logging.getLogger("alignflow")
+# Ray replaces a loopback address by one that other machines reach, and then listens on all of them, unless it is told that no
+# other machine will join.
+_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# A head gives itself 30 s to start, and ends; on a machine that is very busy that is too little.
+_TOO_SLOW = "timed out during startup"
+_STARTS = 3
 _STOP_GRACE_S = 1.0  # nothing of a run is left to save when its head ends, and a head asked to end takes many seconds
 
 
@@ -37,7 +44,7 @@ def start_head(home: Home, name: str, port: int, dashboard_port: int) -> Process
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={scratch}",
     ]
-    environment = service_environment(home) | ray_authentication(home) | {"RAY_TMPDIR": str(scratch)}
+    environment = service_environment(home) | ray_authentication(home) | _ALONE | {"RAY_TMPDIR": str(scratch)}
     record = start_process(
         name,
         command,
@@ -62,18 +69,34 @@ def ray_for_run(home: Home, needed: bool) -> Iterator[Callable[[], str | None]]:
     if not needed or os.environ.get("RAY_ADDRESS"):
         yield lambda: os.environ.get("RAY_ADDRESS")
         return
-    head = abandoned(home, "ray-") or start_head(home, run_process_name("ray"), free_port(), free_port())
+    head = taken_over(home, "ray-") or start_head(home, run_process_name("ray"), free_port(), free_port())
     with serving_this_run(home, head, grace_s=_STOP_GRACE_S), changed_environment():
 
+        def again() -> ProcessRecord:
+            return owned(home, start_head(home, head.name, free_port(), free_port()))
+
         def wait() -> str:
-            wait_until_ready(home, head)
-            use_own_ray(home, head, os.environ)
-            return head.url
+            ready = wait_until_ready(home, head, again)
+            use_own_ray(home, ready, os.environ)
+            return ready.url
 
         yield wait
 
 
-def wait_until_ready(home: Home, head: ProcessRecord) -> None:
-    """Return when the head takes jobs; `ServiceError` with its log when it ends or takes too long."""
+def wait_until_ready(home: Home, head: ProcessRecord, again: Callable[[], ProcessRecord]) -> ProcessRecord:
+    """The head when it takes jobs; one that found this machine too slow is ended and started `again`, under its name.
+
+    Raises `ServiceError` with the log of a head that ends otherwise, too often, or takes too long.
+    """
     token = Path(ray_authentication(home)["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8").strip()
-    wait_until_answers(head, "/api/jobs/", START_TIMEOUT_S, {"Authorization": f"Bearer {token}"})
+    for left in reversed(range(_STARTS)):
+        try:
+            wait_until_answers(head, "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+            break
+        except ServiceError as error:
+            if not left or _TOO_SLOW not in str(error):
+                raise
+            _LOG.warning("%s did not come up in the time that Ray allows it; starting it again (%d left)", head.name, left)
+            stop_process(head, _STOP_GRACE_S)
+            head = again()
+    return head

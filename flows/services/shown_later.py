@@ -1,6 +1,7 @@
 """Runs that have nothing to do start no Prefect server: what it should show of them is kept until one is up.
 
-Below the home, in `prefect/unshown/`, one JSON file a run. `show_waiting` is called wherever a server answers.
+Below the home, in `prefect/unshown/`, one JSON file a run. `show_waiting` is called wherever a server answers; it also tells how
+runs ended (`told_later`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from flows.services.told_later import tell_ends, waiting_ends
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageObserver, StageRequest, Together
 from tasks.runtime.contract.spec import write_record
@@ -84,6 +86,11 @@ class Unshown:
         """No server has seen this run yet."""
         return None
 
+    @property
+    def server(self) -> None:
+        """Nor is there one to be told how it ended."""
+        return None
+
     async def links(self, text: str, run: str) -> None:
         """The verdict has them too, and that is what is shown later."""
 
@@ -97,14 +104,21 @@ class Unshown:
         write_record(_folder(home) / f"{time.time_ns()}.json", self._run)
 
 
+def waits(home: Home) -> bool:
+    """Whether there is anything to show or to tell."""
+    return any(_folder(home).glob("*.json")) or bool(waiting_ends(home))
+
+
 def show_waiting(home: Home) -> None:
-    """Show what was kept to the server that this process talks to. Never raises: what it does not take is kept on."""
-    if not any(_folder(home).glob("*.json")):
+    """Show and tell what was kept to the server that this process talks to. Never raises: what it does not take is kept on."""
+    if not waits(home):
         return
     try:
         from prefect import get_client
 
+        _folder(home).mkdir(parents=True, exist_ok=True)
         with FileLock(_folder(home) / "lock"), get_client(sync_client=True) as client:
+            tell_ends(home, client)
             for path in sorted(_folder(home).glob("*.json")):
                 _show(client, UnshownRun.model_validate_json(path.read_text(encoding="utf-8")))
                 path.unlink()

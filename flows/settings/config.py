@@ -13,8 +13,8 @@ from flows.settings.entries import Entries, name_problem
 from rlhf_core.config import BaseModelConfig, ConvertConfig, OnlineConfig, PreferenceConfig, RewardModelConfig, SftConfig
 from tasks.runtime.contract.config import RuntimeConfig
 
-# What MLflow refuses in the name of a registered model (mlflow.utils.validation).
-_NOT_IN_MODEL_NAMES = "/:.%\"'"
+# What MLflow refuses in the name of a registered model, or cannot be asked for by afterwards.
+_NOT_IN_MODEL_NAMES = "/:%\"'"
 
 
 class RunConfig(Settings):
@@ -30,9 +30,9 @@ class RunConfig(Settings):
     @field_validator("registered_model")
     @classmethod
     def _mlflow_takes_the_name(cls, name: str | None) -> str | None:
-        if name is not None and (refused := [mark for mark in _NOT_IN_MODEL_NAMES if mark in name] or not name.strip()):
-            what = f"holds {', '.join(map(repr, refused))}" if isinstance(refused, list) else "is empty"
-            better = "".join("-" if mark in _NOT_IN_MODEL_NAMES else mark for mark in name).strip() or "my-model"
+        if name is not None and (refused := [mark for mark in _NOT_IN_MODEL_NAMES if mark in name] or not name.strip(" .")):
+            what = f"holds {', '.join(map(repr, refused))}" if isinstance(refused, list) else "is no name"
+            better = "".join("-" if mark in _NOT_IN_MODEL_NAMES else mark for mark in name).strip(" .") or "my-model"
             raise ValueError(f"'{name}' {what}, which MLflow does not take; for example {better}")
         return name
 

@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from data_processing.errors import AlignflowError, OutOfMemoryError
+from rlhf_core.cluster.resources import Bundle
 
 # How soon a wait notices that it should end.
 POLL_S = 0.5
@@ -26,13 +27,12 @@ class ActorFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class ActorSpec:
-    """One kind of worker: `cls` is a plain class, started once a rank on bundle `first_bundle + rank`."""
+    """One kind of worker: `cls` is a plain class, started once a rank with all of bundle `first_bundle + rank`."""
 
     role: str
     cls: type
-    world_size: int
+    bundles: Sequence[Bundle]
     first_bundle: int
-    bundle: dict[str, float]
     threads: int
 
 
@@ -52,12 +52,13 @@ class Group:
         remote = ray.remote(spec.cls)
         self._actors = [
             remote.options(
-                num_cpus=spec.bundle.get("CPU", 0.0),
-                num_gpus=spec.bundle.get("GPU", 0.0),
+                num_cpus=bundle.cpus,
+                num_gpus=bundle.gpus,
+                memory=bundle.to_ray().get("memory"),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement, spec.first_bundle + rank),
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.threads)}},
             ).remote()
-            for rank in range(spec.world_size)
+            for rank, bundle in enumerate(spec.bundles)
         ]
 
     def call(self, method: str, *args: Any) -> list[Call]:

@@ -5,42 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from rlhf_core.cluster.resources import Resources, Waiting
+
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
 # A run has no length known in advance; whether it is stuck is judged by its events, by whoever started it.
 NO_LIMIT_S = 10 * 365 * 86400.0
 
+# For processes to start where they have their place: they import torch, from a slow disk maybe.
+START_LIMIT_S = 300.0
+
+NOBODY_LISTENS = Waiting()
+
 
 def launch(
-    function: Callable[[JobT], ResultT], job: JobT, *, world_size: int, gpus_per_rank: float, threads: int, timeout_s: float
+    function: Callable[[JobT], ResultT], job: JobT, *, resources: Resources, threads: int, waiting: Waiting = NOBODY_LISTENS
 ) -> ResultT:
-    """Run `function(job)` on `world_size` ranks at once and return rank 0's result.
+    """Run `function(job)` on one rank a bundle of `resources`, all at once, and return rank 0's result.
 
-    One rank without a GPU runs in this process. More of them are Ray actors, reserved together within `timeout_s`
-    seconds (else `ConfigError`), at `RAY_ADDRESS` or on a Ray started for the while. The first rank that fails ends the
-    others, and its error is raised: ours with their class, others with the rank's traceback.
+    Without bundles it runs in this process. Otherwise ranks are Ray actors with `threads` OpenMP threads each, at `RAY_ADDRESS` or
+    on a Ray started for the while; each sees the GPUs that Ray gave it and no others. Raises what `reserve` does while there
+    is no room. The first rank that fails ends the others, and its error is raised: ours with their class, others with the
+    rank's traceback.
     """
-    if world_size == 1 and gpus_per_rank == 0:
+    if not resources.bundles:
         return _run(function, job, threads)
-    from ray.util.placement_group import remove_placement_group
-
     from rlhf_core.cluster.group import ActorSpec, Group, wait
-    from rlhf_core.cluster.placement import connected, reserve
+    from rlhf_core.cluster.placement import reserved
 
-    bundle = {"CPU": float(threads)} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
-    with connected():
-        placement = reserve([bundle] * world_size, timeout_s)
-        group = Group(ActorSpec("training", _Rank, world_size, 0, bundle, threads), placement)
+    with reserved(resources, waiting) as placement:
+        group = Group(ActorSpec("training", _Rank, resources.bundles, 0, threads), placement)
         try:
-            [[address, *_]] = wait(group.call("address"), timeout_s=timeout_s)
-            wait(group.join(address), timeout_s=timeout_s)
+            [[address, *_]] = wait(group.call("address"), timeout_s=START_LIMIT_S)
+            wait(group.join(address), timeout_s=START_LIMIT_S)
             [results] = wait(group.call("run", function, job, threads), timeout_s=NO_LIMIT_S)
             result: ResultT = results[0]
             return result
         finally:
             group.kill()
-            remove_placement_group(placement)
 
 
 def _run(function: Callable[[JobT], ResultT], job: JobT, threads: int) -> ResultT:

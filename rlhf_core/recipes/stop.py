@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from data_processing.errors import PreemptedError
+
 STOP_FILE_NAME = "stop_requested"
 
 
@@ -37,3 +39,9 @@ def stop_file_on_sigterm(resume: Path) -> Iterator[None]:
 def stop_requested(resume: Path) -> bool:
     """Whether the run that keeps its checkpoints in `resume` was asked to stop."""
     return (resume / STOP_FILE_NAME).exists()
+
+
+def stop_if_requested_while(resume: Path, doing: str) -> None:
+    """Raise `PreemptedError` where the run was asked to stop `doing` what it has nothing to keep of."""
+    if stop_requested(resume):
+        raise PreemptedError(f"asked to stop while {doing}; the next attempt goes on where this one began")

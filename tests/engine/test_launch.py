@@ -11,6 +11,7 @@ import torch
 
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.cluster.launch import launch
+from rlhf_core.cluster.resources import ranks
 from rlhf_core.config import EngineSettings, LoraSettings
 from rlhf_core.models.layouts import Layouts
 from tests.engine.ranks import fail_on_rank_one, layouts_where_rank_one_pads, save_and_resume, who_am_i
@@ -19,7 +20,7 @@ from tests.tiny_models import tiny_model
 
 
 def test_one_rank_without_a_gpu_runs_in_this_process() -> None:
-    pid = launch(lambda job: (job, os.getpid()), "job", world_size=1, gpus_per_rank=0.0, threads=1, timeout_s=1)
+    pid = launch(lambda job: (job, os.getpid()), "job", resources=ranks(1), threads=1)
     assert pid == ("job", os.getpid())
 
 
@@ -31,7 +32,7 @@ class TestTwoRanks:
         model = tiny_model(tmp_path, "llama")
         # Eight rows in five micro-batches a rank: the last ones are empty.
         settings = EngineSettings(world_size=2, zero_stage=stage, dtype="fp32")
-        two = launch(train, Run(model, settings, micro_batches=5), world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60)
+        two = launch(train, Run(model, settings, micro_batches=5), resources=ranks(2), threads=1)
         one = train(Run(model, EngineSettings(zero_stage=stage, dtype="fp32")))
         assert two.losses == pytest.approx(one.losses, abs=5e-6)
         assert two.grad_norms == pytest.approx(one.grad_norms, rel=1e-5)
@@ -42,14 +43,14 @@ class TestTwoRanks:
     def test_a_resumed_run_goes_on_exactly(self, tmp_path: Path, stage: int, lora: LoraSettings | None) -> None:
         run = Run(tiny_model(tmp_path, "llama"), EngineSettings(world_size=2, zero_stage=stage, dtype="bf16"), lora)
         job = (run, tmp_path / "resume")
-        assert launch(save_and_resume, job, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60) == [True, True]
+        assert launch(save_and_resume, job, resources=ranks(2), threads=1) == [True, True]
 
     def test_every_rank_has_its_place_and_threads(self) -> None:
-        assert launch(who_am_i, None, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60) == (0, 2, 1)
+        assert launch(who_am_i, None, resources=ranks(2), threads=1) == (0, 2, 1)
 
     def test_what_one_rank_cannot_pack_none_packs(self, tmp_path: Path) -> None:
         run = Run(tiny_model(tmp_path, "llama"), EngineSettings(world_size=2, dtype="fp32"))
-        layouts = launch(layouts_where_rank_one_pads, run, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60)
+        layouts = launch(layouts_where_rank_one_pads, run, resources=ranks(2), threads=1)
         assert layouts == Layouts(packed=False, shared=False)
 
     @pytest.mark.parametrize(
@@ -63,9 +64,9 @@ class TestTwoRanks:
     def test_the_first_rank_that_fails_ends_the_run(self, kind: str, error: type[Exception], message: str) -> None:
         started = time.monotonic()
         with pytest.raises(error, match=message):
-            launch(fail_on_rank_one, kind, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=60)
+            launch(fail_on_rank_one, kind, resources=ranks(2), threads=1)
         assert time.monotonic() - started < 60
 
-    def test_ranks_that_cannot_be_placed_are_an_error_after_the_deadline(self) -> None:
-        with pytest.raises(ConfigError, match="no room for 9 actors"):
-            launch(who_am_i, None, world_size=9, gpus_per_rank=0.0, threads=1, timeout_s=2)
+    def test_more_ranks_than_there_can_ever_be_room_for_are_an_error_at_once(self) -> None:
+        with pytest.raises(ConfigError, match=r"needs 9 x \(1 CPU\), and the cluster never has more than 4 CPUs"):
+            launch(who_am_i, None, resources=ranks(9), threads=1)

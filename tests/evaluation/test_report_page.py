@@ -77,6 +77,17 @@ def test_it_follows_the_reader_into_the_dark_onto_phones_and_onto_paper(page: An
     assert page.xpath("//meta[@name='viewport']/@content") == ["width=device-width, initial-scale=1"]
 
 
+def test_on_a_phone_every_cell_of_a_wide_table_stands_under_its_title_with_the_name_of_its_column(page: Any) -> None:
+    wide = page.xpath("//table[@class='folds']")
+    assert len(wide) == 2, "by source, and all metrics"
+    for table in wide:
+        columns = [text_of(th) for th in table.xpath("thead/tr/th")]
+        for row in table.xpath("tbody/tr[td]"):
+            assert [cell.get("data-column") for cell in row.findall("td")] == [None, *columns[1:]]
+    narrow = page.xpath("//style")[0].text.partition("max-width: 640px")[2]
+    assert "attr(data-column)" in narrow and ".folds thead { display: none; }" in narrow
+
+
 def test_the_verdict_names_challenger_and_reason(data: ReportData, page: Any) -> None:
     verdict = text_of(page.get_element_by_id("verdict"))
     assert verdict == f"Challenger: {data.verdict['challenger']} {data.verdict['reason']}"

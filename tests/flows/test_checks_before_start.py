@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from flows.graph.build import build_graph
 from flows.graph.estimates import estimate, parameters_of
 from flows.graph.plan import Plan, make_plan
 from flows.graph.selection import select
+from flows.running.check_servers import check_mlflow, check_ray
 from flows.running.checks import check_before_start
 from flows.running.failures import explained
 from flows.running.results import markdown, verdict_table
@@ -24,6 +29,7 @@ from flows.services.processes import free_port
 from flows.settings.presets import resolve
 from rlhf_core.models.packaged import fetch_named
 from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.closure import Code
 
 QUICKSTART = resolve("quickstart")
 
@@ -38,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 def _plan(home: Home, **overrides: Any) -> tuple[Any, Plan]:
     config = resolve("quickstart", overrides=overrides)
-    return config, make_plan(config, select(build_graph(config)), home)
+    return config, make_plan(config, select(build_graph(config)), home, Code())
 
 
 @pytest.mark.parametrize(
@@ -98,6 +104,84 @@ def classifying_otherwise(tmp_path: Path) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "ctrl")
     tokenizer.save_pretrained(tmp_path / "ctrl")
     return tmp_path / "ctrl"
+
+
+class _AsksForALogin(BaseHTTPRequestHandler):
+    """What stands before MLflow at many places: no answer without user and password."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Authorization") == f"Basic {base64.b64encode(b'me:secret').decode()}"
+        body = b'{"experiments": []}' if known else b"who are you?"
+        self.send_response(200 if known else 401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _AsksForALogin)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("how", ["in the address", "in variables"])
+def test_an_mlflow_that_asks_for_a_login_is_taken_with_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch, guarded: str, how: str
+) -> None:
+    if how == "in variables":
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    login = "me:secret@" if how == "in the address" else ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{login}{guarded}")
+    check_mlflow(home)
+
+
+def test_an_mlflow_that_refuses_the_login_is_told_in_a_line_without_the_password(
+    home: Home, monkeypatch: pytest.MonkeyPatch, guarded: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:wrong@{guarded}")
+    with pytest.raises(
+        ConfigError, match=f"MLFLOW_TRACKING_URI: http://{guarded} refuses the login: .*401.*MLFLOW_TRACKING_USERNAME"
+    ) as told:
+        check_mlflow(home)
+    assert "wrong" not in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("address", ["https://ray.invalid", "http://127.0.0.1", "https://ray.invalid/prefix"])
+def test_a_ray_address_needs_no_port(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS: nothing listens at {address}"):
+        check_ray()
+
+
+def test_a_tracking_address_that_tracks_nothing_is_refused_also_where_everything_is_cached(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI: './mlruns' is a file store"):
+        check_before_start(resolve("quickstart"), {}, home)
+
+
+def test_a_model_has_one_key_however_its_folder_is_spelled(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_model(tmp_path / "models", "llama")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    spellings = (str(folder), f"{folder}/", "./link", "link", f"models/../models/{folder.name}", str(tmp_path / "link"))
+    keys = {_plan(home, **{"model.path": path})[1]["compare"].key.key for path in spellings}
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize("plans", [1, 2])

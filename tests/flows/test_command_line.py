@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,10 +16,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "prefect", "mlflow", "ray", "deepspeed", "vllm", "pyarrow", "pandas")
 
 
-def _alignflow(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _alignflow(home: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ALIGNFLOW_HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_help_needs_none_of_the_heavy_libraries() -> None:
@@ -126,3 +127,22 @@ def test_graph_says_what_each_node_is_made_from_and_presets_what_there_is(tmp_pa
 def test_status_and_down_without_services_say_so(tmp_path: Path) -> None:
     assert "not started" in _alignflow(tmp_path, "status").stdout
     assert "nothing of ours was running" in _alignflow(tmp_path, "down").stdout
+
+
+def test_the_example_of_the_readme_is_planned_as_it_is_written(tmp_path: Path) -> None:
+    """With files where it names some; `my_rewards` lies in the folder that the command is given in."""
+    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```yaml\n# my\.yaml\n(.*?)```", page, flags=re.DOTALL)
+    pairs = [{"prompt": f"{n} + 2?", "chosen": f"{n + 2}", "rejected": "no"} for n in range(40)]
+    chats = [
+        {"messages": [{"role": "user", "content": p["prompt"]}, {"role": "assistant", "content": p["chosen"]}]} for p in pairs
+    ]
+    (tmp_path / "pairs").mkdir()
+    for path, rows in {"chat.jsonl": chats, "pairs/1.jsonl": pairs}.items():
+        (tmp_path / path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "prompts.csv").write_text("prompt\n" + "".join(f"{p['prompt']}\n" for p in pairs))
+    (tmp_path / "my_rewards.py").write_text("def score(prompts, responses, labels):\n    return [0.0 for _ in responses]\n")
+    (tmp_path / "my.yaml").write_text(example.replace("/models/my-base", "tiny-random").replace("/data", str(tmp_path)))
+    answer = _alignflow(tmp_path, "plan", "--config", str(tmp_path / "my.yaml"), cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "decides by reward" in answer.stdout

@@ -6,11 +6,14 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +77,32 @@ class Installation:
         return {task["name"]: task["state_name"] for task in tasks}
 
 
+class Sockets:
+    """Who listens where among all processes of a home, while the block runs: address and port, and a command line."""
+
+    def __init__(self, home: Home) -> None:
+        self.seen: dict[str, str] = {}
+        self._home = home
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Sockets:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.5):
+            for process in {p for record in Records(self._home.pids).all() for p in record.family}:
+                with suppress(psutil.Error):
+                    for each in process.net_connections("inet"):
+                        if each.status == psutil.CONN_LISTEN or (each.type == socket.SOCK_DGRAM and not each.raddr):
+                            self.seen[f"{each.laddr.ip} {each.laddr.port}"] = " ".join(process.cmdline())
+
+
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     root = Path(tempfile.mkdtemp(prefix="e2e", dir="/tmp"))
@@ -98,11 +127,19 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 def test_a_deployed_run_goes_from_a_model_folder_to_a_report_and_leaves_its_traces(installation: Installation) -> None:
     model = json.dumps({"path": str(installation.model)})
-    answer = installation.run("prefect", "deployment", "run", "align/tiny", "-p", f"model={model}", "--watch")
+    with Sockets(installation.home) as sockets:
+        answer = installation.run("prefect", "deployment", "run", "align/tiny", "-p", f"model={model}", "--watch")
     worker_log = (installation.home.root / "logs" / "worker.log").read_text()
     assert answer.returncode == 0, answer.stdout[-3000:] + worker_log[-6000:]
 
+    assert any("gcs_server" in who for who in sockets.seen.values()) and len(sockets.seen) > 10
+    others = {f"{ip}: {who}" for ip, who in sockets.seen.items() if not ip.startswith(("127.", "::1 ", "::ffff:127."))}
+    assert others == set(), "nothing of the services or of a run listens for other machines"
+
     folder = installation.newest_run()
+    shown = re.sub(r"\s", "", answer.stdout)  # lines are folded
+    for said in ("sft1/2", f"Report:[{(folder / 'report.html').as_uri()}]", "procedures.score"):
+        assert said in shown, "whoever watches the run sees stages, how far they are, and what came out"
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"
     verdict = json.loads((folder / "verdict.json").read_text())
     assert set(verdict["models"]) == {"base", "sft", "preference", "online"}
@@ -119,6 +156,7 @@ def test_a_deployed_run_goes_from_a_model_folder_to_a_report_and_leaves_its_trac
     assert {run.info.status for run in runs} == {"FINISHED"}
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert parent.info.run_name == folder.name
+    assert parent.data.metrics["online/procedures.score"] == verdict["models"]["online"]["sampled"]["procedures.score"]["mean"]
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["report.html"]
     online = next(run for run in runs if run.info.run_name == "online")
     assert any("kl" in name for name in online.data.metrics)

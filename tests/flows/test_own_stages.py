@@ -21,6 +21,7 @@ from flows.services.shown_later import Unshown
 from flows.settings.config import PipelineConfig
 from flows.settings.presets import resolve
 from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import explain_difference
 from tasks.runtime.store.artifacts import Store
 
@@ -80,7 +81,7 @@ def _config(**count: Any) -> PipelineConfig:
 
 
 def _plan(config: PipelineConfig, home: Home) -> Plan:
-    return make_plan(config, select(build_graph(config), until_stage="count"), home)
+    return make_plan(config, select(build_graph(config), until_stage="count"), home, Code())
 
 
 def test_a_stage_of_ones_own_is_an_entry_like_any_other(package: Path, home: Home) -> None:
@@ -104,7 +105,9 @@ def test_its_code_and_what_that_imports_of_its_package_are_in_its_key(package: P
 
 def _run(config: PipelineConfig, home: Home) -> None:
     selection = select(build_graph(config), until_stage="count")
-    asyncio.run(run_pipeline(config, selection, make_plan(config, selection, home), home, Unshown({}), preset="tiny"))
+    asyncio.run(
+        run_pipeline(config, selection, make_plan(config, selection, home, Code()), home, Unshown({}), preset="tiny", code=Code())
+    )
 
 
 def _adopt(tmp_path: Path, home: Home, name: str, **count: Any) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from data_processing.errors import ConfigError
+from flows.services import health, processes
 from flows.services.health import answers, wait_until_answers
 from flows.services.local import Ports, down, status, up
 from flows.services.processes import (
@@ -79,6 +80,12 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
+def _kill(record: ProcessRecord) -> None:
+    process = psutil.Process(record.pid)
+    process.kill()
+    process.wait()
+
+
 def _lives(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -99,6 +106,122 @@ def test_orphans_are_found_when_the_service_itself_was_killed(home: Home) -> Non
     psutil.Process(record.pid).kill()
     stop_process(record, grace_s=0.5)
     assert not any(_lives(process) for process in family)
+
+
+def test_what_a_dead_service_left_is_seen_by_status_and_ended_by_down(home: Home) -> None:
+    record, family = _family(home)
+    Records(home.pids).write(record.model_copy(update={"name": "mlflow"}))
+    _kill(record)
+    (line,) = [line for line in status(home) if line.name == "mlflow"]
+    assert line.state.startswith("ended; left 2 processes behind: ")
+    said: list[str] = []
+    assert down(home, said.append) == 1
+    assert said == ["mlflow is gone; ending 2 processes that it left behind"]
+    assert not any(_lives(process) for process in family)
+
+
+def test_up_ends_what_a_dead_service_left_on_its_port(home: Home) -> None:
+    port = free_port()
+    child = f"import socket, time; s = socket.socket(); s.bind(('127.0.0.1', {port})); s.listen(); print(1, flush=True); time.sleep(600)"
+    code = (
+        f"import subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print('ready', flush=True); time.sleep(600)"
+    )
+    record = _start(home, code, "mlflow")
+    while "ready" not in record.log.read_text():
+        time.sleep(0.05)
+    Records(home.pids).write(record)
+    _kill(record)
+    with socket.socket() as taken:
+        taken.bind((LOOPBACK, 0))
+        taken.listen()
+        ports = Ports(taken.getsockname()[1], port, free_port(), free_port())
+        with pytest.raises(ConfigError, match="--prefect-port"):  # and not --mlflow-port
+            up(home, ports, lambda _: None)
+    check_port_free(port, "--mlflow-port")
+
+
+def test_a_child_that_wrote_over_its_environment_is_found_by_its_session(home: Home) -> None:
+    child = "import setproctitle, time; setproctitle.setproctitle('x' * 5000); print(1, flush=True); time.sleep(600)"
+    code = (
+        f"import subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print('ready', child.pid, flush=True); time.sleep(600)"
+    )
+    pytest.importorskip("setproctitle")
+    record = _start(home, code)
+    while "ready" not in record.log.read_text():
+        time.sleep(0.05)
+    orphan = psutil.Process(int(record.log.read_text().split()[-1]))
+    assert "ALIGNFLOW_PROCESS_MARK" not in _environment(orphan)
+    _kill(record)
+    stop_process(record, 0.5)
+    assert not _lives(orphan)
+
+
+def test_down_ends_what_no_record_names_and_only_in_its_own_home(home: Home, tmp_path: Path) -> None:
+    other = Home.open(tmp_path / "other")
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    ours, theirs = (
+        start_process(
+            "x", command, {**os.environ, "ALIGNFLOW_HOME": str(place.root)}, url="", log=place.root / "x", cwd=place.root
+        )
+        for place in (home, other)
+    )
+    try:
+        assert [line.pid for line in status(home) if line.name == "of ours, unrecorded"] == [ours.pid]
+        down(home, lambda _: None)
+        assert ours.process is None
+        assert theirs.process is not None
+    finally:
+        stop_process(theirs, 0.5)
+
+
+def test_a_log_goes_on_where_the_process_before_ended_and_a_long_one_is_put_aside(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for word in ("first", "second"):
+        record = _start(home, f"print('why the {word} died')")
+        while record.process:
+            time.sleep(0.02)
+    assert record.log.read_text().count("--- service started at ") == 2
+    assert "why the first died" in record.log.read_text() and "why the second died" in record.log.read_text()
+    monkeypatch.setattr(processes, "_LOG_LIMIT_BYTES", 10)
+    stop_process(_start(home, "print('third')"), 0.5)
+    assert "why the second died" in (home.root / "service.log.1").read_text()
+    assert "second" not in record.log.read_text()
+
+
+def test_a_slow_start_says_what_it_waits_for(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(health, "_TELL_EVERY_S", 0.1)
+    record = _start(home, "import time; time.sleep(600)")
+    try:
+        with pytest.raises(ServiceError):
+            wait_until_answers(record, "/health", timeout_s=0.5)
+    finally:
+        stop_process(record, 0.5)
+    assert f"waiting for service to answer at http://127.0.0.1:1, for 0 s now; its log is {record.log}" in caplog.text
+
+
+def test_two_runs_never_take_over_one_abandoned_head(home: Home) -> None:
+    record = _start(home, "import time; time.sleep(600)", "ray-1-1")
+    gone = record.model_copy(update={"owner_pid": 2**22 + 1, "owner_created": 0.0})
+    Records(home.pids).write(gone)
+    taker = (
+        "import sys, time; from pathlib import Path; from flows.services.run_processes import taken_over\n"
+        "from tasks.runtime.contract.home import Home\n"
+        "found = taken_over(Home.open(Path(sys.argv[1])), 'ray-'); print(found is not None, flush=True); time.sleep(3)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    try:
+        takers = [
+            subprocess.Popen([sys.executable, "-c", taker, str(home.root)], env=environment, stdout=subprocess.PIPE)
+            for _ in range(4)
+        ]
+        assert sorted(each.communicate()[0].strip() for each in takers) == [b"False"] * 3 + [b"True"]
+    finally:
+        stop_process(record, 0.5)
 
 
 def test_down_never_touches_a_process_that_took_over_a_recorded_id(home: Home, bystander: subprocess.Popen[bytes]) -> None:

@@ -50,8 +50,9 @@ def _environment(home: Home) -> dict[str, str]:
     return {**kept, "ALIGNFLOW_HOME": str(home.root), "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(HERE)])}
 
 
-def _run(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(_command(*arguments), env=_environment(home), capture_output=True, text=True, timeout=240, check=False)
+def _run(home: Home, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**_environment(home), **variables}
+    return subprocess.run(_command(*arguments), env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def _newest(home: Home) -> tuple[str, dict[str, Any]]:
@@ -103,6 +104,16 @@ def test_a_second_run_takes_everything_from_the_store_and_leaves_no_process(home
     assert Records(home.pids).all() == []
 
 
+def test_own_servers_and_ray_are_reached_where_a_proxy_is_set_and_what_mlflow_does_not_take_is_no_failure(home: Home) -> None:
+    gone = "http://127.0.0.1:9"
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), gone)
+    ran = _run(
+        home, "base_model=writes", "proxied=writes:base_model", "--ray", "--force=proxied", **proxies, no_proxy="", NO_PROXY=""
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count("done in") >= 1
+
+
 def test_a_run_that_needed_no_server_is_shown_when_there_is_one(home: Home) -> None:
     assert _run(home, *DIAMOND).returncode == 0  # Prefect's database is there, and everything is cached
     assert _run(home, *DIAMOND).stdout.count(" cached (") == 3
@@ -139,8 +150,44 @@ def test_a_failing_stage_is_explained_and_does_not_keep_back_its_siblings(home: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_stops_its_workers_and_says_so_to_the_tracker(home: Home, number: signal.Signals) -> None:
-    output = home.root / f"interrupted-{number}.txt"
+def test_an_interrupted_run_is_cancelled_everywhere_and_leaves_no_process(home: Home, number: signal.Signals) -> None:
+    process, output = _waiting_run(home)
+    process.send_signal(number)
+    assert process.wait(timeout=180) == 130
+    said = output.read_text()
+    assert said.index("cancelling: what runs gets up to 2 s") < said.index("error: cancelled; ")
+    run, status = _newest(home)
+    assert status["status"] == "cancelled"
+    assert _tracked(home, run) == {run: "KILLED", "base_model": "FINISHED", "w": "KILLED"}
+    assert _tag(home, run) == "cancelled"
+    workers = [p for p in psutil.process_iter(["cmdline"]) if str(home.root) in " ".join(p.info["cmdline"] or [])]
+    assert workers == []
+    assert Records(home.pids).all() == []
+    shown, tasks = _in_prefect(home, run)
+    assert (shown, tasks) == ("Cancelled", {"base_model": "Cached", "w": "Cancelled"})
+
+
+def test_a_killed_run_is_crashed_everywhere_soon_after_the_next_look(home: Home) -> None:
+    process, _ = _waiting_run(home)
+    process.kill()
+    process.wait()
+    look = [sys.executable, "-m", "flows.cli", "status"]
+    looked = subprocess.run(look, env=_environment(home), capture_output=True, text=True, timeout=60, check=True)
+    run, status = _newest(home)
+    assert status["status"] == "crashed"
+    assert "served a run that is gone" in looked.stdout
+    _wait_until_delivered(home, run)
+    assert _tracked(home, run) == {run: "KILLED", "base_model": "FINISHED", "w": "KILLED"}
+    assert _tag(home, run) == "crashed"
+    subprocess.run([sys.executable, "-m", "flows.cli", "down"], env=_environment(home), timeout=60, check=True)
+    assert _in_prefect(home, run) == ("Crashed", {"base_model": "Cached", "w": "Crashed"})
+    for worker in (p for p in psutil.process_iter(["cmdline"]) if str(home.root) in " ".join(p.info["cmdline"] or [])):
+        worker.kill()  # it lives on, for the next run to find
+
+
+def _waiting_run(home: Home) -> tuple[subprocess.Popen[bytes], Path]:
+    """A run that waits in its second stage, and what it prints."""
+    output = home.root / f"waiting-{time.monotonic_ns()}.txt"
     with output.open("wb") as stream:
         process = subprocess.Popen(
             _command("base_model=writes", "w=waits:base_model"),
@@ -154,14 +201,27 @@ def test_an_interrupted_run_stops_its_workers_and_says_so_to_the_tracker(home: H
     while "0/1 waiting" not in output.read_text():
         assert process.poll() is None and time.monotonic() < deadline, output.read_text()
         time.sleep(0.1)
-    process.send_signal(number)
-    assert process.wait(timeout=180) != 0
-    run, status = _newest(home)
-    assert status["status"] == "killed"
-    assert _tracked(home, run) == {run: "KILLED", "base_model": "FINISHED", "w": "KILLED"}
-    workers = [p for p in psutil.process_iter(["cmdline"]) if str(home.root) in " ".join(p.info["cmdline"] or [])]
-    assert workers == []
-    assert Records(home.pids).all() == []
+    return process, output
+
+
+def _tag(home: Home, run: str) -> str:
+    """How the tracker says that the flow run ended, in our word."""
+    client = MlflowClient(f"sqlite:///{home.mlflow / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], f"run_name = '{run}'")
+    return str(parent.data.tags["alignflow.state"])
+
+
+def _in_prefect(home: Home, run: str) -> tuple[str, dict[str, str]]:
+    """Names of the states that a server shows a flow run and its tasks in."""
+    with changed_environment():
+        environment.enter(home)
+        with prefect_for_run(home) as wait_for_prefect, temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+            wait_for_prefect()
+            show_waiting(home)
+            shown, tasks = _flow_run(run)
+    return shown.state_name, {name: str(task.state_name) for name, task in tasks.items()}
 
 
 def test_why_names_the_field_that_made_a_stage_run_again(home: Home) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows.graph.limits import Limits
 from flows.graph.nodes import Graph, Node
-from flows.graph.walk import Limits, Walk, walk
+from flows.graph.walk import Walk, walk
 from rlhf_core.config import BaseModelConfig
 
 
@@ -45,15 +46,20 @@ def _walk(graph: Graph, limits: Limits, failing: set[str] = frozenset()) -> tupl
 
 
 @settings(max_examples=60, deadline=None)
-@given(graphs(), st.integers(1, 3), st.floats(0.5, 8), st.data())
-def test_limits_hold_at_every_moment_and_everything_runs(graph: Graph, stages: int, memory: float, data: st.DataObject) -> None:
+@given(graphs(), st.integers(1, 3), st.floats(0.5, 8), st.floats(0, 3), st.data())
+def test_limits_hold_at_every_moment_and_everything_runs(
+    graph: Graph, stages: int, memory: float, gpus: float, data: st.DataObject
+) -> None:
     needs = data.draw(st.dictionaries(st.sampled_from(sorted(graph)), st.floats(0.1, 10), max_size=len(graph)))
-    done, moments = _walk(graph, Limits(stages, memory, needs))
+    on_gpus = data.draw(st.dictionaries(st.sampled_from(sorted(needs)), st.floats(0.1, 2))) if needs else {}
+    done, moments = _walk(graph, Limits(stages, memory, needs, gpus, on_gpus))
     assert set(done.results) == set(graph)
     for moment in moments:
         working = [name for name in moment if name in needs]
+        holders = [name for name in working if name in on_gpus]
         assert len(working) <= stages
         assert len(working) <= 1 or sum(needs[name] for name in working) <= memory
+        assert len(holders) <= 1 or sum(on_gpus[name] for name in holders) <= gpus + 1e-6
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,6 +91,28 @@ def test_cached_nodes_take_no_slot() -> None:
     graph = {name: Node(name, "stage", BaseModelConfig(), {}, 0) for name in ("works", "cached1", "cached2")}
     _, moments = _walk(graph, Limits(1, 1.0, {"works": 5.0}))
     assert set(graph) in moments
+
+
+def test_a_node_that_is_held_back_says_once_what_it_waits_for() -> None:
+    graph = {name: Node(name, "stage", BaseModelConfig(), {}, 0) for name in ("a", "b", "c", "d")}
+    limits = Limits(3, 10.0, {"a": 1.0, "b": 1.0, "c": 9.5, "d": 1.0}, 1.0, {"a": 1.0, "b": 0.5})
+    said = []
+
+    async def start(node: Node, _: Mapping[str, None]) -> None:
+        await asyncio.sleep({"a": 0.2}.get(node.name, 0.05))
+
+    asyncio.run(walk(graph, start, list(graph), limits, lambda name, what: said.append((name, what))))
+    assert said == [
+        ("b", "waiting for 0.5 GPU, which other stages of this run hold"),
+        ("c", "waiting for 9.5 GiB of memory"),
+    ]
+
+
+def test_a_place_that_is_waited_for_is_said() -> None:
+    limits = Limits(1, 10.0, {"a": 1.0, "b": 1.0})
+    assert limits.obstacle("b", ["a"]) == "waiting for one of 1 places (runtime.max_parallel_stages)"
+    assert limits.obstacle("b", []) is None
+    assert limits.obstacle("cached", ["a"]) is None
 
 
 def test_cancelling_ends_every_running_node_before_it_returns() -> None:

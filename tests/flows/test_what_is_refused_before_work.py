@@ -16,13 +16,13 @@ from data_processing.errors import ConfigError
 from flows.graph.build import build_graph
 from flows.graph.plan import make_plan
 from flows.graph.selection import select
-from flows.running.check_stages import processes_of
-from flows.running.checks import check_prefect, check_what_runs
+from flows.running.check_servers import check_prefect
+from flows.running.checks import check_what_runs
 from flows.services.environment import without_proxy
 from flows.services.processes import free_port
 from flows.settings.presets import resolve
-from rlhf_core.config import OnlineConfig
 from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.closure import Code
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = {"data.procedures": None, "evaluate.metrics": ["length", "perplexity"]}
@@ -87,7 +87,7 @@ def reward_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refuse(home: Home, until: str | None = None, **settings: Any) -> None:
     config = resolve("quickstart", overrides=settings)
-    plan = make_plan(config, select(build_graph(config), None, until), home)
+    plan = make_plan(config, select(build_graph(config), None, until), home, Code())
     check_what_runs(config, plan, home)
 
 
@@ -139,12 +139,29 @@ def test_a_metric_that_nothing_measures_is_refused(home: Home, sources: Any, set
     refuse(home, **{**OWN, **own, **tables})
 
 
-def test_more_gpus_than_there_are_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("only", "settings", "said"),
+    [
+        (["sft"], {"sft.engine.gpus_per_rank": 1, "sft.engine.world_size": 4}, r"sft: needs 4 x \(1 CPU and 1 GPU\)"),
+        (["online"], {"online.engine.gpus_per_rank": 0.5}, r"online: needs 4 x \(0\.2 CPU and 0\.5 GPU\)"),
+        (["evaluate"], {"evaluate.gpus": 1}, r"evaluate_base: needs 1 x \(1 CPU and 1 GPU\)"),
+    ],
+)
+def test_more_gpus_than_there_are_is_refused(
+    home: Home, monkeypatch: pytest.MonkeyPatch, only: list[str], settings: dict[str, Any], said: str
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match=r"sft\.engine: 4 processes \(world_size=4\).* need 4 GPUs, and this machine has 0"):
-        refuse(home, "sft", **{"sft.engine.gpus_per_rank": 1, "sft.engine.world_size": 4})
-    online = OnlineConfig.model_validate({"engine": {"world_size": 2}, "lora": {"rank": 0}})
-    assert processes_of(online) == 2 * 2 + 2 + 1
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=rf"{said}, and this machine never has more than .*0 GPUs; lower .*gpus.*0 computes on"):
+        refuse(home, *only, **settings)
+
+
+def test_more_cpus_than_there_are_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"sft: needs 999 x \(1 CPU\), and this machine never has more than \d+ CPUs?; lower engine"
+    ):
+        refuse(home, "sft", **{"sft.engine.world_size": 999})
 
 
 def test_adapters_for_layers_that_the_model_lacks_are_refused(home: Home, tmp_path: Path) -> None:
@@ -235,15 +252,18 @@ def test_a_prefect_that_is_gone_is_told_in_a_line(tmp_path: Path, monkeypatch: p
     assert done.stderr.startswith("error: PREFECT_API_URL: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("mark", list("/:.%\"'"))
-def test_names_that_mlflow_refuses_for_a_model_are_refused(mark: str) -> None:
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils.validation import _validate_logged_model_name
-
-    with pytest.raises(MlflowException):
-        _validate_logged_model_name(f"llama{mark}3")
+@pytest.mark.parametrize("mark", list("/:%\"'"))
+def test_names_that_no_model_can_be_registered_under_are_refused(mark: str) -> None:
     with pytest.raises(ConfigError, match=r"run\.registered_model: .*which MLflow does not take; for example llama-3"):
         resolve("quickstart", overrides={"run.registered_model": f"llama{mark}3"})
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "my model", "Qwen2.5_0.5B"])
+def test_names_that_a_model_can_be_registered_under_are_taken(name: str) -> None:
+    from mlflow.utils.validation import _validate_model_name
+
+    _validate_model_name(name)
+    assert resolve("quickstart", overrides={"run.registered_model": name}).run.registered_model == name
 
 
 def test_own_servers_are_asked_without_a_proxy_beside_what_is_excepted_already() -> None:

@@ -17,6 +17,7 @@ from flows.settings.config import PipelineConfig
 from flows.settings.presets import resolve
 from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.closure import Code
 
 
 def graph_of(arguments: list[str]) -> Graph:
@@ -37,7 +38,9 @@ def load_flow() -> FlowFunction:
     @flow(name="toy")
     async def toy(arguments: list[str]) -> dict[str, object]:
         config, selection, home = read(arguments)
-        return await run_pipeline(config, selection, make_plan(config, selection, home), home, InPrefect(home), preset="tiny")
+        return await run_pipeline(
+            config, selection, make_plan(config, selection, home, Code()), home, InPrefect(home), preset="tiny", code=Code()
+        )
 
     return toy
 

@@ -1,12 +1,17 @@
-"""Stages that take no time, fail on purpose, or wait to be cancelled: the real runtime with nothing to compute."""
+"""Stages that take no time, fail on purpose, wait to be cancelled, or hold a GPU: the real runtime with nothing to compute."""
 
 from __future__ import annotations
 
+import json
 import time
 
 from data_processing.errors import DivergedError
+from rlhf_core.cluster.placement import reserved
+from rlhf_core.cluster.resources import Resources, ranks
 from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.context import Input, Stage, StageContext
+
+HOLD_S = 12.0
 
 
 def _write(context: StageContext[BaseModelConfig]) -> None:
@@ -26,6 +31,18 @@ def _wait(context: StageContext[BaseModelConfig]) -> None:
     time.sleep(300)
 
 
+def _one_gpu(config: BaseModelConfig) -> Resources:
+    return ranks(1, gpus=1.0)
+
+
+def _hold(context: StageContext[BaseModelConfig]) -> None:
+    with reserved(_one_gpu(context.config), context.waiting):
+        began = time.time()
+        time.sleep(HOLD_S)
+        held = {"began": began, "ended": time.time()}
+    (context.output / "held.json").write_text(json.dumps(held))
+
+
 _FIELDS = {
     "kind": "model",
     "config": BaseModelConfig,
@@ -34,3 +51,5 @@ _FIELDS = {
 WRITES = Stage(name="writes", run=_write, **_FIELDS)
 DIVERGES = Stage(name="diverges", run=_diverge, **_FIELDS)
 WAITS = Stage(name="waits", run=_wait, **_FIELDS)
+HOLDS = Stage(name="holds", run=_hold, resources=_one_gpu, **_FIELDS)
+HOLDS_TWO = Stage(name="holds_two", run=_hold, resources=lambda config: ranks(1, gpus=2.0), **_FIELDS)

@@ -10,12 +10,15 @@ import pytest
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from data_processing.errors import ConfigError, DivergedError, PreemptedError
+from data_processing.errors import DivergedError, PreemptedError
 from rlhf_core.cluster.group import ActorFailedError, ActorSpec, Group, wait
 from rlhf_core.cluster.placement import reserve
+from rlhf_core.cluster.resources import Bundle, Resources, Waiting
 
 # Actors' processes cannot import this file.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+BUNDLE = Bundle(0.2)
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -44,22 +47,21 @@ class Worker:
 
 @pytest.fixture(scope="module")
 def room(ray_local: None) -> Iterator[PlacementGroup]:
-    bundle = {"CPU": 0.2}
-    placement = reserve([bundle] * 3, timeout_s=60)
+    placement = reserve(Resources((BUNDLE,) * 3), Waiting(60))
     yield placement
     remove_placement_group(placement)
 
 
 @pytest.fixture
 def pair(room: PlacementGroup) -> Iterator[Group]:
-    group = Group(ActorSpec("pair", Worker, 2, 0, {"CPU": 0.2}, 1), room)
+    group = Group(ActorSpec("pair", Worker, [BUNDLE] * 2, 0, 1), room)
     yield group
     group.kill()
 
 
 @pytest.fixture
 def single(room: PlacementGroup) -> Iterator[Group]:
-    group = Group(ActorSpec("single", Worker, 1, 2, {"CPU": 0.2}, 1), room)
+    group = Group(ActorSpec("single", Worker, [BUNDLE], 2, 1), room)
     yield group
     group.kill()
 
@@ -119,10 +121,3 @@ def test_a_wait_is_ended_by_what_it_does_meanwhile(single: Group) -> None:
         wait(single.call("sleep"), timeout_s=100, meanwhile=stop)
     assert time.monotonic() - start < 10
     assert calls == 2
-
-
-def test_no_room_says_what_was_asked_and_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"asked for \{'CPU': 64.0, 'GPU': 1.0\}") as caught:
-        reserve([{"CPU": 64.0, "GPU": 1.0}], timeout_s=1)
-    assert "the cluster has {'CPU': 4.0}" in str(caught.value)
-    assert not [g for g in ray.util.placement_group_table().values() if g["state"] == "PENDING"]

@@ -14,6 +14,7 @@ from ray.util.placement_group import remove_placement_group
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import ActorSpec, Group
 from rlhf_core.cluster.placement import reserve
+from rlhf_core.cluster.resources import Bundle, Resources, Waiting
 from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.online.rollouts import read_prompts
@@ -48,8 +49,9 @@ class SlowActor:
 
 @pytest.fixture
 def slow_workers(ray_local: None) -> Iterator[Workers]:
-    placement = reserve([{"CPU": 0.2}], timeout_s=60)
-    group = Group(ActorSpec("rollout", SlowActor, 1, 0, {"CPU": 0.2}, 1), placement)
+    room = Resources((Bundle(0.2),))
+    placement = reserve(room, Waiting(60))
+    group = Group(ActorSpec("rollout", SlowActor, room.bundles, 0, 1), placement)
     yield Workers(policy=group, reference=None, reward=group, rollout=group, critic=None, engine="slow", notes=[])
     group.kill()
     remove_placement_group(placement)

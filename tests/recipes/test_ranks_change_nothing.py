@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from data_processing.errors import PreemptedError
 from rlhf_core.cluster.launch import launch
+from rlhf_core.cluster.resources import ranks
 from rlhf_core.config import OptimizerSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.recipes.job import TrainingJob
@@ -67,7 +68,7 @@ def runs(
     twos["half scored"] = job(twos["preference"].config, models["llama"], data, folder / "half-two")
     plan = [(train, twos[name]) for name, (train, *_) in RECIPES.items()]
     plan.append((partial(train_from_half_the_reference, twos["preference"].resume), twos["half scored"]))
-    launch(train_each, plan, world_size=2, gpus_per_rank=0.0, threads=1, timeout_s=120)
+    launch(train_each, plan, resources=ranks(2), threads=1)
     return {name: (ones.get(name, twos["preference"]), twos[name]) for name in twos}
 
 

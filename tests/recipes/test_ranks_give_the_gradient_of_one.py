@@ -15,6 +15,7 @@ from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import CriticWorker, ModelSetup, PolicyWorker
 from rlhf_core.cluster.launch import launch
+from rlhf_core.cluster.resources import ranks
 from rlhf_core.config import OnlineConfig, OptimizerSettings
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
@@ -95,7 +96,7 @@ def gradients(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> list
     found = []
     for n in (1, 2):
         runs = recipe_runs(model, data, work, n) | actor_runs(model, n)
-        found.append(launch(gradients_of, runs, world_size=n, gpus_per_rank=0.0, threads=1, timeout_s=120))
+        found.append(launch(gradients_of, runs, resources=ranks(n), threads=1))
     return found
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,6 +23,9 @@ from tasks.runtime.execution.subprocess_executor import SubprocessExecutor  # no
 from tests.runtime.ray_head import RayHead  # noqa: E402
 from tests.runtime.stages import CountConfig  # noqa: E402
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
@@ -31,7 +34,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def settings() -> RuntimeConfig:
-    return RuntimeConfig(poll_interval_s=0.05, stop_grace_s=5.0, min_free_disk_gib=0.0)
+    return RuntimeConfig(poll_interval_s=0.05, stop_grace_s=5.0, preemption_wait_s=0.05, min_free_disk_gib=0.0)
 
 
 @pytest.fixture
@@ -86,6 +89,31 @@ class Heard(SilentObserver):
 @pytest.fixture
 def heard() -> Heard:
     return Heard()
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow database for all tests: making one takes seconds."""
+    from tasks.runtime.tracking.mlflow_sender import connect
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    connect(uri, folder)
+    return uri
+
+
+@pytest.fixture
+def client(database: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=database)
+
+
+def model_ref(folder: Path, letter: str) -> ArtifactRef:
+    """A model of a megabyte below `folder`, its key and hash made of `letter`."""
+    (folder / letter).mkdir()
+    (folder / letter / "model.safetensors").write_bytes(b"w" * 1_000_000)
+    return ArtifactRef(kind="model", key=letter * 64, uri=(folder / letter).as_uri(), sha256=letter * 64, producer="run/convert")
 
 
 @pytest.fixture

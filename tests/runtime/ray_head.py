@@ -10,11 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import requests
+
+from rlhf_core.cluster.machine_gpus import FOLDER_VARIABLE
 
 _PORT_OPTIONS = (
     "--port",
@@ -29,23 +32,33 @@ _PORT_OPTIONS = (
 
 
 class RayHead:
-    """A running head; `address` is what the Jobs API answers at."""
+    """A running head; `address` is what the Jobs API answers at. Its GPUs are there in name only: Ray counts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: int = 0, cpus: int = 2, more: Sequence[str] = (), **variables: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="afray", dir="/tmp"))
         ports = _free_ports(len(_PORT_OPTIONS))
         self.address = f"http://127.0.0.1:{ports[1]}"
+        self.gcs_address = f"127.0.0.1:{ports[0]}"
         options = [f"{name}={port}" for name, port in zip(_PORT_OPTIONS, ports, strict=True)]
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"),
             *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"),
-            *("--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={self.folder}/t", *options),
+            *(f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--object-store-memory=100000000", f"--temp-dir={self.folder}/t"),
+            *options,
+            *more,
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        environment |= {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        own = {"HOME": str(self.folder), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        own |= {FOLDER_VARIABLE: str(self.folder)}  # its GPUs are not those of other tests on this machine
+        self._environment = environment | own | variables
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def wait_until_ready(self, limit_s: float = 60.0) -> None:
@@ -59,6 +72,25 @@ class RayHead:
             assert self.process.poll() is None, (self.folder / "head.log").read_text()
             time.sleep(0.2)
         raise TimeoutError((self.folder / "head.log").read_text())
+
+    def join(self, name: str, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
+        """A second machine of the cluster, as far as Ray can tell: a raylet with resource `name`, in a folder of its own."""
+        folder = self.folder / name
+        folder.mkdir()
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", f"--address={self.gcs_address}", "--block"),
+            *(
+                "--node-ip-address=127.0.0.1",
+                f"--num-cpus={cpus}",
+                f"--num-gpus={gpus}",
+                f'--resources={{"{name}": 1}}',
+                "--object-store-memory=100000000",
+            ),
+        ]
+        with (folder / "raylet.log").open("wb") as log:
+            return subprocess.Popen(
+                command, cwd=folder, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def component(self, name: str) -> psutil.Process:
         """The process of this head whose command line names `name`, for example gcs_server."""
@@ -75,6 +107,15 @@ class RayHead:
 
     def _family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def end_raylet(raylet: subprocess.Popen[bytes]) -> None:
+    """End what `RayHead.join` started, and all of its processes."""
+    family = psutil.Process(raylet.pid).children(recursive=True)
+    raylet.send_signal(signal.SIGTERM)
+    for process in psutil.wait_procs(family, timeout=10)[1]:
+        process.kill()
+    raylet.wait()
 
 
 def _free_ports(count: int) -> list[int]:

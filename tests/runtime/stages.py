@@ -93,6 +93,37 @@ def write_big(context: StageContext[JoinConfig]) -> None:
     np.save(context.output / "big.npy", np.zeros(500_000))
 
 
+class SitesConfig(Settings):
+    """How many ranks say where they are, beside the stage's own process."""
+
+    ranks: int = Field(0, ge=0, description="Actors")
+
+
+def sites(context: StageContext[SitesConfig]) -> None:
+    """Interpreter, module file and variable SAID_BY of this process and of each rank."""
+    from rlhf_core.cluster.launch import launch
+    from rlhf_core.cluster.resources import Bundle, Resources
+
+    place = context.resume / "sites"
+    place.mkdir()
+    _say_site(place, "driver")
+    if ranks := context.config.ranks:
+        launch(_site_of_rank, place, resources=Resources((Bundle(1.0),) * ranks), threads=1)
+    said = {path.name: json.loads(path.read_text()) for path in sorted(place.iterdir())}
+    (context.output / "sites.json").write_text(json.dumps(said))
+
+
+def _site_of_rank(place: Path) -> None:
+    _say_site(place, f"rank {os.environ['RANK']}")
+
+
+def _say_site(place: Path, name: str) -> None:
+    import rlhf_core
+
+    said = [sys.executable, rlhf_core.__file__, os.environ.get("SAID_BY", "")]
+    (place / name).write_text(json.dumps(said))
+
+
 def _fingerprint(config: CountConfig) -> Any:
     return {"label_length": len(config.label)}
 
@@ -106,4 +137,5 @@ JOIN = Stage(
     run=join,
     libraries=("pydantic",),
 )
+SITES = Stage(name="sites", kind="text", config=SitesConfig, run=sites)
 BIG = Stage(name="big", kind="blob", config=JoinConfig, run=write_big, libraries=("numpy",))

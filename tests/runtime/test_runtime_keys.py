@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
 from rlhf_core.config import OnlineConfig
-from tasks.runtime.keys.closure import file_digests
+from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import canonical_json, explain_difference, flatten, stage_key
 from tests.runtime.stages import CountConfig, JoinConfig
 
@@ -189,14 +189,14 @@ def test_a_reward_function_brings_what_the_user_wrote_and_it_imports(tmp_path: P
     config = OnlineConfig.model_validate({"rewards": [{"kind": "python", "function": "desk_rewards_case:score"}]})
     inputs = {"model": "1" * 64, "data": "2" * 64}
     before = stage_key("online", config, inputs, 0)
-    assert set(before.description["fingerprint"]["desk_rewards_case:score"]) == files.keys() - {"desk_stranger_case.py"}
+    assert set(before.description["user_code"]["desk_rewards_case"]) == files.keys() - {"desk_stranger_case.py"}
     (tmp_path / "desk_package" / "deep.py").write_text("depth = 2\n")
     changed = explain_difference(before.description, stage_key("online", config, inputs, 0).description)
-    assert len(changed) == 1 and changed[0].startswith("fingerprint.desk_rewards_case:score.desk_package/deep.py: ")
+    assert len(changed) == 1 and changed[0].startswith("user_code.desk_rewards_case.desk_package/deep.py: ")
 
 
 def test_a_reward_function_of_a_library_is_held_by_its_own_package() -> None:
-    found = file_digests("packaging.version")
+    found = Code().file_digests("packaging.version")
     assert {"packaging/__init__.py", "packaging/version.py"} <= found.keys()
     assert all(name.startswith("packaging/") for name in found)
 
@@ -205,7 +205,7 @@ def test_a_module_that_is_no_python_is_named(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "broken_case.py").write_text("def score(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=r"broken_case\.py is not Python that can be read: invalid syntax"):
-        file_digests("broken_case")
+        Code().file_digests("broken_case")
 
 
 def test_where_a_source_lies_is_not_in_the_key_and_is_the_same_everywhere(

@@ -22,7 +22,9 @@ from tasks.runtime.contract.failures import StageFailedError
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import worker_process
 from tasks.runtime.contract.request import StageOutcome, StageRequest
+from tasks.runtime.execution.attempts import WorkFolder
 from tasks.runtime.execution.executor import Job
+from tasks.runtime.execution.followers import Follower, is_stopping
 from tasks.runtime.execution.start import Runtime, key_of, run_stage
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
 from tasks.runtime.store.artifacts import Store
@@ -89,7 +91,7 @@ def test_a_stage_that_is_wrong_is_not_tried_again(
     assert heard.attempts == [(1, False)]
 
 
-@pytest.mark.parametrize("code", [13, 14, 77])
+@pytest.mark.parametrize("code", [13, 77])
 def test_what_may_pass_is_tried_again(runtime: Runtime, count_request: Requests, heard: Heard, code: int) -> None:
     outcome = _start(count_request(fail_code=code), runtime, heard)
     assert outcome.attempt == 2
@@ -97,7 +99,7 @@ def test_what_may_pass_is_tried_again(runtime: Runtime, count_request: Requests,
     assert "Another attempt" in heard.warnings[0]
 
 
-@pytest.mark.parametrize(("code", "error"), [(13, OutOfMemoryError), (14, PreemptedError), (77, StageFailedError)])
+@pytest.mark.parametrize(("code", "error"), [(13, OutOfMemoryError), (77, StageFailedError)])
 def test_attempts_are_limited(runtime: Runtime, count_request: Requests, heard: Heard, code: int, error: type[Exception]) -> None:
     with pytest.raises(error):
         _start(count_request(fail_code=code, fail_always=True), runtime, heard)
@@ -292,6 +294,163 @@ def test_cancelling_while_a_job_starts_stops_it(home: Home, count_request: Reque
 
     asyncio.run(cancel())
     assert worker_process(SlowToSubmit.submitted[0].folder) is None
+
+
+def test_a_run_that_leaves_a_shared_job_leaves_it_to_the_others(
+    home: Home, settings: RuntimeConfig, count_request: Requests
+) -> None:
+    async def share() -> tuple[Heard, StageOutcome]:
+        heards = [Heard(), Heard()]
+        tasks = []
+        for number, heard in enumerate(heards):
+            runtime = Runtime(home, SubprocessExecutor(), settings)
+            request = count_request(to=10, step_s=0.2, run=f"run{number}")
+            tasks.append(asyncio.create_task(run_stage(request, runtime, heard)))
+            while not heard.attempts:
+                await asyncio.sleep(0.05)
+        tasks[0].cancel()  # the one that submitted it
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        return heards[0], await tasks[1]
+
+    left, outcome = asyncio.run(share())
+    assert "another run waits for it" in left.warnings[-1]
+    assert outcome.attempt == 1
+    assert not outcome.cached
+
+
+def test_the_last_of_two_that_leave_stops_the_job(home: Home, settings: RuntimeConfig, count_request: Requests) -> None:
+    async def leave() -> Path:
+        heards = [Heard(), Heard()]
+        tasks = []
+        for heard in heards:
+            runtime = Runtime(home, SubprocessExecutor(), settings)
+            tasks.append(asyncio.create_task(run_stage(count_request(to=1000, step_s=0.2), runtime, heard)))
+            while not heard.attempts:
+                await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert heards[0].folder is not None
+        return heards[0].folder
+
+    assert worker_process(asyncio.run(leave())) is None
+
+
+def test_who_comes_while_a_job_is_being_stopped_waits_and_goes_on_from_its_checkpoint(
+    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard
+) -> None:
+    request = count_request(to=12, step_s=0.4)
+
+    async def overlap() -> StageOutcome:
+        first = asyncio.create_task(run_stage(request, Runtime(home, SubprocessExecutor(), settings), heard))
+        while len(heard.events) < 4:
+            await asyncio.sleep(0.05)
+        first.cancel()
+        await asyncio.sleep(0.05)
+        second = await run_stage(request, Runtime(home, SubprocessExecutor(), settings))
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return second
+
+    outcome = asyncio.run(overlap())
+    counted = json.loads((_artifact(home, outcome) / "counted.json").read_text())
+    assert outcome.attempt == 2
+    assert counted[0] == [1, 1]
+    assert counted[-1] == [12, 2]
+
+
+def test_a_follower_that_was_killed_does_not_keep_a_job_alive(tmp_path: Path) -> None:
+    dead, alive = Follower(tmp_path), Follower(tmp_path)
+    dead.join()
+    alive.join()
+    [record] = [path for path in tmp_path.glob("followers/*/worker.json") if path.parent == dead._own]
+    record.write_text(json.dumps({**json.loads(record.read_text()), "created": 1.0}))
+    assert alive.leave()
+    assert is_stopping(tmp_path)
+
+
+def test_preemptions_use_up_no_attempts_and_wait_longer_each_time(
+    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard
+) -> None:
+    few = settings.model_copy(update={"max_preemptions": 3, "max_attempts": 1, "preemption_wait_s": 0.01})
+    with pytest.raises(PreemptedError):
+        _start(count_request(fail_code=14, fail_always=True), Runtime(home, SubprocessExecutor(), few), heard)
+    assert [number for number, _ in heard.attempts] == [1, 2, 3, 4]
+    assert [warning.rpartition(" in ")[2] for warning in heard.warnings] == ["0.01 s", "0.02 s", "0.04 s"]
+
+
+def test_a_result_made_from_other_bytes_of_its_inputs_is_not_taken(runtime: Runtime, home: Home, count_request: Requests) -> None:
+    """Forcing a stage that gives other bytes under the same key makes what follows from it again."""
+
+    def joined() -> StageOutcome:
+        counted = _start(count_request(), runtime)
+        return _start(StageRequest("tests.runtime.stages:JOIN", "join", JoinConfig(), "run", {"counted": counted.ref}), runtime)
+
+    first = joined()
+    assert joined().cached
+    forced = _start(count_request(kill_at=2, force=True), runtime)  # another attempt counts, so other bytes
+    again = joined()
+    assert not again.cached
+    manifest = Store(home.store).manifest(again.ref.kind, again.ref.key)
+    assert manifest is not None
+    assert manifest.inputs == {"counted": forced.ref}
+    assert again.ref.key == first.ref.key
+    assert joined().cached
+
+
+def test_checkpoints_made_from_other_bytes_are_not_resumed(runtime: Runtime, home: Home, count_request: Requests) -> None:
+    work = WorkFolder.of(home.work, "join", "k" * 64)
+    with work.locked():
+        work.begin("join", "k" * 64, "subprocess", {"counted": "a"}, fresh=False)
+        (work.resume / "checkpoint").touch()
+        assert work.begin("join", "k" * 64, "subprocess", {"counted": "a"}, fresh=False).first_attempt == 1
+        assert work.begin("join", "k" * 64, "subprocess", {"counted": "b"}, fresh=False).first_attempt == 3
+
+
+def test_a_stage_that_nobody_could_signal_ends_by_the_mark_in_its_folder(
+    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard
+) -> None:
+    class OutOfReach(SubprocessExecutor):
+        def stop(self, job: Job) -> None:
+            """As for a worker of another machine."""
+
+    runtime = Runtime(home, OutOfReach(), settings.model_copy(update={"stop_grace_s": 20.0}))
+
+    async def cancel() -> None:
+        task = asyncio.create_task(run_stage(count_request(to=1000, step_s=0.2), runtime, heard))
+        while len(heard.events) < 2:
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert heard.folder is not None
+    assert json.loads((heard.folder / "error.json").read_text())["exit_code"] == 14
+
+
+def test_a_worker_of_another_machine_is_followed_by_its_heartbeat(
+    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard
+) -> None:
+    """Two machines, one home: the record of the worker names a host that is not this one."""
+
+    async def attach() -> StageOutcome:
+        request = count_request(to=12, step_s=0.3)
+        first = asyncio.create_task(run_stage(request, Runtime(home, SubprocessExecutor(), settings), heard))
+        while not heard.events:
+            await asyncio.sleep(0.05)
+        assert heard.folder is not None
+        record = heard.folder / "worker.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "host": "another", "pid": 1}))
+        there = Heard()
+        outcome = await run_stage(request, Runtime(home, SubprocessExecutor(), settings), there)
+        assert there.attempts == [(1, True)]
+        await first
+        return outcome
+
+    assert asyncio.run(attach()).attempt == 1
 
 
 def test_no_room_on_the_disk_is_said_before_anything_starts(home: Home, count_request: Requests, heard: Heard) -> None:

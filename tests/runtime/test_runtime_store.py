@@ -4,50 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_processing.errors import ConfigError, SupersededError
-from tasks.runtime.contract.spec import Producer
 from tasks.runtime.execution.attempts import WorkFolder
-from tasks.runtime.store.artifacts import Manifest, Store
-
-KIND, KEY = "numbers", "k" * 64
-
-
-def _staged(store: Store, text: str = "hello", attempt: int = 1) -> Path:
-    staging = store.staging(KIND, KEY, attempt)
-    (staging / "a.txt").write_text(text)
-    (staging / "sub").mkdir()
-    (staging / "sub" / "b.bin").write_bytes(b"\0" * 1000)
-    return staging
-
-
-def _manifest(store: Store, staging: Path, attempt: int = 1) -> Manifest:
-    files, content = store.describe_files(KIND, KEY, staging)
-    producer = Producer(run="run", node="node", stage="count", attempt=attempt)
-    return Manifest(
-        kind=KIND,
-        key=KEY,
-        sha256=content,
-        files=files,
-        producer=producer,
-        inputs={},
-        description={},
-        seconds=1.0,
-        summary={},
-        finished_at=time.time(),
-    )
-
-
-def _publish(store: Store, text: str = "hello", attempt: int = 1) -> Manifest:
-    staging = _staged(store, text, attempt)
-    manifest = _manifest(store, staging, attempt)
-    store.publish(staging, manifest)
-    return manifest
+from tasks.runtime.store.artifacts import Store
+from tests.runtime.published import KEY, KIND, manifest_of, publish, staged
 
 
 @pytest.fixture
@@ -57,7 +22,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_what_was_published_is_found_whole(store: Store) -> None:
     assert store.lookup(KIND, KEY) is None
-    manifest = _publish(store)
+    manifest = publish(store)
     assert store.lookup(KIND, KEY) == manifest
     assert {f.path for f in manifest.files} == {"a.txt", "sub/b.bin"}
     assert store.verify(KIND, KEY, full=True) == []
@@ -65,7 +30,7 @@ def test_what_was_published_is_found_whole(store: Store) -> None:
 
 @pytest.mark.parametrize("damage", ["truncate", "change", "remove", "manifest"])
 def test_a_corrupt_artifact_is_set_aside_with_the_reason(store: Store, damage: str) -> None:
-    _publish(store)
+    publish(store)
     victim = store.folder(KIND, KEY) / ("manifest.json" if damage == "manifest" else "sub/b.bin")
     if damage == "remove":
         victim.unlink()
@@ -81,7 +46,7 @@ def test_a_corrupt_artifact_is_set_aside_with_the_reason(store: Store, damage: s
 
 
 def test_an_unchanged_file_is_not_hashed_again_unless_asked(store: Store) -> None:
-    _publish(store)
+    publish(store)
     victim = store.folder(KIND, KEY) / "sub" / "b.bin"
     stat = victim.stat()
     with victim.open("r+b") as stream:
@@ -94,9 +59,9 @@ def test_an_unchanged_file_is_not_hashed_again_unless_asked(store: Store) -> Non
 def test_linked_files_are_verified_where_they_lie(store: Store, tmp_path: Path) -> None:
     weights = tmp_path / "weights.bin"
     weights.write_bytes(b"w" * 100)
-    staging = _staged(store)
+    staging = staged(store)
     (staging / "weights.bin").symlink_to(weights)
-    store.publish(staging, _manifest(store, staging))
+    store.publish(staging, manifest_of(store, staging))
     assert store.lookup(KIND, KEY) is not None
     weights.write_bytes(b"v" * 100)
     assert store.verify(KIND, KEY) == ["weights.bin: content changed"]
@@ -104,20 +69,20 @@ def test_linked_files_are_verified_where_they_lie(store: Store, tmp_path: Path) 
 
 def test_the_same_files_have_the_same_hash_whoever_made_them(store: Store, tmp_path: Path) -> None:
     other = Store(tmp_path / "other")
-    assert _publish(store).sha256 == _publish(other, attempt=7).sha256
-    assert _publish(other, text="bye", attempt=8).sha256 != _publish(store, attempt=2).sha256
+    assert publish(store).sha256 == publish(other, attempt=7).sha256
+    assert publish(other, text="bye", attempt=8).sha256 != publish(store, attempt=2).sha256
 
 
-def test_a_stage_may_not_write_the_manifest(store: Store) -> None:
-    staging = _staged(store)
+def test_a_stage_may_not_write_themanifest_of(store: Store) -> None:
+    staging = staged(store)
     (staging / "manifest.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"manifest\.json"):
         store.describe_files(KIND, KEY, staging)
 
 
 def test_a_replaced_artifact_is_whole_and_leaves_nothing_behind(store: Store) -> None:
-    _publish(store, "old")
-    _publish(store, "new", attempt=2)
+    publish(store, "old")
+    publish(store, "new", attempt=2)
     assert (store.folder(KIND, KEY) / "a.txt").read_text() == "new"
     assert list((store.root / ".staging").iterdir()) == []
 
@@ -140,8 +105,8 @@ def test_killed_at_any_point_of_publishing_leaves_all_or_nothing(store: Store) -
 
 
 def _publish_in_child(store: Store, kill_at: int) -> bool:
-    staging = _staged(store, attempt=kill_at)
-    manifest = _manifest(store, staging, attempt=kill_at)
+    staging = staged(store, attempt=kill_at)
+    manifest = manifest_of(store, staging, attempt=kill_at)
     pid = os.fork()
     if pid == 0:
         _die_at(kill_at)
@@ -168,11 +133,11 @@ def _die_at(kill_at: int) -> None:
 def test_only_the_newest_attempt_may_publish(tmp_path: Path) -> None:
     work = WorkFolder.of(tmp_path, "count", KEY)
     with work.locked():
-        first = work.begin("count", KEY, "subprocess", fresh=False)
+        first = work.begin("count", KEY, "subprocess", {}, fresh=False)
     with work.owned_by(first.token):
         pass
     with work.locked():
-        second = work.begin("count", KEY, "subprocess", fresh=False)
+        second = work.begin("count", KEY, "subprocess", {}, fresh=False)
     with pytest.raises(SupersededError, match="attempt 2 owns this key"), work.owned_by(first.token):
         pytest.fail("a superseded attempt came through")
     assert (second.number, second.first_attempt, second.job_id) == (2, 2, f"count-{KEY[:12]}-a2")
@@ -183,7 +148,7 @@ def test_attempts_remember_where_they_began_and_forget_it_on_a_fresh_start(tmp_p
     numbers = []
     for fresh in (False, False, True, False):
         with work.locked():
-            attempt = work.begin("count", KEY, "subprocess", fresh=fresh)
+            attempt = work.begin("count", KEY, "subprocess", {}, fresh=fresh)
         numbers.append((attempt.number, attempt.first_attempt))
         (work.resume / "checkpoint").write_text("x")
     assert numbers == [(1, 1), (2, 1), (3, 3), (4, 3)]

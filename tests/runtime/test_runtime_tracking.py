@@ -22,27 +22,12 @@ from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.start import Runtime, run_stage
-from tasks.runtime.tracking.mlflow_sender import connect
 from tasks.runtime.tracking.tracker import Tracker, recover
-from tests.runtime.conftest import REPOSITORY
+from tests.runtime.conftest import REPOSITORY, model_ref
 from tests.runtime.stages import CountConfig
 
 pytestmark = pytest.mark.timeout(60)
 Requests = Callable[..., StageRequest]
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow database for all tests here: making one takes seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    connect(uri, folder)
-    return uri
-
-
-@pytest.fixture
-def client(database: str) -> MlflowClient:
-    return MlflowClient(tracking_uri=database)
 
 
 @pytest.fixture
@@ -119,6 +104,12 @@ def test_a_stage_is_a_finished_child_run_with_its_metrics(
     history = client.get_metric_history(child.info.run_id, "square")
     assert sorted((m.step, m.value) for m in history) == [(n, float(n * n)) for n in range(1, 5)]
     assert child.data.metrics["summary/last"] == 4.0
+
+
+def test_what_a_run_found_can_be_compared_with_other_runs(tracker: Tracker, client: MlflowClient) -> None:
+    tracker.metrics({"online/procedures.score": 0.5, "online/procedures.score vs sft": 0.25})
+    assert tracker.finish("FINISHED")
+    assert _child(client, tracker, "").data.metrics == {"online/procedures.score": 0.5, "online/procedures.score vs sft": 0.25}
 
 
 def test_metrics_are_there_while_the_stage_runs(
@@ -271,18 +262,12 @@ def test_what_a_dead_tracker_missed_is_sent_when_it_is_back(home: Home, client: 
     assert (run.info.status, run.data.metrics["kept"]) == ("FINISHED", 7.0)
 
 
-def _model(folder: Path, letter: str) -> ArtifactRef:
-    (folder / letter).mkdir()
-    (folder / letter / "model.safetensors").write_bytes(b"w" * 1_000_000)
-    return ArtifactRef(kind="model", key=letter * 64, uri=(folder / letter).as_uri(), sha256=letter * 64, producer="run/convert")
-
-
 def test_a_model_is_registered_once_and_without_its_weights(
     tracker: Tracker, home: Home, client: MlflowClient, database: str, tmp_path: Path
 ) -> None:
     source = tracker.run_id(wait_s=20)
     assert source is not None
-    first, second = _model(tmp_path, "a"), _model(tmp_path, "b")
+    first, second = model_ref(tmp_path, "a"), model_ref(tmp_path, "b")
     registered = [
         register_model(
             ref,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rlhf_core.cluster.resources import Waiting
 from rlhf_core.config import OnlineConfig
 from rlhf_core.recipes.job import TrainingJob
 
 
 @dataclass(frozen=True)
 class OnlineJob(TrainingJob[OnlineConfig]):
-    """`reward_model` is the Hugging Face folder of a trained scorer: a source of reward, and where the critic starts from."""
+    """`reward_model` is the Hugging Face folder of a trained scorer: a source of reward, and where the critic starts from.
+
+    `waiting` says how it waits for room for its actors.
+    """
 
     reward_model: Path | None = None
+    waiting: Waiting = field(default_factory=Waiting)

@@ -7,22 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from ray.util.placement_group import remove_placement_group
-
-from data_processing.errors import PreemptedError
 from rlhf_core.cluster.actors import CriticWorker, ModelSetup, PolicyWorker, ScoringWorker
 from rlhf_core.cluster.group import ActorSpec, Call, Group, wait
-from rlhf_core.cluster.placement import connected, reserve
+from rlhf_core.cluster.placement import reserved
 from rlhf_core.cluster.reward_actor import RewardSetup, RewardWorker
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
+from rlhf_core.config import OnlineConfig
+from rlhf_core.recipes.online import roles
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.methods import METHODS, Method
 from rlhf_core.recipes.start import REHEARSAL_NAME
-from rlhf_core.recipes.stop import stop_requested
+from rlhf_core.recipes.stop import stop_if_requested_while
 from rlhf_core.rewards.compose import Retries
 
-# Actors of a CPU run take turns more than they compute at once; with a whole core each they would not fit on two.
-CPU_SHARE = 0.2
 # Of the time after which nobody waits for a call any more: a reward function is named before its actor is given up.
 REWARD_SHARE = 0.9
 
@@ -55,48 +52,39 @@ class Workers:
 def start_workers(job: OnlineJob, pad_id: int) -> Iterator[Workers]:
     """All actors in one placement group, set up side by side; ended when the block is left, however it is left.
 
-    Raises `ConfigError` where they do not fit into the cluster, and the error of the first that fails to start.
+    Raises what `reserve` does while there is no room for all of them, and the error of the first that fails to start.
     """
     method = METHODS[job.config.method]
-    specs = _specs(job, method)
-    bundles = [spec.bundle for spec in specs for _ in range(spec.world_size)]
-    with connected():
-        placement = reserve(bundles, job.config.placement_timeout_s)
+    with reserved(roles.resources(job.config), job.waiting) as placement:
         groups: dict[str, Group] = {}
         try:
-            groups |= {spec.role: Group(spec, placement) for spec in specs}
+            groups |= {spec.role: Group(spec, placement) for spec in _specs(job.config)}
             yield _set_up(job, method, groups, pad_id)
         finally:
             for group in groups.values():
                 group.kill()
-            remove_placement_group(placement)
 
 
-def _specs(job: OnlineJob, method: Method) -> list[ActorSpec]:
-    engine, threads = job.config.engine, job.config.engine.threads_per_rank
-    bundle = {"CPU": CPU_SHARE} | ({"GPU": engine.gpus_per_rank} if engine.gpus_per_rank else {})
-    kinds: list[tuple[str, type, int, int]] = [
-        ("policy", PolicyWorker, engine.world_size, threads),
-        ("reward", RewardWorker, 1, threads),
-        ("rollout", RolloutWorker, 1, job.config.rollout.threads),
-    ]
-    if job.config.kl_coef > 0 and job.config.lora.rank == 0:
-        kinds.append(("reference", ScoringWorker, 1, threads))
-    if method.critic:
-        kinds.append(("critic", CriticWorker, engine.world_size, threads))
-    specs: list[ActorSpec] = []
-    for role, cls, world_size, n_threads in kinds:
-        specs.append(ActorSpec(role, cls, world_size, sum(s.world_size for s in specs), bundle, n_threads))
-    return specs
+_CLASSES: dict[str, type] = {
+    "policy": PolicyWorker,
+    "reward": RewardWorker,
+    "rollout": RolloutWorker,
+    "reference": ScoringWorker,
+    "critic": CriticWorker,
+}
+
+
+def _specs(config: OnlineConfig) -> Iterator[ActorSpec]:
+    first_bundle = 0
+    for role, count in roles.processes(config).items():
+        threads = config.rollout.threads if role == "rollout" else config.engine.threads_per_rank
+        yield ActorSpec(role, _CLASSES[role], [roles.bundle_of(role, config)] * count, first_bundle, threads)
+        first_bundle += count
 
 
 def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: int) -> Workers:
     config = job.config
-
-    def stop_if_asked() -> None:
-        if stop_requested(job.resume):
-            raise PreemptedError("asked to stop while the actors were starting; the next attempt goes on where this one began")
-
+    stop_if_asked = partial(stop_if_requested_while, job.resume, "the actors were starting")
     wait_for = partial(wait, timeout_s=config.rollout.start_timeout_s, meanwhile=stop_if_asked)
     trained = [groups[role] for role in ("policy", "critic") if role in groups]
     addresses = wait_for(*[group.call("address") for group in trained])

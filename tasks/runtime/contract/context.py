@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from data_processing.settings import Settings
+from rlhf_core.cluster.resources import Resources, Waiting
 from rlhf_core.events import EventLog
+from rlhf_core.recipes.stop import stop_if_requested_while
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
@@ -21,7 +24,8 @@ ConfigT = TypeVar("ConfigT", bound=Settings)
 class ArtifactRef(BaseModel):
     """All that travels between stages: where an artifact is, what it is, and who made it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Part of manifests, which are read by other versions than wrote them.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     kind: str
     key: str
@@ -35,7 +39,8 @@ class StageContext(Generic[ConfigT]):
     """What the runtime hands to a stage's `run`.
 
     `inputs` maps input names to artifact folders (read-only); `output` is an empty folder that becomes the artifact;
-    `resume` outlives attempts and holds checkpoints; `events` is where the stage reports.
+    `resume` outlives attempts and holds checkpoints; `events` is where the stage reports. A stage that reserves something waits
+    for it at most `placement_timeout_s` seconds, and as long as it takes where that is None.
     """
 
     config: ConfigT
@@ -46,6 +51,13 @@ class StageContext(Generic[ConfigT]):
     seed: int
     attempt: int
     events: EventLog
+    placement_timeout_s: float | None = None
+
+    @property
+    def waiting(self) -> Waiting:
+        """How the stage waits for what it reserves: told by its events, and ended with a `PreemptedError` when asked to stop."""
+        stop = partial(stop_if_requested_while, self.resume, "it waited for its resources")
+        return Waiting(self.placement_timeout_s, self.events.waiting, stop)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,10 @@ def _none(config: Any) -> Collection[str]:
     return ()
 
 
+def _nothing(config: Any) -> Resources:
+    return Resources()
+
+
 @dataclass(frozen=True)
 class Stage(Generic[ConfigT]):
     """One kind of stage: its config model, its inputs by name, what it produces, and the function that does it.
@@ -75,8 +91,10 @@ class Stage(Generic[ConfigT]):
     `kind` is where the store keeps what it makes, `role` what that is to other stages ("policy", "scorer", "data"; where it is
     not given, the kind). Of the optional inputs, a config `wants` those that it would use and `needs` those that it cannot do
     without. `schema_version` is raised when the meaning of the output changes. `libraries` are the distributions whose versions
-    can change the result. `fingerprint` describes what the stage reads from outside the store (files named in its config), as
-    JSON; it enters the key.
+    can change the result. `resources` is what it reserves on the cluster under a config: runs are planned by it, wait by it, and
+    are refused by it where there can never be so much. `fingerprint` describes what the stage reads from outside the store (files
+    named in its config), as JSON; it enters the key. `modules` are those of the user's that the config names: their code is in the
+    key, and travels.
     """
 
     name: str
@@ -87,9 +105,11 @@ class Stage(Generic[ConfigT]):
     role: str = ""
     wants: Callable[[ConfigT], Collection[str]] = _none
     needs: Callable[[ConfigT], Collection[str]] = _none
+    resources: Callable[[ConfigT], Resources] = _nothing
     schema_version: int = 1
     libraries: tuple[str, ...] = ()
     fingerprint: Callable[[ConfigT], Any] | None = None
+    modules: Callable[[ConfigT], Collection[str]] = _none
 
     @property
     def makes(self) -> str:

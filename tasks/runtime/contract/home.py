@@ -4,6 +4,7 @@ store/    finished artifacts                    work/     one folder a key: atte
 runs/     one folder a flow run                 mlflow/   database and artifacts of the local tracker
 prefect/  home of the local Prefect server      pids/     processes that `alignflow up` started
 models/   packaged models, converted once       presets/  presets of your own
+code/     snapshots of the code that stages ran
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_processing.errors import ConfigError
+from tasks.runtime.contract.folders import make_folder
 
 # Marks of an address: a home becomes part of the addresses of databases.
 _UNSAFE = re.compile(r"%[0-9A-Fa-f]{2}|[?#]")
@@ -21,15 +23,19 @@ _UNSAFE = re.compile(r"%[0-9A-Fa-f]{2}|[?#]")
 
 @dataclass(frozen=True)
 class Home:
-    """The folder that holds everything alignflow remembers; its parts are created when they are first needed."""
+    """The folder that holds everything alignflow remembers; its parts are created when they are first needed.
+
+    One that is not `writable` can be looked at: nothing is created in it.
+    """
 
     root: Path
+    writable: bool = True
 
     @classmethod
-    def open(cls, root: Path | None = None) -> Home:
+    def open(cls, root: Path | None = None, *, to_read: bool = False) -> Home:
         """The home at `root`, else at `ALIGNFLOW_HOME`, else `./.alignflow`; created if missing, always absolute.
 
-        Raises `ConfigError` where it cannot be a folder that is written to.
+        Raises `ConfigError` where it cannot be a folder that is written to; `to_read`, a folder that is there will do.
         """
         chosen = root or Path(os.environ.get("ALIGNFLOW_HOME") or ".alignflow")
         chosen = chosen.expanduser().resolve()
@@ -46,9 +52,10 @@ class Home:
             raise ConfigError(
                 f"ALIGNFLOW_HOME: {chosen} cannot be made: {error.strerror}; name a folder you may write to"
             ) from error
-        if not os.access(chosen, os.W_OK | os.X_OK):
+        writable = os.access(chosen, os.W_OK | os.X_OK)
+        if not writable and not to_read:
             raise ConfigError(f"ALIGNFLOW_HOME: {chosen} cannot be written to; name a folder you may write to")
-        return cls(chosen)
+        return cls(chosen, writable)
 
     @property
     def store(self) -> Path:
@@ -86,22 +93,35 @@ class Home:
         return self._part("models")
 
     @property
+    def code(self) -> Path:
+        """Snapshots of the code that stages ran, by hash."""
+        return self._part("code")
+
+    @property
     def presets(self) -> Path:
         """The user's own presets, one YAML file each."""
         return self._part("presets")
 
     def run(self, run: str) -> Path:
         """The folder of flow run `run`."""
-        folder = self.runs / run
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return self._part("runs", run)
 
     @property
     def tracking_uri(self) -> str:
         """`MLFLOW_TRACKING_URI` where it is set, else the local database."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.own_tracking_uri
 
-    def _part(self, name: str) -> Path:
-        folder = self.root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    @property
+    def own_tracking_uri(self) -> str:
+        """The local tracker's database."""
+        return f"sqlite:///{self.mlflow / 'mlflow.db'}"
+
+    def _part(self, *names: str) -> Path:
+        if self.writable:
+            try:
+                return make_folder(self.root, *names)
+            except FileExistsError as error:
+                place = Path(error.filename)
+                what = f"a link to {place.readlink()}, which is not there" if place.is_symlink() else "a file"
+                raise ConfigError(f"ALIGNFLOW_HOME: {place} is {what}; mount its disk, or remove it") from error
+        return self.root.joinpath(*names)

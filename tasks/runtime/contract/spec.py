@@ -19,14 +19,18 @@ RESULT_FILE = "result.json"
 ERROR_FILE = "error.json"
 EVENTS_FILE = "events.jsonl"
 LOG_FILE = "log.txt"
+STOP_FILE = "stopping"  # its presence asks the worker to end, wherever it runs
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Producer(_Record):
+class Producer(BaseModel):
     """Who made an artifact: flow run, node of its graph, stage, attempt, git commit (where there is one)."""
+
+    # Part of manifests, which are read by other versions than wrote them.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     run: str
     node: str
@@ -39,7 +43,8 @@ class Spec(_Record):
     """Everything a worker needs. `stage` is a registered name or an import path `module:attribute`.
 
     `work` is the folder of the key (attempts, resume), `output` the staging folder that becomes the artifact,
-    `first_attempt` the one that started from nothing: later ones resumed what it began.
+    `first_attempt` the one that started from nothing: later ones resumed what it began, `secrets` the names of variables
+    that must be set.
     """
 
     stage: str
@@ -57,7 +62,9 @@ class Spec(_Record):
     work: Path
     output: Path
     resume: Path
+    secrets: list[str] = []
     stall_after_s: float | None = None
+    placement_timeout_s: float | None = None
 
     @property
     def folder(self) -> Path:

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from data_processing.errors import SupersededError
+from tasks.runtime.contract.folders import lock_file, make_folder
 from tasks.runtime.contract.spec import attempt_folder, write_record
 
 
 class Attempt(BaseModel):
-    """The newest attempt at a key, and who runs it. `first_attempt` started from nothing, the ones since resumed."""
+    """The newest attempt at a key, and who runs it. `first_attempt` started from nothing, the ones since resumed.
+
+    `made_from` is the content (sha256) of each input, by name.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,6 +34,7 @@ class Attempt(BaseModel):
     token: str
     executor: str
     job_id: str
+    made_from: dict[str, str] = {}
 
 
 class WorkFolder:
@@ -42,9 +46,7 @@ class WorkFolder:
     @classmethod
     def of(cls, root: Path, stage: str, key: str) -> WorkFolder:
         """The work folder of `key`; created if missing."""
-        path = root / f"{stage}-{key}"
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path)
+        return cls(make_folder(root, f"{stage}-{key}"))
 
     @property
     def resume(self) -> Path:
@@ -58,7 +60,7 @@ class WorkFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the key: nobody else begins an attempt or publishes meanwhile."""
-        with FileLock(self.path / "lock", thread_local=False):
+        with lock_file(self.path / "lock"):
             yield
 
     def newest(self) -> Attempt | None:
@@ -68,11 +70,11 @@ class WorkFolder:
         except FileNotFoundError:
             return None
 
-    def begin(self, stage: str, key: str, executor: str, *, fresh: bool) -> Attempt:
-        """Own the key with a new attempt; call it with the lock held. `fresh` forgets all checkpoints."""
-        if fresh:
-            shutil.rmtree(self.resume, ignore_errors=True)
+    def begin(self, stage: str, key: str, executor: str, made_from: Mapping[str, str], *, fresh: bool) -> Attempt:
+        """Own the key with a new attempt; call it with the lock held. `fresh` forgets all checkpoints, as other inputs do."""
         last = self.newest()
+        if fresh or (last and last.made_from != made_from):
+            shutil.rmtree(self.resume, ignore_errors=True)
         number = last.number + 1 if last else 1
         resumes = last is not None and self.resume.is_dir() and any(self.resume.iterdir())
         attempt = Attempt(
@@ -81,9 +83,10 @@ class WorkFolder:
             token=secrets.token_hex(8),
             executor=executor,
             job_id=f"{stage}-{key[:12]}-a{number}",
+            made_from=dict(made_from),
         )
-        self.resume.mkdir(exist_ok=True)
-        self.folder(number).mkdir(parents=True, exist_ok=True)
+        for folder in (self.resume, self.folder(number)):
+            make_folder(self.path, folder.name)
         write_record(self.path / "attempt.json", attempt)
         return attempt
 

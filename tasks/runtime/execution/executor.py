@@ -1,19 +1,20 @@
-"""What it takes to run worker processes somewhere: submit, look, read the log, stop. Nothing here knows stages."""
+"""What it takes to run worker processes somewhere: submit, look, stop. Nothing here knows stages."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from tasks.runtime.keys.closure import PROJECT_ROOT
 
-# What a worker may inherit: settings of libraries, by name, so that no secret ever enters a job description.
+# What a worker may inherit: settings of libraries, by name, so that no secret ever enters a job description. Which GPUs are seen is
+# none of them: Ray says that to every process it gives one, and would hand it this machine's choice instead.
 _INHERITED = (
-    "CUDA_VISIBLE_DEVICES",
     "DS_ACCELERATOR",
     "HF_HOME",
     "HF_HUB_OFFLINE",
@@ -54,11 +55,17 @@ class JobState:
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt as an executor sees it: a unique id, the spec to run, and the seconds it gets to stop in order."""
+    """One attempt as an executor sees it: a unique id, the spec to run, the seconds it gets to stop in order, its code and variables.
+
+    One that `reserves` has others do its work, in room of their own that it waits for.
+    """
 
     id: str
     spec: Path
     stop_grace_s: float
+    code: Path = PROJECT_ROOT
+    environment: Mapping[str, str] = field(default_factory=dict)
+    reserves: bool = False
 
     @property
     def folder(self) -> Path:
@@ -85,24 +92,21 @@ class Executor(Protocol):
     def state(self, job: Job) -> JobState:
         """Where the job is now."""
 
-    def read_log(self, job: Job, offset: int) -> tuple[str, int]:
-        """What the job printed after character `offset`, and the offset to ask from next time."""
-
     def stop(self, job: Job) -> None:
         """Ask the job to end (SIGTERM, after its grace SIGKILL); returns at once."""
 
 
-def worker_environment() -> dict[str, str]:
+def worker_environment(job: Job) -> dict[str, str]:
     """Environment variables a worker gets: where our code is, this interpreter's tools, and library settings."""
     given = [str(Path(place).absolute()) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-    places = [str(PROJECT_ROOT), *given, str(Path.cwd())]
+    places = [str(job.code), *given, str(Path.cwd())]
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(places))
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return environment
+    return environment | dict(job.environment)
 
 
-def worker_command(job: Job) -> list[str]:
-    """The command line of the worker process."""
-    return [sys.executable, "-m", "tasks.runtime.worker", str(job.spec)]
+def worker_command(job: Job, python: str = sys.executable) -> list[str]:
+    """The command line of the worker process. Its code is that of the job, also where it is started in a checkout."""
+    return [python, "-P", "-m", "tasks.runtime.worker", str(job.spec)]

@@ -1,4 +1,4 @@
-"""Waiting for one attempt: status, log and events until it ends; stopping it when the waiter is interrupted."""
+"""Waiting for one attempt: status, log and events until it ends; and stopping it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,18 @@ from tasks.runtime.contract.config import RuntimeConfig
 from tasks.runtime.contract.failures import StageFailedError
 from tasks.runtime.contract.liveness import is_alive
 from tasks.runtime.contract.request import StageObserver
-from tasks.runtime.contract.spec import EVENTS_FILE, RESULT_FILE
-from tasks.runtime.execution.event_tail import EventTail
+from tasks.runtime.contract.spec import EVENTS_FILE, LOG_FILE, RESULT_FILE
+from tasks.runtime.execution.event_tail import EventTail, LineTail
 from tasks.runtime.execution.executor import Executor, ExecutorUnreachableError, Job, JobState, JobStatus
+from tasks.runtime.execution.followers import Follower
 
 UNREACHABLE_LIMIT_S = 60.0
-_STOP_MARGIN_S = 15.0
+_STOP_MARGIN_S = 5.0
 _STOP_POLL_S = 0.2
-_LOG_EVERY_S = 1.0
+_SAY_PENDING_AFTER_S = 30.0
 _RESULT_POLL_S = 0.05
 
 AnswerT = TypeVar("AnswerT")
-
-
-async def follow(job: Job, executor: Executor, settings: RuntimeConfig, observer: StageObserver) -> JobState:
-    """The state in which the job ended. Leaving early, by cancellation or error, stops the job and waits until it is gone."""
-    watch = _Watch(job, executor, settings, observer)
-    try:
-        return await watch.until_end()
-    except BaseException:
-        await stop(job, executor, observer)
-        await to_the_end(watch.report)
-        raise
 
 
 async def stop(job: Job, executor: Executor, observer: StageObserver) -> None:
@@ -57,49 +47,47 @@ async def to_the_end(work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> Answer
             return task.result()
 
 
-class _Watch:
-    def __init__(self, job: Job, executor: Executor, settings: RuntimeConfig, observer: StageObserver) -> None:
+class Follow:
+    """One follower's view of one attempt."""
+
+    def __init__(
+        self, job: Job, executor: Executor, settings: RuntimeConfig, observer: StageObserver, follower: Follower
+    ) -> None:
         self._job = job
         self._executor = executor
         self._settings = settings
         self._observer = observer
-        self._tail = EventTail(job.folder / EVENTS_FILE)
-        self._log_offset = 0
-        self._next_log = 0.0
+        self._follower = follower
+        self._events = EventTail(job.folder / EVENTS_FILE)
+        self._log = LineTail(job.folder / LOG_FILE)
 
     async def until_end(self) -> JobState:
-        since = time.monotonic()
+        """The state in which the job ended. Raises `StageFailedError` where it does not start, or its executor stays silent."""
+        pending = _Pending(self._job, self._settings.start_timeout_s, self._observer)
         answer = Patience(self._observer, f"executor '{self._executor.name}'")
         while True:
             state = await answer.to(lambda: self._executor.state(self._job))
-            if state and state.status is JobStatus.pending and time.monotonic() - since > self._settings.start_timeout_s:
-                raise StageFailedError(
-                    f"job {self._job.id} is still pending after start_timeout_s={self._settings.start_timeout_s:g} s; "
-                    "the cluster lacks room for it or cannot start processes"
-                )
+            if state and state.status is JobStatus.pending:
+                pending.bear()
             ended = state is not None and (state.status.is_terminal or self._is_gone(state))
-            await self.report(log_now=ended)
+            self.report()
+            self._follower.beat()
             if state and ended:
                 return state
             if await self._has_finished_within(self._settings.poll_interval_s):
                 # Asked for what it does and not for what it says: an executor tidies up after a worker that is gone.
                 await answer.to(lambda: self._executor.state(self._job))
-                await self.report()
+                self.report()
                 return JobState(JobStatus.succeeded, 0)
 
-    async def report(self, log_now: bool = True) -> None:
-        """Pass on what is new in the events and, less often, in the log."""
-        for event in self._tail.read():
-            self._observer.on_event(event)
-        if not log_now and time.monotonic() < self._next_log:
-            return
-        self._next_log = time.monotonic() + _LOG_EVERY_S
-        try:
-            text, self._log_offset = await asyncio.to_thread(self._executor.read_log, self._job, self._log_offset)
-        except ExecutorUnreachableError:
-            return
-        if text:
-            self._observer.on_log(text)
+    def report(self) -> None:
+        """Pass on what is new in the events and in the log; what cannot be read now is read later."""
+        with suppress(OSError):
+            for event in self._events.read():
+                self._observer.on_event(event)
+        with suppress(OSError):
+            if lines := self._log.read():
+                self._observer.on_log(b"\n".join(lines).decode(errors="replace"))
 
     async def _has_finished_within(self, limit_s: float) -> bool:
         """Whether the worker has left a result and is gone. Executors notice that later than the files do."""
@@ -113,6 +101,27 @@ class _Watch:
     def _is_gone(self, state: JobState) -> bool:
         """A job that its executor does not know, with no live worker, will not come back."""
         return state.status is JobStatus.unknown and not is_alive(self._job.folder)
+
+
+class _Pending:
+    """A job that has not started: said after half a minute, and then less and less often; an error after `limit_s`."""
+
+    def __init__(self, job: Job, limit_s: float | None, observer: StageObserver) -> None:
+        self._job = job
+        self._limit_s = limit_s
+        self._observer = observer
+        self._since = time.monotonic()
+        self._say_after_s = _SAY_PENDING_AFTER_S
+
+    def bear(self) -> None:
+        """It is still pending."""
+        waited_s = time.monotonic() - self._since
+        what = f"job {self._job.id} is pending: the cluster lacks room for it or cannot start processes"
+        if self._limit_s is not None and waited_s > self._limit_s:
+            raise StageFailedError(f"{what}; given up after start_timeout_s={self._limit_s:g} s")
+        if waited_s > self._say_after_s:
+            self._say_after_s *= 2
+            self._observer.on_warning(f"{what}; waiting for {waited_s:.0f} s")
 
 
 class Patience:

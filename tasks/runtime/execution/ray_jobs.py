@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import time
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from ray.dashboard.modules.job.common import JobStatus as RayStatus
 from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
+from tasks.runtime.contract.config import RuntimeConfig, ShipCode
 from tasks.runtime.execution.executor import (
     DuplicateJobError,
     ExecutorUnreachableError,
@@ -33,6 +34,7 @@ _STATUS = {
     RayStatus.STOPPED: JobStatus.stopped,
 }
 _MESSAGE_LIMIT = 2000
+_CRUMB_BYTES = 1 << 20
 
 AnswerT = TypeVar("AnswerT")
 
@@ -45,26 +47,45 @@ class _BoundedClient(JobSubmissionClient):  # type: ignore[misc]  # Ray is untyp
 
 
 class RayJobsExecutor:
-    """Submits to the Ray dashboard at `address` (`http://host:port`); the cluster must reach the home's files."""
+    """Submits to the Ray dashboard at `address` (`http://host:port`); the cluster must reach the home's files.
+
+    A cluster that has other machines than this one is sent the code with each job, and runs it with its own interpreter.
+    """
 
     name = "ray"
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, settings: RuntimeConfig | None = None) -> None:
         self._address = address
+        self._settings = settings or RuntimeConfig()
         self._client: JobSubmissionClient | None = None
-        self._next_log: dict[str, float] = {}
+        self._ships: bool | None = None
 
     def submit(self, job: Job) -> None:
         """Start the worker as a Ray job. What its environment says can be read by anyone with access to the Jobs API."""
-        environment = worker_environment() | {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(job.stop_grace_s))}
-        self._ask(
-            lambda client: client.submit_job(
-                # exec: the signal of a stop must reach the worker, not a shell in front of it
-                entrypoint=f"exec {shlex.join(worker_command(job))}",
-                submission_id=job.id,
-                runtime_env={"env_vars": environment},
-            )
-        )
+        grace = {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(job.stop_grace_s))}
+        runtime_env: dict[str, Any]
+        where: dict[str, Any] = {}
+        if self.ships_code():
+            where = self._place(job.reserves)
+            runtime_env = {"working_dir": str(job.code), "py_executable": self._settings.python}
+            runtime_env["env_vars"] = {"PYTHONUNBUFFERED": "1", **job.environment, **grace}
+            command = worker_command(job, self._settings.python)
+        else:
+            command = worker_command(job)
+            runtime_env = {"env_vars": worker_environment(job) | grace}
+        # exec: the signal of a stop must reach the worker, not a shell in front of it
+        entrypoint = f"exec {shlex.join(command)}"
+        self._ask(lambda c: c.submit_job(entrypoint=entrypoint, submission_id=job.id, runtime_env=runtime_env, **where))
+
+    def ships_code(self) -> bool:
+        """Whether code travels with the jobs: as the settings say, or where the cluster has a machine other than this one."""
+        if self._settings.ship_code is not ShipCode.auto:
+            return self._settings.ship_code is ShipCode.always
+        if self._ships is None:
+            response = self._ask(lambda client: client._do_request("GET", "/nodes?view=summary"))
+            nodes = response.json()["data"]["summary"] if response.status_code == requests.codes.ok else []
+            self._ships = any(node["hostname"] != socket.gethostname() for node in nodes)
+        return self._ships
 
     def state(self, job: Job) -> JobState:
         """As Ray sees it; `unknown` for an id it has never seen, also after the cluster was started anew."""
@@ -80,18 +101,41 @@ class RayJobsExecutor:
         code = 128 - code if code is not None and code < 0 else code
         return JobState(status, code, message if status is JobStatus.failed else "")
 
-    def read_log(self, job: Job, offset: int) -> tuple[str, int]:
-        """Whole lines after character `offset`. The API hands out the log from its start, so long logs are asked for less often."""
-        if time.monotonic() < self._next_log.get(job.id, 0.0):
-            return "", offset
-        text = self._ask(lambda client: client.get_job_logs(job.id))
-        self._next_log[job.id] = time.monotonic() + len(text) / 1e6
-        whole, newline, _ = text[offset:].rpartition("\n")
-        return whole, offset + len(whole) + len(newline)
-
     def stop(self, job: Job) -> None:
         """SIGTERM to the driver, SIGKILL after the job's grace; its actors go with it."""
         self._ask(lambda client: client.stop_job(job.id))
+
+    @property
+    def python(self) -> str:
+        """The interpreter of jobs that code is shipped to."""
+        return self._settings.python
+
+    def session(self) -> str:
+        """What tells this cluster from all others, also from the one before it at the same address."""
+        return str(self._ask(lambda client: client._do_request("GET", "/api/version").json())["session_name"])
+
+    def run_python(self, text: str) -> str:
+        """Start a job that is not a stage, of one line of Python; returns its id."""
+        where = self._place()
+        return str(self._ask(lambda client: client.submit_job(entrypoint=shlex.join([self.python, "-c", text]), **where)))
+
+    def has_ended(self, job: str) -> bool:
+        """Whether such a job has ended."""
+        return bool(self._ask(lambda client: client.get_job_status(job)).is_terminal())
+
+    def job_log(self, job: str) -> str:
+        """What such a job printed, or why it did not start."""
+        log, message = self._ask(lambda client: (client.get_job_logs(job), client.get_job_info(job).message))
+        return log or message or ""
+
+    def _place(self, reserves: bool = False) -> dict[str, Any]:
+        resources = dict(self._settings.driver_resources)
+        cpus = resources.pop("CPU", None)
+        if reserves:
+            # With CPUs in hand while they wait for others, drivers could hold all there are, and wait for ever. The crumb of
+            # memory is for Ray, which keeps drivers that ask for nothing on the head.
+            return {"entrypoint_memory": _CRUMB_BYTES, "entrypoint_resources": resources}
+        return {"entrypoint_num_cpus": cpus, "entrypoint_resources": resources}
 
     def _ask(self, question: Callable[[Any], AnswerT]) -> AnswerT:
         try:

@@ -1,7 +1,7 @@
 """Jobs as child processes of this machine, for tests and for machines without Ray.
 
 A worker leads its own session, so it outlives the flow process, and another flow process finds it again through the
-record in the attempt's folder. Logs go to a file there.
+record in the attempt's folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import psutil
 
-from tasks.runtime.contract.liveness import announce, was_announced, worker_process
+from tasks.runtime.contract.liveness import announce, is_alive, was_announced, worker_process
 from tasks.runtime.contract.spec import LOG_FILE, read_failure, read_result
 from tasks.runtime.execution.executor import DuplicateJobError, Job, JobState, JobStatus, worker_command, worker_environment
 
@@ -38,7 +38,7 @@ class SubprocessExecutor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **worker_environment()},
+                env={**os.environ, **worker_environment(job)},
                 start_new_session=True,
             )
         with suppress(psutil.NoSuchProcess):
@@ -56,18 +56,11 @@ class SubprocessExecutor:
         _kill_group(child.pid)
         return self._ended(job, code if code >= 0 else 128 - code)
 
-    def read_log(self, job: Job, offset: int) -> tuple[str, int]:
-        """Whole lines from byte `offset` on."""
-        try:
-            with (job.folder / LOG_FILE).open("rb") as stream:
-                stream.seek(offset)
-                whole, newline, _ = stream.read().rpartition(b"\n")
-        except FileNotFoundError:
-            return "", offset
-        return whole.decode(errors="replace"), offset + len(whole) + len(newline)
-
     def stop(self, job: Job) -> None:
-        """SIGTERM to the worker alone, so that its helpers live while it saves; after the grace SIGKILL to them all."""
+        """SIGTERM to the worker alone, so that its helpers live while it saves; after the grace SIGKILL to them all.
+
+        A worker on another machine that shares the home is not reached so; it ends by the file that marks a stopping attempt.
+        """
         process = worker_process(job.folder)
         if process is None:
             return
@@ -80,7 +73,7 @@ class SubprocessExecutor:
     def _state_of_stranger(self, job: Job) -> JobState:
         if not was_announced(job.folder):
             return JobState(JobStatus.unknown)
-        if worker_process(job.folder):
+        if is_alive(job.folder):
             return JobState(JobStatus.running)
         if read_result(job.folder):
             return JobState(JobStatus.succeeded, 0)

@@ -9,36 +9,79 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.metadata
 import importlib.util
+import platform
+import re
 import sys
 import sysconfig
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from data_processing.errors import ConfigError
 
+PROJECT_ROOT = Path(__file__).resolve().parents[3]
 OWN_PACKAGES = ("tasks", "evaluation", "rlhf_core", "data_processing")
 _OUTSIDE = "tasks.runtime"
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-PROJECT_ROOT = Path(__file__).resolve().parents[3]
 
 
-def code_digests(module: str) -> dict[str, str]:
-    """sha256 of every file of ours and of the user's that `module` can import, itself included, by module name."""
-    return {name: digest for name, (_, digest) in sorted(_closure(module).items())}
+class Code:
+    """The code below `root`, as it is when it is first asked for: the checkout, or a snapshot, which has the user's modules too.
+
+    `libraries` are the versions of the distributions it runs with, where these are not this interpreter's.
+    """
+
+    def __init__(self, root: Path = PROJECT_ROOT, libraries: Mapping[str, str] | None = None) -> None:
+        self.root = root
+        self._libraries = libraries and {_plain(name): version for name, version in libraries.items()}
+        self._found: dict[str, dict[str, tuple[Path, str]]] = {}
+
+    def digests(self, module: str) -> dict[str, str]:
+        """sha256 of every file of ours and of the user's that `module` can import, itself included, by module name."""
+        return {name: digest for name, (_, digest) in self._closure(module).items()}
+
+    def file_digests(self, module: str) -> dict[str, str]:
+        """As `digests`, by file: `my_rewards.py`, `my_package/words.py`."""
+        return {_file_name(name, path): digest for name, (path, digest) in self._closure(module).items()}
+
+    def versions(self, distributions: Iterable[str]) -> dict[str, str]:
+        """Versions by distribution name, "absent" where one is not installed; Python's own is always there."""
+        if self._libraries is None:
+            python = ".".join(platform.python_version_tuple()[:2])
+            return {"python": python, **{name: _installed_version(name) for name in distributions}}
+        return {name: self._libraries.get(_plain(name), "absent") for name in ("python", *distributions)}
+
+    def user_packages(self, module: str) -> set[str]:
+        """The top-level packages and modules of the user's that `module` can import."""
+        return {name.partition(".")[0] for name in self._closure(module)} - set(OWN_PACKAGES)
+
+    def _closure(self, module: str) -> dict[str, tuple[Path, str]]:
+        if module not in self._found:
+            self._found[module] = dict(sorted(_closure(module, self.root).items()))
+        return self._found[module]
 
 
-def file_digests(module: str) -> dict[str, str]:
-    """As `code_digests`, by file: `my_rewards.py`, `my_package/words.py`."""
-    found = sorted(_closure(module).items())
-    return {
-        f"{name.replace('.', '/')}{'/__init__.py' if p.name == '__init__.py' else '.py'}": digest for name, (p, digest) in found
-    }
+def _plain(distribution: str) -> str:
+    """The one spelling of a distribution's name."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _closure(module: str) -> dict[str, tuple[Path, str]]:
+@cache
+def _installed_version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _file_name(module: str, path: Path) -> str:
+    return f"{module.replace('.', '/')}{'/__init__.py' if path.name == '__init__.py' else '.py'}"
+
+
+def _closure(module: str, root: Path) -> dict[str, tuple[Path, str]]:
     """File and digest by module name. Raises `ConfigError` for a file that is no Python."""
     own = (*OWN_PACKAGES, module.split(".", maxsplit=1)[0])
     found: dict[str, tuple[Path, str]] = {}
@@ -48,7 +91,7 @@ def _closure(module: str) -> dict[str, tuple[Path, str]]:
         if name in seen:
             continue
         seen.add(name)
-        path = _source(name, own)
+        path = _source(name, own, root)
         if path is None:
             continue
         stat = path.stat()
@@ -94,12 +137,12 @@ def _names_module(text: str, own: tuple[str, ...]) -> bool:
     return parts[0] in own and len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
-def _source(module: str, own: tuple[str, ...]) -> Path | None:
+def _source(module: str, own: tuple[str, ...], root: Path) -> Path | None:
     """The file of a module of ours or the user's, without importing anything; None for libraries and what is no module."""
     parts = module.split(".")
-    if parts[0] in OWN_PACKAGES:
-        return _file_of(PROJECT_ROOT.joinpath(*parts))
-    top = _spec(parts[0])
+    if parts[0] in OWN_PACKAGES or (root != PROJECT_ROOT and _is_below(root, parts[0])):
+        return _file_of(root.joinpath(*parts))
+    top = module_spec(parts[0])
     if top is None or (parts[0] not in own and _is_library(top)):
         return None
     if top.submodule_search_locations is None:
@@ -108,7 +151,7 @@ def _source(module: str, own: tuple[str, ...]) -> Path | None:
     return next((place for place in places if place), None)
 
 
-def _spec(top: str) -> ModuleSpec | None:
+def module_spec(top: str) -> ModuleSpec | None:
     """How a top-level module is found; None for the standard library, and where nothing is there."""
     if top in sys.stdlib_module_names or top in sys.builtin_module_names:
         return None
@@ -121,6 +164,10 @@ def _spec(top: str) -> ModuleSpec | None:
 def _is_library(spec: ModuleSpec) -> bool:
     places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
     return any(Path(place).is_relative_to(library) for place in places for library in _LIBRARIES)
+
+
+def _is_below(root: Path, top: str) -> bool:
+    return (root / top).is_dir() or (root / f"{top}.py").is_file()
 
 
 def _file_of(place: Path) -> Path | None:

@@ -9,20 +9,17 @@ artifact, so that two keys can be compared field by field.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
-import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
 from tasks.runtime.contract.context import ANY, Stage
 from tasks.runtime.contract.registry import load_stage, module_of
-from tasks.runtime.keys.closure import code_digests
+from tasks.runtime.keys.closure import Code
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,11 @@ def stage_key(
     config: Settings,
     input_keys: Mapping[str, str],
     seed: int,
-    digests: Callable[[str], Mapping[str, str]] = code_digests,
+    code: Code | None = None,
 ) -> StageKey:
     """Key of stage `name` (registered, or `module:attribute`) under `config`, for inputs given by their keys.
 
-    `digests` reads the code that a module can import; who asks for many keys at a time hands over one that remembers.
+    `code` is where the code is read; by default the checkout as it is now.
 
     Raises `ConfigError` where the stage is unknown, the config is of another stage, or inputs are missing or unknown.
     """
@@ -51,37 +48,32 @@ def stage_key(
     if not isinstance(config, stage.config):
         raise ConfigError(f"stage '{stage.name}': config is a {type(config).__name__}, expected {stage.config.__name__}")
     _check_inputs(stage, input_keys)
+    code = code or Code()
     description = {
         "stage": stage.name,
         "schema_version": stage.schema_version,
         "config": config.result_fields(),
         "inputs": dict(input_keys),
         "seed": seed,
-        "code": dict(digests(module_of(name)[0])),
-        "libraries": library_versions(stage.libraries),
+        "code": code.digests(module_of(name)[0]),
+        "user_code": {module: _user_code(module, code) for module in stage.modules(config)},
+        "libraries": code.versions(stage.libraries),
         "fingerprint": stage.fingerprint(config) if stage.fingerprint else None,
     }
     return StageKey(stage, hashlib.sha256(canonical_json(description).encode()).hexdigest(), description)
+
+
+def _user_code(module: str, code: Code) -> dict[str, str]:
+    digests = code.file_digests(module)
+    if not digests:
+        raise ConfigError(f"there is no module '{module}'; it must lie in the folder you start from, or be on PYTHONPATH")
+    return digests
 
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: keys sorted, no spaces. Raises `ConfigError` for anything JSON cannot say exactly."""
     _check_json(value, "$")
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def library_versions(distributions: Iterable[str]) -> dict[str, str]:
-    """Installed versions by distribution name, "absent" where one is not installed; Python's own is always there."""
-    python = {"python": ".".join(platform.python_version_tuple()[:2])}
-    return python | {name: _installed_version(name) for name in distributions}
-
-
-@cache
-def _installed_version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
 
 
 def explain_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

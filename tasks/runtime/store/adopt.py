@@ -15,10 +15,11 @@ from pathlib import Path
 from data_processing.errors import ConfigError
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.keys.stage_key import StageKey, explain_difference
-from tasks.runtime.store.artifacts import Adoption, Manifest, Store, reference
+from tasks.runtime.store.artifacts import Store, reference
+from tasks.runtime.store.manifest import Adoption, Manifest
 
 # What of a key's description may differ.
-_MAY_DIFFER = ("code.", "libraries.")
+_MAY_DIFFER = ("code.", "user_code.", "libraries.")
 
 
 def adopt(store: Store, key: StageKey, old: Manifest, inputs: Mapping[str, Manifest]) -> ArtifactRef:

@@ -16,7 +16,8 @@ from tasks.runtime.keys.stage_key import StageKey
 class NodeRecord(BaseModel):
     """A node of a flow run: the key it had, what was hashed for it, and, once it is done, its artifact."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Homes outlive versions: what a newer one adds is passed over.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     node: str
     stage: str

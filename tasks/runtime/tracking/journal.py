@@ -53,11 +53,11 @@ class Journal:
             _LOG.warning("%s: cannot keep '%s' for the tracker: %s", self._path, op, error)
 
     def read(self, offset: int, limit_bytes: int = 1 << 20) -> list[tuple[dict[str, Any], int]]:
-        """Operations from byte `offset` on, each with the offset behind it."""
+        """Operations from byte `offset` on, each with the offset behind it: about `limit_bytes`, the last one whole."""
         try:
             with self._path.open("rb") as stream:
                 stream.seek(offset)
-                lines = stream.read(limit_bytes).split(b"\n")[:-1]
+                lines = (stream.read(limit_bytes) + stream.readline()).split(b"\n")[:-1]
         except FileNotFoundError:
             return []
         operations = []

@@ -1,4 +1,7 @@
-"""From a journal to MLflow, through `MlflowClient` with explicit run ids. The only module, with `tasks.register`, that imports MLflow."""
+"""From a journal to MLflow, through `MlflowClient` with explicit run ids.
+
+The only module, with `mlflow_database` and `tasks.register`, that imports MLflow.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from tasks.runtime.tracking.journal import Journal, Progress
+from tasks.runtime.tracking.mlflow_database import make_database
 
 HANDLE_TAG = "alignflow.handle"
 KEY_TAG = "alignflow.key"
@@ -34,20 +37,31 @@ def bound_http() -> None:
 
 
 def connect(uri: str, mlflow_folder: Path) -> MlflowClient:
-    """A client of the tracker at `uri`. A database of ours is initialised once, under a lock: racing first users break it."""
+    """A client of the tracker at `uri`; a database of ours is made before it is used."""
     bound_http()
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    if uri.startswith("sqlite:"):
-        for chatty in ("mlflow.store.db.utils", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        with FileLock(mlflow_folder / "init.lock"):
-            client.search_experiments(max_results=1)
-    return client
+    make_database(uri, mlflow_folder)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def refusal_of(uri: str) -> str | None:
+    """Why the tracker at `uri` does not let this user in, in one line; None where it does."""
+    bound_http()
+    try:
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> str:
-    """The id of experiment `name`, created if missing; `artifacts` is where a local tracker keeps files."""
+    """The id of experiment `name`, created if missing, restored if deleted: MLflow gives its name to no other.
+
+    `artifacts` is where a local tracker keeps files.
+    """
     found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
+        _LOG.warning("experiment '%s' had been deleted; it is restored, because a run is tracked in it", name)
+        client.restore_experiment(found.experiment_id)
     if found is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None))
@@ -82,12 +96,23 @@ class MlflowSender:
     def _connected(self) -> MlflowClient:
         if self._client is None:
             client = connect(self.progress.uri, self._mlflow_folder)
-            local = self._mlflow_folder / "artifacts" if self.progress.uri.startswith("sqlite:") else None
-            self._experiment_id = experiment_id(client, self.progress.experiment, local)
+            self._find_experiment(client)
             self._client = client
         return self._client
 
+    def _find_experiment(self, client: MlflowClient) -> None:
+        local = self._mlflow_folder / "artifacts" if self.progress.uri.startswith("sqlite:") else None
+        self._experiment_id = experiment_id(client, self.progress.experiment, local)
+
     def _send(self, client: MlflowClient, batch: list[dict[str, Any]]) -> None:
+        """Send a batch; what MLflow will never take is logged and passed over, unless the experiment was deleted meanwhile."""
+        if (refusal := self._refusal(client, batch)) and self._has_lost_its_experiment(client):
+            self._find_experiment(client)
+            refusal = self._refusal(client, batch)
+        if refusal:
+            _LOG.warning("MLflow refused %s of run '%s': %s", batch[0]["op"], batch[0]["run"], refusal)
+
+    def _refusal(self, client: MlflowClient, batch: list[dict[str, Any]]) -> MlflowException | None:
         first = batch[0]
         try:
             if first["op"] == "open":
@@ -97,7 +122,12 @@ class MlflowSender:
         except MlflowException as error:
             if error.error_code not in _PERMANENT:
                 raise
-            _LOG.warning("MLflow refused %s of run '%s': %s", first["op"], first["run"], error)
+            return error
+        return None
+
+    def _has_lost_its_experiment(self, client: MlflowClient) -> bool:
+        found = client.get_experiment_by_name(self.progress.experiment)
+        return found is None or found.lifecycle_stage == LifecycleStage.DELETED or found.experiment_id != self._experiment_id
 
     def _open(self, client: MlflowClient, operation: dict[str, Any]) -> None:
         handle = operation["handle"]

@@ -10,11 +10,11 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
@@ -22,11 +22,12 @@ from filelock import FileLock, Timeout
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import announce, beat, is_alive, retire
 from tasks.runtime.contract.request import SilentObserver, StageOutcome, StageRequest
+from tasks.runtime.contract.run_state import RunState, TrackedStatus, state_of
 from tasks.runtime.keys.stage_key import flatten
 from tasks.runtime.tracking.background import deliver_in_background
 from tasks.runtime.tracking.journal import Journal, Progress
 
-RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+STATE_TAG = "alignflow.state"
 
 _SEND_EVERY_S = 1.0
 _AGE_EVERY_S = 30.0
@@ -78,6 +79,11 @@ class Tracker:
         """Add tags to the flow run."""
         self._journal.append("tags", "", tags=dict(tags))
 
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Add metrics to the flow run, so that flow runs can be compared by them."""
+        if values:
+            self._journal.append("metrics", "", step=0, values=dict(values), time=_now_ms())
+
     def run_id(self, node: str = "", *, wait_s: float = 0.0) -> str | None:
         """MLflow's id of the flow run or of a node's run, once it is known; waits up to `wait_s` seconds for it."""
         if self._thread.ident is None:
@@ -86,6 +92,11 @@ class Tracker:
         while (found := self._thread.progress.run_ids.get(node)) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return found
+
+    @property
+    def uri(self) -> str:
+        """The tracker's address, as given."""
+        return self._thread.progress.uri
 
     @property
     def server(self) -> str | None:
@@ -101,7 +112,7 @@ class Tracker:
         run_id = self._thread.progress.run_ids.get("")
         return f"{self.server}/#/runs/{run_id}" if self.server and run_id else None
 
-    def finish(self, status: RunStatus, limit_s: float = _FINISH_LIMIT_S) -> bool:
+    def finish(self, status: TrackedStatus, limit_s: float = _FINISH_LIMIT_S) -> bool:
         """Close the run and what is still open below it; returns whether the tracker has received everything."""
         for handle in self._journal.open_runs():
             self._journal.append("close", handle, status=status, time=_now_ms())
@@ -151,7 +162,7 @@ class StageTracker(SilentObserver):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._tracker._children.pop(self._node, None)
-        status: RunStatus = "FINISHED"
+        status: TrackedStatus = "FINISHED"
         if error is not None:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             self._tag({"alignflow.error": f"{type(error).__name__}: {error}"})
@@ -211,22 +222,46 @@ class StageTracker(SilentObserver):
 def recover(home: Home) -> list[str]:
     """Close the runs of flow processes that died and send what trackers missed; returns the flow runs it worked on.
 
-    For the start of a command, before a tracker of its own. Never raises; a tracker that is still away is left for later.
+    Never raises; a tracker that is still away is left for later.
     """
     worked_on: list[str] = []
     silent: set[str] = set()
-    for folder in sorted(home.runs.glob("*/tracking")):
-        journal = Journal(folder)
-        progress = journal.load_progress()
-        if progress is None or progress.complete or progress.uri in silent or is_alive(folder):
+    for journal, found in _unsent(home):
+        if found.uri in silent:
             continue
-        with suppress(Timeout), FileLock(folder / "lock", timeout=0):
-            for handle in journal.open_runs():
-                journal.append("close", handle, status="KILLED", time=_now_ms())
-            worked_on.append(folder.parent.name)
+        with suppress(Timeout), FileLock(journal.folder / "lock", timeout=0):
+            progress = journal.load_progress()  # another process may have sent it meanwhile
+            if progress is None or progress.complete:
+                continue
+            _close_open_runs(journal)
+            worked_on.append(journal.folder.parent.name)
             if not _complete(journal, progress, home.mlflow):
                 silent.add(progress.uri)
     return worked_on
+
+
+def is_anything_unsent(home: Home) -> bool:
+    """Whether `recover` would have something to do."""
+    return next(_unsent(home), None) is not None
+
+
+def _unsent(home: Home) -> Iterator[tuple[Journal, Progress]]:
+    """Journals of flow processes that are gone, of which the tracker has not received everything."""
+    for folder in sorted(home.runs.glob("*/tracking")):
+        journal = Journal(folder)
+        progress = journal.load_progress()
+        if progress and not progress.complete and not is_alive(folder):
+            yield journal, progress
+
+
+def _close_open_runs(journal: Journal) -> None:
+    """What a process left open ends with it; the flow run itself as its `status.json` says, nodes as killed."""
+    state = state_of(journal.folder.parent) or RunState.crashed
+    for handle in journal.open_runs():
+        if not handle:
+            journal.append("tags", "", tags={STATE_TAG: state.when_dead.value})
+        status = "KILLED" if handle else state.when_dead.in_mlflow
+        journal.append("close", handle, status=status, time=_now_ms())
 
 
 class _SenderThread(threading.Thread):

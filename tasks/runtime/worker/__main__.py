@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import shutil
+import socket
 import sys
 import time
 import traceback
@@ -25,10 +27,11 @@ from tasks.runtime.contract.context import Stage, StageContext
 from tasks.runtime.contract.failures import failure_of
 from tasks.runtime.contract.liveness import announce
 from tasks.runtime.contract.registry import load_stage
-from tasks.runtime.contract.spec import ERROR_FILE, EVENTS_FILE, RESULT_FILE, Result, Spec, attempt_folder, write_record
+from tasks.runtime.contract.spec import ERROR_FILE, EVENTS_FILE, LOG_FILE, RESULT_FILE, Result, Spec, attempt_folder, write_record
 from tasks.runtime.execution.attempts import WorkFolder
 from tasks.runtime.execution.event_tail import EventTail
-from tasks.runtime.store.artifacts import Manifest, Store
+from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.manifest import Manifest
 from tasks.runtime.worker.watch import StageWatch
 
 _EXIT_LIMIT_S = 60.0
@@ -38,6 +41,7 @@ def main(arguments: list[str]) -> int:
     """Run the spec named by the only argument; returns the exit code."""
     spec = Spec.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
     announce(spec.folder)
+    _print_to(spec.folder / LOG_FILE)
     try:
         run(spec)
     except BaseException as error:  # whatever ends the stage must be reported: also SystemExit and KeyboardInterrupt
@@ -49,9 +53,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _print_to(log: Path) -> None:
+    """Send what this process and its children print to the attempt's log, which outlives the cluster."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    if not os.path.sameopenfile(target, sys.stdout.fileno()):
+        print(f"from here on the log is {log}", flush=True)
+        os.dup2(target, sys.stdout.fileno())
+        os.dup2(target, sys.stderr.fileno())
+    os.close(target)
+
+
 def run(spec: Spec) -> Result:
     """Run the stage, publish its artifact, write `result.json`."""
     started = time.monotonic()
+    _check_secrets(spec)
     stage: Stage[Any] = load_stage(spec.stage)
     store = Store(spec.store)
     context = StageContext(
@@ -63,10 +78,21 @@ def run(spec: Spec) -> Result:
         seed=spec.seed,
         attempt=spec.attempt,
         events=EventLog(spec.folder / EVENTS_FILE),
+        placement_timeout_s=spec.placement_timeout_s,
     )
-    with StageWatch(spec):
+    with StageWatch(spec) as watch:
         stage.run(context)
-    return _publish(spec, store, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        watch.publishing()
+        return _publish(spec, store, seconds)
+
+
+def _check_secrets(spec: Spec) -> None:
+    if missing := [name for name in spec.secrets if not os.environ.get(name)]:
+        raise ConfigError(
+            f"runtime.secrets: {', '.join(missing)} not set on {socket.gethostname()}, where stage '{spec.producer.node}' runs; set it for "
+            "the processes of that machine (for Ray: in the environment of its raylet), or take the name out"
+        )
 
 
 def _parse_config(stage: Stage[Any], values: dict[str, Any]) -> Settings:

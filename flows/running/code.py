@@ -1,0 +1,53 @@
+"""The code that a run runs, and the libraries it meets: those of the cluster where stages run on other machines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flows.graph.nodes import Graph
+from flows.services.processes import Records
+from flows.settings.config import PipelineConfig
+from tasks.runtime.contract.config import ExecutorKind, ShipCode
+from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.registry import load_stage, module_of
+from tasks.runtime.keys.closure import Code
+from tasks.runtime.keys.snapshot import take_snapshot
+
+if TYPE_CHECKING:
+    from tasks.runtime.execution.ray_jobs import RayJobsExecutor
+
+
+def live_code(config: PipelineConfig, home: Home) -> Code:
+    """The checkout as it is now, for looking at what would run."""
+    return Code(libraries=_libraries_there(config, home))
+
+
+def frozen_code(config: PipelineConfig, graph: Graph, home: Home) -> Code:
+    """A snapshot of the code that the nodes of `graph` run; raises what `take_snapshot` and `load_stage` do."""
+    stages = ((node, load_stage(node.stage)) for node in graph.values())
+    modules = {module for node, stage in stages for module in (module_of(node.stage)[0], *stage.modules(node.settings))}
+    return Code(take_snapshot(home.code, modules), _libraries_there(config, home))
+
+
+def _libraries_there(config: PipelineConfig, home: Home) -> Mapping[str, str] | None:
+    """Versions by distribution where stages run; None where that is this interpreter's environment."""
+    if (cluster := _other_cluster(config, home)) is None:
+        return None
+    from tasks.runtime.execution.cluster_libraries import libraries_of
+
+    return libraries_of(cluster, home)
+
+
+def _other_cluster(config: PipelineConfig, home: Home) -> RayJobsExecutor | None:
+    """The Ray that the user points at, where it runs stages with an interpreter of its own."""
+    settings, address = config.runtime, os.environ.get("RAY_ADDRESS")
+    if settings.executor is not ExecutorKind.ray or not address or settings.ship_code is ShipCode.never:
+        return None
+    if settings.ship_code is ShipCode.auto and any(record.url == address for record in Records(home.pids).all()):
+        return None  # a head of our own; Ray's client takes a while to load
+    from tasks.runtime.execution.ray_jobs import RayJobsExecutor
+
+    cluster = RayJobsExecutor(address, settings)
+    return cluster if cluster.ships_code() else None
