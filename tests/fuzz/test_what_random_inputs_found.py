@@ -37,7 +37,7 @@ ASKED = {"role": "user", "content": "When?"}
 ANSWERED = {"role": "assistant", "content": "At noon."}
 
 
-@pytest.mark.parametrize("text", ["&a [*a]", "[" * 3000])
+@pytest.mark.parametrize("text", ["&a [*a]", "[" * 1200])
 def test_yaml_that_never_ends_is_no_yaml(text: str, tmp_path: Path) -> None:
     with pytest.raises(yaml.YAMLError, match="holds itself, or is nested too deeply"):
         parse_yaml(text)
