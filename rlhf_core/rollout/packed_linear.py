@@ -34,9 +34,11 @@ def pack_linear_layers(model: nn.Module) -> None:
 def why_not_packed(model: nn.Module) -> str | None:
     """Why linear layers of a model on the CPU are computed as they are; None where they are packed, and for a model elsewhere."""
     weights = [layer.weight for layer in model.modules() if type(layer) is nn.Linear and layer.weight.device.type == "cpu"]
-    if not weights or any(_can_pack(weight) for weight in weights):
+    if not weights:
         return None
-    return "this processor has no bf16 for oneDNN" if torch.backends.mkldnn.is_available() else "oneDNN is missing"  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "oneDNN is missing"
+    return None if any(map(_can_pack, weights)) else "oneDNN has no bf16 on this processor"
 
 
 def takes_bf16() -> bool:

@@ -6,7 +6,9 @@ vLLM seeds the global random state and starts torch.distributed: nothing may be 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -116,10 +118,41 @@ class VllmGenerator:
             )
             for index, prompt in enumerate(prompts)
         ]
-        outputs = self._llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(p)} for p in prompts],
+            params,
+            use_tqdm=tell is not None and partial(_Bar, tell, len(prompts) * sampling.n),
+        )
         return [[self._generation(c) for c in sorted(o.outputs, key=lambda c: c.index)] for o in outputs]
 
     def _generation(self, completion: Any) -> Generation:
         ids = list(completion.token_ids)
         logprobs = [at[token].logprob for at, token in zip(completion.logprobs, ids, strict=True)]
         return Generation(ids, logprobs, "stop" if completion.finish_reason == "stop" else "length", self._version)
+
+
+class _Bar:
+    """What vLLM takes for a progress bar: nothing is drawn, and `tell` hears the share of all `count` responses."""
+
+    def __init__(self, tell: Tell, count: int, iterable: Iterable[Any] = (), **_: Any) -> None:
+        self._tell, self._count, self._iterable, self._began_s = tell, count, iterable, time.monotonic()
+        self.n, self.postfix = 0, ""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._iterable)
+
+    @property
+    def format_dict(self) -> dict[str, float]:
+        """By the seconds in it vLLM divides."""
+        return {"elapsed": max(time.monotonic() - self._began_s, 1e-9)}
+
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.n += count
+        self._tell(min(self.n / self._count, 1.0))
+
+    def refresh(self) -> None:
+        """Nothing is drawn."""
+
+    def close(self) -> None:
+        """Nothing is drawn."""

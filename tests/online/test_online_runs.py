@@ -74,7 +74,7 @@ def test_every_round_reports_what_it_did(ppo_run: OnlineJob) -> None:
         "seconds/score", "seconds/update", "seconds/sync", "seconds/round", "generated_tokens_per_s",
     }  # fmt: skip
     assert expected <= reported
-    assert [event["done"] for event in events(ppo_run, "progress")] == list(range(PPO_ROUNDS + 1))
+    assert list(dict.fromkeys(line["done"] for line in events(ppo_run, "progress"))) == list(range(PPO_ROUNDS + 1))
     assert max(metric(ppo_run, "logprob_gap/mean")) < 1e-5
     assert metric(ppo_run, "kl/sequence")[0] == 0.0 < metric(ppo_run, "kl/sequence")[-1]
 
@@ -99,7 +99,7 @@ def test_an_infinite_reward_stops_the_run_and_the_resumed_run_is_the_uninterrupt
     kept = read_table("rollouts", job.resume / "bad_rollouts.parquet")
     assert set(kept["step"].to_pylist()) == {3}
     run_online(job)
-    assert events(job, "progress")[3]["done"] == 2
+    assert [line["done"] for line in events(job, "progress") if line["message"].startswith("sampling")] == [0, 2]
     assert rollouts(job).equals(rollouts(ppo_run))
     expected, weights = final_weights(ppo_run), final_weights(job)
     assert expected.keys() == weights.keys()

@@ -1,6 +1,7 @@
 """Generation with transformers: its log-probs are the trainer's, responses end where they should, weights are replaced whole."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import collate, target_mask
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.config import RolloutEngine
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
 from rlhf_core.rollout import packed_linear
 from rlhf_core.rollout.base import Generation, Sampling
+from rlhf_core.rollout.choose import fallback_note
 from rlhf_core.rollout.hf_engine import HfGenerator, _draw
 from rlhf_core.rollout.packed_linear import pack_linear_layers
 from tests.rollout.sampled import PROMPTS, changed_weights, is_greedy, largest_gap
@@ -169,3 +172,32 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     state.pop("model.norm.weight")
     with pytest.raises(ConfigError, match=r"missing \['model.norm.weight'\]"):
         generator(folder).update_weights(state, 1)
+
+
+def test_it_is_told_how_much_is_drawn(tmp_path: Path) -> None:
+    told: list[float] = []
+    engine = generator(tiny_model(tmp_path, "llama"), max_num_seqs=2)
+    long = dataclasses.replace(sampling(n=2), max_new_tokens=40)
+    assert engine.generate(PROMPTS, long, 0, told.append) == engine.generate(PROMPTS, long, 0)
+    assert told == pytest.approx([(batch + done / 40) / 3 for batch in range(3) for done in (0, 16, 32)])
+
+
+def test_what_is_slower_than_it_might_be_is_said_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = generator(tiny_model(tmp_path, "llama"))
+    assert whole.notes == ()
+    assert whole.metrics == {"generation/vllm": 0.0, "generation/kv_preallocated": 1.0, "generation/linear_packed": 1.0}
+    windows = generator(tiny_model(tmp_path, "gemma"))
+    [note] = windows.notes
+    assert "1 of the 2 layers of the key-value cache (DynamicSlidingWindowLayer)" in note
+    assert windows.metrics["generation/kv_preallocated"] == 0.5
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert generator(tiny_model(tmp_path / "plain", "llama")).notes == (
+        "linear layers are decoded with as they are, which is slower: oneDNN is missing",
+    )
+
+
+def test_transformers_in_place_of_vllm_is_said_unless_it_was_asked_for() -> None:
+    [note] = fallback_note(RolloutEngine.auto, RolloutEngine.hf, "vLLM does not import here")
+    assert note == "generating with transformers, which is slower than vLLM: vLLM does not import here"
+    assert fallback_note(RolloutEngine.hf, RolloutEngine.hf, "asked for") == ()
+    assert fallback_note(RolloutEngine.auto, RolloutEngine.vllm, "it imports") == ()

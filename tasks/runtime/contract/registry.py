@@ -40,6 +40,12 @@ def load_stage(name: str) -> Stage[Any]:
         stage = getattr(importlib.import_module(module_name), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ConfigError(f"stage '{name}': cannot load {module_name}:{attribute}: {error}") from error
+    except Exception as error:  # what a user's module raises, or a name that is none
+        if ":" not in name:
+            raise
+        raise ConfigError(
+            f"stage '{name}': importing {module_name or 'no module'} raised {type(error).__name__}: {error}; correct the name, or that module"
+        ) from error
     if not isinstance(stage, Stage):
         raise ConfigError(f"stage '{name}': {module_name}:{attribute} is a {type(stage).__name__}, expected a Stage")
     return stage
