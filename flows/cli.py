@@ -241,7 +241,7 @@ def chat(
     *,
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave")] = None,
     system: Annotated[str | None, typer.Option(help="System message")] = None,
-    engine: Annotated[str, typer.Option(help="hf (transformers, ready sooner) or vllm")] = "hf",
+    engine: Annotated[str, typer.Option(help="hf (transformers) or vllm (tried once; its answers differed)")] = "hf",
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token", min=0)] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens", min=1)] = 512,
     max_length_tokens: Annotated[int, typer.Option(help="Longest conversation, in tokens", min=2)] = 4096,
