@@ -11,6 +11,7 @@ import yaml
 from flows.commands.actions import Asked, read_request
 from flows.graph.plan import make_plan
 from flows.running.checks import check_what_runs
+from flows.running.code import live_code
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import dotted_paths
 from flows.settings.presets import known_presets
@@ -75,7 +76,9 @@ def attempt(rng: random.Random, folder: Path) -> None:
     def plan() -> None:
         request = read_request(asked, home)
         if is_planned:
-            check_what_runs(request.config, make_plan(request.config, request.selection, home), home)
+            check_what_runs(
+                request.config, make_plan(request.config, request.selection, home, live_code(request.config, home)), home
+            )
 
     outcome(
         plan, ["--set", "--from", "pipeline", "preset", "stage", *PipelineConfig.model_fields, *([str(file)] if file else [])]

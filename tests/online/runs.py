@@ -65,9 +65,9 @@ def online_job(folder: Path, model: Path, data: Path, **settings: Any) -> Online
 
 
 def events(job: OnlineJob, kind: str) -> list[dict[str, Any]]:
-    """The run's events of one type."""
+    """The run's events of one type; of metrics those of its rounds, which count from 1."""
     lines = [json.loads(line) for line in job.events.path.read_text().splitlines()]
-    return [line for line in lines if line["type"] == kind]
+    return [line for line in lines if line["type"] == kind and line.get("step") != 0]
 
 
 def metric(job: OnlineJob, name: str) -> list[float]:
