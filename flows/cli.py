@@ -241,7 +241,6 @@ def chat(
     *,
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave")] = None,
     system: Annotated[str | None, typer.Option(help="System message")] = None,
-    engine: Annotated[str, typer.Option(help="hf (transformers) or vllm (tried once; its answers differed)")] = "hf",
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token", min=0)] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens", min=1)] = 512,
     max_length_tokens: Annotated[int, typer.Option(help="Longest conversation, in tokens", min=2)] = 4096,
@@ -250,7 +249,7 @@ def chat(
     """Talk with a model; answers appear as they are drawn."""
     from flows.commands.chat import Manner, chat_with
 
-    chat_with(model, prompt, Manner(engine, system, temperature, max_new_tokens, max_length_tokens, gpus))
+    chat_with(model, prompt, Manner(system, temperature, max_new_tokens, max_length_tokens, gpus))
 
 
 @cache.command()

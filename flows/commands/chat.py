@@ -18,7 +18,6 @@ _HELP = "type, and end with Enter; /new begins anew, /exit (or Ctrl-D) leaves"
 class Manner:
     """How a model is talked to; lengths in tokens."""
 
-    engine: str
     system: str | None
     temperature: float
     max_new_tokens: int
@@ -29,19 +28,15 @@ class Manner:
 def chat_with(name: str, prompt: str | None, manner: Manner) -> None:
     """Talk with a model on the terminal, or answer `prompt` and leave. Answers are printed as they are drawn."""
     from rlhf_core.batching.templates import Renderer
-    from rlhf_core.config import RolloutEngine
     from rlhf_core.models.load import load_tokenizer
     from rlhf_core.precision import native_dtype
-    from rlhf_core.rollout.talk import make_talker
+    from rlhf_core.rollout.talk import Talker
 
-    if manner.engine not in ("hf", "vllm"):
-        raise ConfigError(f"--engine: got '{manner.engine}'; allowed are hf (transformers) and vllm")
     home = Home.open(to_read=True)
     store = store_of(home)  # lives as long as the conversation, and the model stays on this disk with it
     folder = find_model(home, store, name).folder(store)
     renderer = Renderer(load_tokenizer(folder, trust_remote_code=True))
-    talker = make_talker(
-        RolloutEngine(manner.engine),
+    talker = Talker(
         folder,
         renderer.tokenizer,
         renderer.stop_ids,

@@ -145,7 +145,6 @@ def test_a_folder_is_a_model_too(
         (["show", "nightly/sft"], "'nightly' begins the names of 2 runs"),
         (["show", "nihgtly-20261129-020000-ab12/sft"], f"did you mean '{RUN}'"),
         (["export", "sft", "."], "is there already"),
-        (["chat", "sft", "--engine", "vlm"], "allowed are hf (transformers) and vllm"),
         (["logs", "latest", "stf"], "did you mean 'sft'"),
         (["logs", "latest", "sft"], f"nothing was printed here by sft of {RUN}, it was made by {RUN}/sft"),
     ],
@@ -204,13 +203,13 @@ def test_a_conversation_goes_on_until_a_new_one_begins(
     home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    answer = talk._HfTalker.answer
+    answer = talk.Talker.answer
 
     def heard(self: Any, prompt: list[int], **how: Any) -> Any:
         asked.append(len(prompt))
         return answer(self, prompt, **how)
 
-    monkeypatch.setattr(talk._HfTalker, "answer", heard)
+    monkeypatch.setattr(talk.Talker, "answer", heard)
     _chat(monkeypatch, typed="Hello\n\nHello\n/new\nHello\n/exit\nHello\n")
     first, second, again = asked
     assert second > first == again
