@@ -70,8 +70,9 @@ def start_engine(job: TrainingJob[Any], module: PolicyModule | ScoreModule, tota
     if engine.rank == 0:
         for note in module.layouts.notes:
             job.events.warn_once(note)
-        job.events.metrics(0, module.layouts.metrics)
     rehearse_convert(engine, job.resume / REHEARSAL_NAME)
+    if engine.rank == 0:
+        job.events.metrics(0, module.layouts.metrics)
     return engine
 
 
