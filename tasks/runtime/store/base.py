@@ -11,16 +11,17 @@ from tasks.runtime.store.manifest import FileEntry, Manifest
 
 
 class ArtifactStore(Protocol):
-    """Finished artifacts by kind and key. All calls raise `StoreError` where the store does not answer.
-
-    `root` is the folder of this disk that the store works in; `address` where artifacts are kept if that is somewhere else.
-    """
+    """Finished artifacts by kind and key. All calls raise `StoreError` where the store does not answer."""
 
     @property
-    def root(self) -> Path: ...  # noqa: D102
+    def root(self) -> Path:
+        """The folder of this disk that the store works in."""
+        ...
 
     @property
-    def address(self) -> str | None: ...  # noqa: D102
+    def address(self) -> str | None:
+        """Where artifacts are kept if that is somewhere else."""
+        ...
 
     def staging(self, kind: str, key: str, attempt: int) -> Path:
         """An empty folder on this disk for one attempt to write into."""
