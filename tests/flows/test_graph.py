@@ -283,7 +283,7 @@ def test_an_entry_that_nothing_uses_and_nothing_evaluates_is_named() -> None:
         ({"dpo": {**FIVE["dpo"], "model": "sft@seed"}}, ["pipeline.dpo.model", "ENTRY@FIELD=VALUE"]),
         ({"evaluate_x": {"stage": "sft"}}, ["pipeline", "'evaluate_x'"]),
         ({"a b": {"stage": "sft"}}, ["pipeline", "'a b'", "letters"]),
-        ({"x": {"model": "sft"}}, ["pipeline.x.stage", "required"]),
+        ({"x": {"model": "sft"}}, ["pipeline.x.stage", "missing"]),
         ({"x": {"stage": "sft", "model": 3}}, ["pipeline.x.model", "3", "string"]),
     ],
 )
