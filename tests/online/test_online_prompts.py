@@ -26,7 +26,7 @@ def test_prompts_that_the_template_refuses_are_left_out_up_to_the_allowed_share(
     assert [prompt.id for prompt in read_prompts(allowed, renderer)] == ["p0", "p2", "p3"]
     assert [event["message"] for event in events(allowed, "warning")] == [
         "1 prompts were left out: table 'prompts', row 1 (id p1): the chat template refuses a conversation with roles system: "
-        "no system turn"
+        "no system turn; change the row, or give another template in model.chat_template"
     ]
     with pytest.raises(DataError, match=r"1 of the first 2 of 4 rows.*max_dropped_fraction=0\.2 .*\(id p1\).*no system turn"):
         read_prompts(online_job(tmp_path / "refused", model, tmp_path / "data", max_dropped_fraction=0.2), renderer)

@@ -52,7 +52,7 @@ def slow_workers(ray_local: None) -> Iterator[Workers]:
     room = Resources((Bundle(0.2),))
     placement = reserve(room, Waiting(60))
     group = Group(ActorSpec("rollout", SlowActor, room.bundles, 0, 1), placement)
-    yield Workers(policy=group, reference=None, reward=group, rollout=group, critic=None, engine="slow", notes=[])
+    yield Workers(policy=group, reference=None, reward=group, rollout=group, critic=None, engine="slow", notes=[], metrics={})
     group.kill()
     remove_placement_group(placement)
 
