@@ -53,8 +53,8 @@ def pinned(graph: Graph) -> Graph:
 def _at_commits(settings: Settings) -> Settings:
     if not isinstance(settings, DataConfig):
         return settings
-    tables = {"sft": settings.sft, "preference": settings.preference, "prompts": settings.prompts, "unpaired": settings.unpaired}
-    fixed = {table: [_at_commit(f"data.{table}[{i}]", s) for i, s in enumerate(sources)] for table, sources in tables.items()}
+    tables = [name for name, field in DataConfig.model_fields.items() if field.annotation == list[TableSource]]
+    fixed = {table: [_at_commit(f"data.{table}[{i}]", s) for i, s in enumerate(getattr(settings, table))] for table in tables}
     return settings.model_copy(update=fixed)
 
 

@@ -61,18 +61,19 @@ def make_plan(config: PipelineConfig, selection: Selection, home: Home, code: Co
     for name, node in selection.graph.items():
         inputs = {input_name: plan[made_by].key.key for input_name, made_by in node.inputs.items()}
         key = stage_key(node.stage, node.settings, inputs, node.seed, code)
-        hit = None if name in selection.forced else store.lookup(key.stage.kind, key.key)
+        forced = name in selection.forced
+        found = None if forced else store.lookup(key.stage.kind, key.key)
+        other = _of_other_bytes(found, node, plan) if found else []
+        hit = None if other else found
         renewed = _renewed(node, plan) if hit else ()
-        other = [made_by for input_name, made_by in node.inputs.items() if hit and _differs(hit, input_name, plan[made_by].hit)]
-        if hit and not other:
+        if hit:
             reason = _origin(hit, renewed)
-        elif name in selection.forced:
-            reason = "forced"
+        elif other:
+            reason = f"made from other bytes of {', '.join(other)}"
         else:
-            reason = f"made from other bytes of {', '.join(other)}" if other else _reason(node, key, plan, history)
-        hit = None if other else hit
-        formula = _estimate(node, hit, config, history, parameters)
-        plan[name] = PlannedNode(node, key, hit, renewed, reason, formula, key.stage.resources(node.settings))
+            reason = "forced" if forced else _reason(node, key, plan, history)
+        figures = _estimate(node, hit, config, history, parameters)
+        plan[name] = PlannedNode(node, key, hit, renewed, reason, figures, key.stage.resources(node.settings))
     _check_given(plan, selection)
     return plan
 
@@ -106,9 +107,11 @@ def _renewed(node: Node, plan: Plan) -> tuple[str, ...]:
     return tuple(made_by for made_by in dict.fromkeys(node.inputs.values()) if plan[made_by].may_run)
 
 
-def _differs(hit: Manifest, input_name: str, made: Manifest | None) -> bool:
-    """Whether `hit` was made from other bytes than those that are there now."""
-    return made is not None and hit.made_from().get(input_name) != made.sha256
+def _of_other_bytes(found: Manifest, node: Node, plan: Plan) -> list[str]:
+    """The nodes that `found` was made from whose bytes are others now."""
+    made_from = found.made_from()
+    now = ((given, made_by, plan[made_by].hit) for given, made_by in node.inputs.items())
+    return [made_by for given, made_by, made in now if made and made_from.get(given) != made.sha256]
 
 
 def _origin(hit: Manifest, renewed: Sequence[str]) -> str:

@@ -30,7 +30,8 @@ async def walk(
     """Run every node, giving those early in `order` the first choice among what can start.
 
     `start` is given the results of the node's inputs by input name. A node that fails keeps back only what is made from
-    it. `say_wait` is told of each node that has its inputs and does not fit beside what runs, and what it waits for. Cancelling cancels what runs, and returns when all of it has ended.
+    it. `say_wait` is told of each node that has its inputs and does not fit beside what runs, and what it waits for.
+    Cancelling cancels what runs, and returns when all of it has ended.
     """
     done: Walk[ResultT] = Walk()
     running: dict[asyncio.Task[ResultT], str] = {}

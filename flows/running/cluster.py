@@ -9,7 +9,7 @@ from typing import Any
 from requests import RequestException
 
 from flows.services.machine import gpu_count
-from flows.services.processes import Records
+from flows.services.run_processes import is_ours
 from rlhf_core.cluster.capacity import Capacity, NodeKind, no_kind_was_named
 from tasks.runtime.contract.config import ExecutorKind, RuntimeConfig
 from tasks.runtime.contract.home import Home
@@ -29,7 +29,7 @@ def capacity_of_cluster(address: str, home: Home) -> Capacity:
 
     How far it grows is known on the cluster only, so a stage that asks for more than that is refused when it has started there.
     """
-    if any(record.url == address for record in Records(home.pids).all()):
+    if is_ours(home, address):
         return capacity_of_machine()  # a head of our own has what is here, and need not be asked, as it may be starting
     # Ray takes a while to import, and most runs ask nothing.
     from ray.job_submission import JobSubmissionClient

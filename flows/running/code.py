@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flows.graph.nodes import Graph
-from flows.services.processes import Records
+from flows.services.run_processes import is_ours
 from flows.settings.config import PipelineConfig
 from tasks.runtime.contract.config import ExecutorKind, ShipCode
 from tasks.runtime.contract.home import Home
@@ -45,7 +45,7 @@ def _other_cluster(config: PipelineConfig, home: Home) -> RayJobsExecutor | None
     settings, address = config.runtime, os.environ.get("RAY_ADDRESS")
     if settings.executor is not ExecutorKind.ray or not address or settings.ship_code is ShipCode.never:
         return None
-    if settings.ship_code is ShipCode.auto and any(record.url == address for record in Records(home.pids).all()):
+    if settings.ship_code is ShipCode.auto and is_ours(home, address):
         return None  # a head of our own; Ray's client takes a while to load
     from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 

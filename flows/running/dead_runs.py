@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -15,13 +14,14 @@ from pathlib import Path
 from uuid import UUID
 
 from flows.running.run_folder import RunFolder
-from flows.services.environment import ROOT, enter
+from flows.services.environment import enter
 from flows.services.run_processes import living
 from flows.services.shown_later import show_waiting, waits
 from flows.services.told_later import UntoldEnd, tell_later, waiting_ends
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import HEARTBEAT_FILE
 from tasks.runtime.contract.run_state import STATUS_FILE, read_facts, state_of
+from tasks.runtime.tracking.background import start_in_background
 from tasks.runtime.tracking.orders import waiting_orders
 from tasks.runtime.tracking.tracker import is_anything_unsent, recover
 
@@ -53,14 +53,7 @@ def look_after(home: Home, *, also_unsent: bool = False) -> list[str]:
         LOG.warning("run %s was gone without an end; it is closed as %s", name, read_facts(home.runs / name)["status"])
     if closed or waiting_ends(home) or (also_unsent and (waits(home) or is_anything_unsent(home) or waiting_orders(home))):
         with suppress(OSError):
-            subprocess.Popen(
-                [sys.executable, "-m", "flows.running.dead_runs", str(home.root)],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            start_in_background("flows.running.dead_runs", home)
     return closed
 
 

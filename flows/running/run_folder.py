@@ -109,7 +109,7 @@ class RunFolder:
     @property
     def again(self) -> str:
         """The command that makes its results again."""
-        return f"alignflow run --config {self.path / 'config.yaml'}"
+        return f"alignflow run --config {self.path / CONFIG_FILE}"
 
     def read_verdict(self) -> dict[str, Any] | None:
         """The content of the verdict, or None where the run did not get that far."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.runtime.contract.home import Home
-from tests.runtime.ray_head import RayHead
+from tests.runtime.ray_head import RayHead, running_head
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -24,12 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[RayHead]:
-    head = RayHead(gpus=1, cpus=4)
-    try:
-        head.wait_until_ready()
+    with running_head(gpus=1, cpus=4) as head:
         yield head
-    finally:
-        head.close()
 
 
 def _start(head: RayHead, folder: Path, *arguments: str) -> subprocess.Popen[str]:

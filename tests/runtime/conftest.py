@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from tasks.runtime.contract.config import RuntimeConfig  # noqa: E402
 from tasks.runtime.contract.context import ArtifactRef  # noqa: E402
 from tasks.runtime.contract.home import Home  # noqa: E402
 from tasks.runtime.contract.request import SilentObserver, StageRequest  # noqa: E402
-from tasks.runtime.execution.start import Runtime  # noqa: E402
+from tasks.runtime.execution.start import Runtime, run_stage  # noqa: E402
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor  # noqa: E402
-from tests.runtime.ray_head import RayHead  # noqa: E402
+from tests.runtime.ray_head import RayHead, running_head  # noqa: E402
 from tests.runtime.stages import CountConfig  # noqa: E402
 
 if TYPE_CHECKING:
@@ -54,12 +55,8 @@ def count_request() -> Callable[..., StageRequest]:
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
-    head = RayHead()
-    try:
-        head.wait_until_ready()
+    with running_head() as head:
         yield head
-    finally:
-        head.close()
 
 
 @dataclass
@@ -84,6 +81,16 @@ class Heard(SilentObserver):
 
     def on_warning(self, message: str) -> None:
         self.warnings.append(message)
+
+
+async def cancel_after(events: int, request: StageRequest, runtime: Runtime, heard: Heard) -> None:
+    """Run the stage and cancel it when it has reported so many events; returns when it has ended."""
+    task = asyncio.create_task(run_stage(request, runtime, heard))
+    while len(heard.events) < events:
+        await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.fixture

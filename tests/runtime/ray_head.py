@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -116,6 +116,17 @@ def end_raylet(raylet: subprocess.Popen[bytes]) -> None:
     for process in psutil.wait_procs(family, timeout=10)[1]:
         process.kill()
     raylet.wait()
+
+
+@contextmanager
+def running_head(gpus: int = 0, cpus: int = 2) -> Iterator[RayHead]:
+    """A head that takes jobs, until the block ends."""
+    head = RayHead(gpus=gpus, cpus=cpus)
+    try:
+        head.wait_until_ready()
+        yield head
+    finally:
+        head.close()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -22,7 +22,7 @@ from tasks.runtime.execution.start import Runtime, run_stage
 from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.snapshot import take_snapshot
 from tests.runtime.conftest import Heard
-from tests.runtime.ray_head import RayHead, end_raylet
+from tests.runtime.ray_head import RayHead, end_raylet, running_head
 from tests.runtime.stages import SitesConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -31,16 +31,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayHead]:
     """A head that may run nothing, and one other machine."""
-    head = RayHead(cpus=0)
-    other = None
-    try:
-        head.wait_until_ready()
+    with running_head(cpus=0) as head:
         other = head.join("other", cpus=3)
-        yield head
-    finally:
-        if other:
+        try:
+            yield head
+        finally:
             end_raylet(other)
-        head.close()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.executor import DuplicateJobError, ExecutorUnreachableError, Job, JobStatus
 from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 from tasks.runtime.execution.start import Runtime, run_stage
-from tests.runtime.conftest import REPOSITORY, Heard
+from tests.runtime.conftest import REPOSITORY, Heard, cancel_after
 from tests.runtime.ray_head import RayHead
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -58,15 +58,7 @@ def test_the_error_of_a_stage_comes_back_through_ray(on_ray: Runtime, count_requ
 def test_cancelling_stops_the_job_with_a_checkpoint_saved(on_ray: Runtime, count_request: Requests, heard: Heard) -> None:
     request = count_request(to=1000, step_s=0.2, label="ray cancelled")
 
-    async def cancel() -> None:
-        task = asyncio.create_task(run_stage(request, on_ray, heard))
-        while len(heard.events) < 4:
-            await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancel())
+    asyncio.run(cancel_after(4, request, on_ray, heard))
     assert heard.folder is not None
     assert worker_process(heard.folder) is None
     assert json.loads((heard.folder / "error.json").read_text())["exit_code"] == 14

@@ -25,19 +25,15 @@ from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.snapshot import take_snapshot
 from tests.runtime.conftest import Heard
 from tests.runtime.gpu_stages import HoldConfig
-from tests.runtime.ray_head import RayHead, end_raylet
+from tests.runtime.ray_head import RayHead, end_raylet, running_head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def head_with_3_gpus() -> Iterator[RayHead]:
-    head = RayHead(gpus=3, cpus=4)
-    try:
-        head.wait_until_ready()
+    with running_head(gpus=3, cpus=4) as head:
         yield head
-    finally:
-        head.close()
 
 
 @pytest.fixture

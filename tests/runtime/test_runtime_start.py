@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,7 +30,7 @@ from tasks.runtime.execution.start import Runtime, key_of, run_stage
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
 from tasks.runtime.store.artifacts import Store
 from tasks.runtime.store.records import read_node
-from tests.runtime.conftest import REPOSITORY, Heard
+from tests.runtime.conftest import REPOSITORY, Heard, cancel_after
 from tests.runtime.stages import JoinConfig
 
 pytestmark = pytest.mark.timeout(60)
@@ -235,15 +236,7 @@ def test_cancelling_lets_the_stage_save_and_waits_until_it_is_gone(
 ) -> None:
     request = count_request(to=1000, step_s=0.2)
 
-    async def cancel() -> None:
-        task = asyncio.create_task(run_stage(request, runtime, heard))
-        while len(heard.events) < 4:
-            await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancel())
+    asyncio.run(cancel_after(4, request, runtime, heard))
     assert heard.folder is not None
     assert worker_process(heard.folder) is None
     assert json.loads((heard.folder / "error.json").read_text())["exit_code"] == 14
@@ -361,6 +354,36 @@ def test_who_comes_while_a_job_is_being_stopped_waits_and_goes_on_from_its_check
     assert counted[-1] == [12, 2]
 
 
+def test_a_folder_that_is_away_for_a_moment_ends_no_run(runtime: Runtime, count_request: Requests, heard: Heard) -> None:
+    async def follow() -> StageOutcome:
+        task = asyncio.create_task(run_stage(count_request(to=6, step_s=0.2), runtime, heard))
+        while not heard.attempts:
+            await asyncio.sleep(0.01)
+        assert heard.folder is not None
+        shutil.rmtree(heard.folder / "followers")
+        return await task
+
+    assert asyncio.run(follow()).attempt == 1
+
+
+def test_what_an_observer_cannot_write_is_not_passed_over(runtime: Runtime, count_request: Requests) -> None:
+    class Full(Heard):
+        def on_event(self, event: dict[str, Any]) -> None:
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        _start(count_request(to=1000, step_s=0.1), runtime, Full())
+
+
+def test_a_stage_without_a_limit_of_its_own_has_that_of_the_runtime(
+    runtime: Runtime, home: Home, count_request: Requests
+) -> None:
+    counted = _start(count_request(stall_after_s=7.0), runtime)
+    _start(StageRequest("tests.runtime.stages:JOIN", "join", JoinConfig(), "run", {"counted": counted.ref}), runtime)
+    limits = {path.parents[1].name.split("-")[0]: json.loads(path.read_text()) for path in home.work.glob("*/a1/spec.json")}
+    assert {name: spec["stall_after_s"] for name, spec in limits.items()} == {"count": 7.0, "join": 3600.0}
+
+
 def test_a_follower_that_was_killed_does_not_keep_a_job_alive(tmp_path: Path) -> None:
     dead, alive = Follower(tmp_path), Follower(tmp_path)
     dead.join()
@@ -418,15 +441,7 @@ def test_a_stage_that_nobody_could_signal_ends_by_the_mark_in_its_folder(
 
     runtime = Runtime(home, OutOfReach(), settings.model_copy(update={"stop_grace_s": 20.0}))
 
-    async def cancel() -> None:
-        task = asyncio.create_task(run_stage(count_request(to=1000, step_s=0.2), runtime, heard))
-        while len(heard.events) < 2:
-            await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancel())
+    asyncio.run(cancel_after(2, count_request(to=1000, step_s=0.2), runtime, heard))
     assert heard.folder is not None
     assert json.loads((heard.folder / "error.json").read_text())["exit_code"] == 14
 

@@ -71,7 +71,8 @@ class Follow:
                 pending.bear()
             ended = state is not None and (state.status.is_terminal or self._is_gone(state))
             self.report()
-            self._follower.beat()
+            with suppress(OSError):  # a shared folder that is away for a moment
+                self._follower.beat()
             if state and ended:
                 return state
             if await self._has_finished_within(self._settings.poll_interval_s):
@@ -82,12 +83,16 @@ class Follow:
 
     def report(self) -> None:
         """Pass on what is new in the events and in the log; what cannot be read now is read later."""
+        events: list[dict[str, Any]] = []
+        lines: list[bytes] = []
         with suppress(OSError):
-            for event in self._events.read():
-                self._observer.on_event(event)
+            events = self._events.read()
         with suppress(OSError):
-            if lines := self._log.read():
-                self._observer.on_log(b"\n".join(lines).decode(errors="replace"))
+            lines = self._log.read()
+        for event in events:
+            self._observer.on_event(event)
+        if lines:
+            self._observer.on_log(b"\n".join(lines).decode(errors="replace"))
 
     async def _has_finished_within(self, limit_s: float) -> bool:
         """Whether the worker has left a result and is gone. Executors notice that later than the files do."""

@@ -142,6 +142,7 @@ class _Starter:
                 watch.report()
             raise
         self._following[1].end()
+        self._following = None  # so that who is interrupted before the next attempt leaves nothing
         return claim, state
 
     async def _leave(self) -> None:
