@@ -77,9 +77,9 @@ def run_here(asked: Asked) -> None:
     """`alignflow run`."""
     began = time.time()
     home = Home.open()
-    request = read_request(asked, home)
     environment.enter(home)
     environment.quiet_prefect()
+    request = read_request(asked, home)
     print_progress()
     parameters = {
         "preset": request.preset,

@@ -32,7 +32,10 @@ _QUIET = {
 
 
 def enter(home: Home, environment: MutableMapping[str, str] | None = None) -> None:
-    """Set what is not set yet: the local settings, and the addresses of services that `alignflow up` started."""
+    """Set what is not set yet: the local settings, and the addresses of services that `alignflow up` started.
+
+    Where Ray is to be one of our own, how to log in is said before anybody imports Ray, which asks but once.
+    """
     environment = os.environ if environment is None else environment
     for name, value in local_settings(home).items():
         environment.setdefault(name, value)
@@ -41,8 +44,9 @@ def enter(home: Home, environment: MutableMapping[str, str] | None = None) -> No
     for name, variable in SERVICE_VARIABLES.items():
         if name in running and variable not in environment:
             environment[variable] = running[name].url
-            if name == "ray":
-                use_own_ray(home, running[name], environment)
+    own_ray = running["ray"].url if "ray" in running else None
+    if home.writable and environment.get("RAY_ADDRESS") == own_ray:
+        environment.update(ray_authentication(home))
 
 
 @contextmanager

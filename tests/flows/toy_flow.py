@@ -54,9 +54,9 @@ def read(arguments: list[str]) -> tuple[PipelineConfig, Selection, Home]:
 
 
 def main(arguments: list[str]) -> None:
-    config, selection, home = read(arguments)
-    environment.enter(home)
+    environment.enter(Home.open())
     environment.quiet_prefect()
+    config, selection, home = read(arguments)
     print_progress()
     print(json.dumps(run_locally(config, selection, home, {"arguments": arguments}, load_flow)))
 

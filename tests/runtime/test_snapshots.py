@@ -67,8 +67,8 @@ def _config() -> Settings:
 def test_an_edit_between_plan_and_start_is_not_run_under_the_old_key(mine: Path, home: Home, settings: RuntimeConfig) -> None:
     planned = Code(take_snapshot(home.code, ["say_stage"]))
     key = key_of(StageRequest("say_stage:SAY", "say", _config(), "run"), planned).key
-    (mine / "words_of_mine" / "said.py").write_text("WORD = 'second'\n")
-    (mine / "beside.txt").write_text("changed")
+    (mine / "words_of_mine" / "said.py").write_text("WORD = 'other'\n")
+    (mine / "beside.txt").write_text("behind")
     outcome, said = _say(home, planned, settings)
     assert outcome.ref.key == key
     assert (said["word"], said["beside"]) == ("first", "beside")
@@ -78,7 +78,7 @@ def test_an_edit_between_plan_and_start_is_not_run_under_the_old_key(mine: Path,
     edited = Code(take_snapshot(home.code, ["say_stage"]))
     outcome, said = _say(home, edited, settings)
     assert outcome.ref.key != key
-    assert said["word"] == "second"
+    assert said["word"] == "other"
 
 
 def test_a_snapshot_has_the_keys_of_the_checkout(mine: Path, home: Home) -> None:
