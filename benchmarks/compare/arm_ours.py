@@ -27,7 +27,8 @@ class TurnTakingLog(EventLog):
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """The recipes call this once a training step, after it; what is measured on validation rows is named eval_*."""
         super().metrics(step, values)
-        self.turns.report(step, loss=values.get("loss"), metrics=dict(values))
+        if step:  # what is known before the first step is no step
+            self.turns.report(step, loss=values.get("loss"), metrics=dict(values))
 
 
 def main() -> None:
