@@ -77,10 +77,13 @@ class RayHead:
         """A second machine of the cluster, as far as Ray can tell: a raylet with resource `name`, in a folder of its own."""
         folder = self.folder / name
         folder.mkdir()
+        # Two machines share this one: with Ray's default port taken, an agent lives on without the logs of its jobs.
+        [agent_port] = _free_ports(1)
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", f"--address={self.gcs_address}", "--block"),
             *(
                 "--node-ip-address=127.0.0.1",
+                f"--dashboard-agent-listen-port={agent_port}",
                 f"--num-cpus={cpus}",
                 f"--num-gpus={gpus}",
                 f'--resources={{"{name}": 1}}',
