@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data_processing.settings import Settings, local_path, operational
+from rlhf_core.methods.preference import PREFERENCE, PreferenceMethod
+from rlhf_core.methods.row import check_readers, row, taken
 from rlhf_core.precision import Dtype, native_dtype
 
 ChosenDtype = Literal["auto", "bf16", "fp32"]
@@ -184,60 +186,77 @@ class RewardModelConfig(TrainingConfig):
     )
 
 
-class PreferenceMethod(str, Enum):
-    """Preference losses of specs/objectives.md: `preference_loss` on pairs, and `kto_loss` on each answer by itself."""
+OwnSettings = dict[str, bool | int | float | str]
 
-    dpo = "dpo"
-    cdpo = "cdpo"
-    robust = "robust"
-    hinge = "hinge"
-    ipo = "ipo"
-    ipo_sum = "ipo_sum"
-    kto = "kto"
+
+class KtoSettings(Settings):
+    """What KTO alone reads."""
+
+    desirable_weight: float = Field(1.0, gt=0.0, description="Weight of chosen and desirable answers' losses")
+    undesirable_weight: float = Field(1.0, gt=0.0, description="Weight of rejected and undesirable answers' losses")
+
+
+class SimpoSettings(Settings):
+    """What SimPO alone reads."""
+
+    gamma: float = Field(1.0, ge=0.0, description="Target margin, in units of beta times nats a token")
+
+
+class OrpoSettings(Settings):
+    """What ORPO alone reads."""
+
+    odds_ratio_weight: float = Field(0.1, gt=0.0, description="Weight of the odds ratio's loss beside the likelihood's (lambda)")
 
 
 class PreferenceConfig(TrainingConfig):
-    """Direct preference optimisation and kin, against a reference whose log-probs are computed once and kept."""
+    """Direct preference optimisation and kin, against a reference whose log-probs are computed once and kept, or against none."""
 
-    method: PreferenceMethod = Field(PreferenceMethod.dpo, description="Which loss")
-    beta: float = Field(0.1, gt=0.0, description="Strength of the implicit KL constraint")
-    label_smoothing: float = Field(
-        0.0, ge=0.0, lt=0.5, description="Assumed share of flipped labels; needs method cdpo or robust"
+    method: str = Field("dpo", description=f"{', '.join(PREFERENCE)}, or module:NAME of your own (docs/methods.md)")
+    beta: float | None = Field(
+        None, gt=0.0, description="Scale of the margin, and so of the implicit KL constraint; null: the method's own (dpo 0.1)"
     )
-    desirable_weight: float = Field(
-        1.0, gt=0.0, description="Weight of chosen and desirable answers' losses; with method kto only"
+    label_smoothing: float | None = Field(
+        None, ge=0.0, lt=0.5, description="Assumed share of flipped labels (cdpo, robust); null: the method's own (0.1)"
     )
-    undesirable_weight: float = Field(
-        1.0, gt=0.0, description="Weight of rejected and undesirable answers' losses; with method kto only"
+    nll_coef: float | None = Field(
+        None,
+        ge=0.0,
+        description="Weight of the chosen response's token-mean negative log-likelihood; null: the method's own (cpo 1, others 0)",
     )
-    nll_coef: float = Field(0.0, ge=0.0, description="Weight of the chosen response's token-mean negative log-likelihood")
+    kto: KtoSettings = Field(default_factory=KtoSettings, description="What KTO alone reads")
+    simpo: SimpoSettings = Field(default_factory=SimpoSettings, description="What SimPO alone reads")
+    orpo: OrpoSettings = Field(default_factory=OrpoSettings, description="What ORPO alone reads")
+    own: OwnSettings = Field(default_factory=dict, description="What a method of your own reads, by name")
     batch_size: int = Field(8, ge=1, description="Pairs (and with method kto single answers) an optimizer step, over all ranks")
     epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
     eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
 
+    @property
+    def row(self) -> PreferenceMethod:
+        """What the method is made of."""
+        return row(PREFERENCE, PreferenceMethod, self.method)
+
+    def value(self, setting: str) -> Any:
+        """What the method reads of a setting: its own default where that is null."""
+        return taken(self, self.row, setting, {"beta": 0.1, "nll_coef": 0.0})
+
+    @field_validator("method")
+    @classmethod
+    def _method_is_there(cls, name: str) -> str:
+        row(PREFERENCE, PreferenceMethod, name)
+        return name
+
     @model_validator(mode="after")
-    def _smoothing_has_a_reader(self) -> PreferenceConfig:
-        smooths = self.method in (PreferenceMethod.cdpo, PreferenceMethod.robust)
-        if smooths != (self.label_smoothing > 0):
-            raise ValueError(
-                f"label_smoothing={self.label_smoothing} with method '{self.method.value}': methods cdpo and robust need label_smoothing > 0, the others need 0"
-            )
+    def _settings_have_a_reader(self) -> PreferenceConfig:
+        check_readers(self, PREFERENCE, self.method, self.row)
         return self
 
     @model_validator(mode="after")
-    def _weights_have_a_reader(self) -> PreferenceConfig:
-        if self.method is not PreferenceMethod.kto and (self.desirable_weight, self.undesirable_weight) != (1.0, 1.0):
+    def _answers_need_neighbours(self) -> PreferenceConfig:
+        if self.row.learns_from == "answers" and self.batch_size < 2:
             raise ValueError(
-                f"desirable_weight={self.desirable_weight} and undesirable_weight={self.undesirable_weight} with method '{self.method.value}': only method kto weighs its responses, the others need 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _kto_needs_neighbours(self) -> PreferenceConfig:
-        if self.method is PreferenceMethod.kto and self.batch_size < 2:
-            raise ValueError(
-                f"batch_size={self.batch_size} with method 'kto': its reference point needs another prompt's answers in the batch, so at least 2"
+                f"batch_size={self.batch_size} with method '{self.method}': its reference point needs another prompt's answers in the batch, so at least 2"
             )
         return self
 

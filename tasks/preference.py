@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlhf_core.config import PreferenceConfig
+from rlhf_core.methods.row import modules_of
 from tasks.runtime.contract.context import Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training, training_resources
 
@@ -23,4 +24,5 @@ STAGE = Stage(
     run=run,
     resources=training_resources,
     libraries=LIBRARIES,
+    modules=lambda config: [*modules_of(config.method), *modules_of(config.row.loss)],
 )

@@ -22,7 +22,6 @@ from rlhf_core.config import (
     BaseModelConfig,
     OnlineConfig,
     PreferenceConfig,
-    PreferenceMethod,
     RewardModelConfig,
     SftConfig,
     TrainingConfig,
@@ -53,7 +52,7 @@ def check_tables(plan: Plan) -> None:
 def tables_of(node: Node) -> tuple[TableName, ...]:
     """The tables of which a node needs one, none where it needs no data."""
     settings = node.settings
-    if isinstance(settings, PreferenceConfig) and settings.method is PreferenceMethod.kto:
+    if isinstance(settings, PreferenceConfig) and settings.row.learns_from == "answers":
         return ("preference", "unpaired")
     by_settings: dict[type[Settings], TableName] = {
         SftConfig: "sft",

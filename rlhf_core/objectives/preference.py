@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,90 +10,106 @@ from torch.nn.functional import logsigmoid
 
 from rlhf_core.objectives.aggregation import AllSum, local_sum, widened
 
-PreferenceKind = Literal["sigmoid", "robust", "hinge", "ipo", "ipo_sum"]
-
 # Below every average log-prob that leaves room for other words; keeps log(1 - p) finite.
 HIGHEST_LOGPROB = -1e-7
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceLoss:
-    """Per-row results [B]; `losses` alone carries a gradient.
+class Pairs:
+    """What a loss on B pairs may read, each [B].
 
-    The implicit rewards are beta * (policy - reference log-prob); `accuracy` is 1 where the chosen one is the larger.
+    Summed log-probs (nats) of the responses under the policy and under the reference (0 for a method that needs none), their
+    lengths in tokens, and by how much the chosen one is the better (0 where the data do not say).
     """
 
-    losses: Tensor
-    chosen_rewards: Tensor
-    rejected_rewards: Tensor
-    accuracy: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+    chosen_lengths: Tensor
+    rejected_lengths: Tensor
+    margins: Tensor
+
+    @property
+    def log_ratios(self) -> tuple[Tensor, Tensor]:
+        """Policy - reference, of the chosen and of the rejected responses."""
+        chosen = widened(self.chosen) - widened(self.reference_chosen.detach())
+        return chosen, widened(self.rejected) - widened(self.reference_rejected.detach())
+
+    @property
+    def margin(self) -> Tensor:
+        """h: how much more than the reference the policy prefers the chosen response."""
+        chosen, rejected = self.log_ratios
+        return chosen - rejected
+
+    @property
+    def mean_margin(self) -> Tensor:
+        """h with each log-ratio averaged over the tokens of its response."""
+        return self._mean_difference(*self.log_ratios)
+
+    @property
+    def mean_logps(self) -> tuple[Tensor, Tensor]:
+        """Log-probs a token under the policy, of the chosen and of the rejected responses."""
+        return (
+            widened(self.chosen) / self.chosen_lengths.clamp(min=1),
+            widened(self.rejected) / self.rejected_lengths.clamp(min=1),
+        )
+
+    def _mean_difference(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        return chosen / self.chosen_lengths.clamp(min=1) - rejected / self.rejected_lengths.clamp(min=1)
 
 
-def preference_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    *,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    kind: PreferenceKind,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> PreferenceLoss:
-    """On the margin h of the two log-ratios policy - reference; log-probs [B] are sums, lengths [B] count their tokens.
-
-    `sigmoid`: DPO (arXiv 2305.18290), with `label_smoothing` cDPO. `robust`: unbiased under that share of flipped labels
-    (arXiv 2403.00409). `hinge`: SLiC (arXiv 2305.10425). `ipo`: (h - 1 / (2 beta))^2 with each log-ratio averaged over its
-    length (arXiv 2310.12036); `ipo_sum` does not average. Only the first two read `label_smoothing`.
-    """
-    chosen = widened(policy_chosen_logps) - widened(ref_chosen_logps.detach())
-    rejected = widened(policy_rejected_logps) - widened(ref_rejected_logps.detach())
-    if kind == "ipo":
-        margin = chosen / chosen_lengths.clamp(min=1) - rejected / rejected_lengths.clamp(min=1)
-    else:
-        margin = chosen - rejected
-    losses = _margin_losses(margin, kind, beta, label_smoothing)
-    chosen_rewards, rejected_rewards = beta * chosen.detach(), beta * rejected.detach()
-    return PreferenceLoss(losses, chosen_rewards, rejected_rewards, (chosen_rewards > rejected_rewards).to(losses.dtype))
+def dpo_loss(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """-log sigmoid(beta h) (arXiv 2305.18290); with `label_smoothing` cDPO, which takes that share of labels for flipped."""
+    return _smoothed(beta * pairs.margin, label_smoothing)
 
 
-def _margin_losses(margin: Tensor, kind: PreferenceKind, beta: float, label_smoothing: float) -> Tensor:
-    right, flipped = -logsigmoid(beta * margin), -logsigmoid(-beta * margin)
-    if kind == "sigmoid":
-        return (1 - label_smoothing) * right + label_smoothing * flipped
-    if kind == "robust":
-        return ((1 - label_smoothing) * right - label_smoothing * flipped) / (1 - 2 * label_smoothing)
-    if kind == "hinge":
-        return torch.relu(1 - beta * margin)
-    return (margin - 1 / (2 * beta)).square()
+def dpo_norm_loss(pairs: Pairs, *, beta: float) -> Tensor:
+    """DPO on log-ratios averaged over the tokens of their responses (arXiv 2411.15124, section 5.1)."""
+    return -logsigmoid(beta * pairs.mean_margin)
 
 
-def simpo_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    *,
-    beta: float,
-    gamma: float,
-) -> Tensor:
-    """-log sigmoid(beta * (mean chosen - mean rejected log-prob) - gamma), [B]; needs no reference (arXiv 2405.14734)."""
-    chosen, rejected = _length_means(policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths)
+def robust_loss(pairs: Pairs, *, beta: float, label_smoothing: float) -> Tensor:
+    """DPO, unbiased under that share of flipped labels (arXiv 2403.00409)."""
+    right, flipped = -logsigmoid(beta * pairs.margin), -logsigmoid(-beta * pairs.margin)
+    return ((1 - label_smoothing) * right - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+
+def hinge_loss(pairs: Pairs, *, beta: float) -> Tensor:
+    """max(0, 1 - beta h) (SLiC, arXiv 2305.10425)."""
+    return torch.relu(1 - beta * pairs.margin)
+
+
+def ipo_loss(pairs: Pairs, *, beta: float) -> Tensor:
+    """(h - 1 / (2 beta))^2 with each log-ratio averaged over its length (arXiv 2310.12036)."""
+    return (pairs.mean_margin - 1 / (2 * beta)).square()
+
+
+def ipo_sum_loss(pairs: Pairs, *, beta: float) -> Tensor:
+    """(h - 1 / (2 beta))^2, nothing averaged."""
+    return (pairs.margin - 1 / (2 * beta)).square()
+
+
+def simpo_loss(pairs: Pairs, *, beta: float, gamma: float) -> Tensor:
+    """-log sigmoid(beta * (mean chosen - mean rejected log-prob) - gamma); needs no reference (arXiv 2405.14734)."""
+    chosen, rejected = pairs.mean_logps
     return -logsigmoid(beta * (chosen - rejected) - gamma)
 
 
-def orpo_loss(
-    policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor, *, lam: float
-) -> Tensor:
-    """Mean token NLL of the chosen response + lam * -log sigmoid(log odds ratio), [B]; needs no reference (arXiv 2403.07691)."""
-    chosen, rejected = _length_means(policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths)
+def orpo_loss(pairs: Pairs, *, lam: float) -> Tensor:
+    """Mean token NLL of the chosen response + lam * -log sigmoid(log odds ratio); needs no reference (arXiv 2403.07691)."""
+    chosen, rejected = pairs.mean_logps
     log_odds_ratio = (chosen - rejected) - (_log_complement(chosen) - _log_complement(rejected))
     return -chosen - lam * logsigmoid(log_odds_ratio)
 
 
-def _length_means(chosen: Tensor, rejected: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor) -> tuple[Tensor, Tensor]:
-    return widened(chosen) / chosen_lengths.clamp(min=1), widened(rejected) / rejected_lengths.clamp(min=1)
+def cpo_loss(pairs: Pairs, *, beta: float) -> Tensor:
+    """-log sigmoid(beta * (chosen - rejected log-prob)): DPO under a uniform reference (arXiv 2401.08417)."""
+    return -logsigmoid(beta * (widened(pairs.chosen) - widened(pairs.rejected)))
+
+
+def _smoothed(scaled_margin: Tensor, label_smoothing: float) -> Tensor:
+    return -(1 - label_smoothing) * logsigmoid(scaled_margin) - label_smoothing * logsigmoid(-scaled_margin)
 
 
 def _log_complement(logprob: Tensor) -> Tensor:

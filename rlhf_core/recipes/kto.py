@@ -73,19 +73,16 @@ def kto_shares(
         ref_logps_R,
         good_R,
         logps_R.new_tensor(totals.reference_point),
-        beta=config.beta,
-        desirable_weight=config.desirable_weight,
-        undesirable_weight=config.undesirable_weight,
+        **{parameter: config.value(setting) for parameter, setting in config.row.reads.items()},
     )
-    answers = totals.desirable + totals.undesirable
+    answers, beta = totals.desirable + totals.undesirable, config.value("beta")
     log_ratios_R = (logps_R - ref_logps_R).detach().double()
     chosen, rejected = (
-        config.beta * log_ratios_R[side].sum() / max(n, 1)
-        for side, n in ((good_R, totals.desirable), (~good_R, totals.undesirable))
+        beta * log_ratios_R[side].sum() / max(n, 1) for side, n in ((good_R, totals.desirable), (~good_R, totals.undesirable))
     )
     nll = -logps_R[good_R].sum() / max(totals.targets, 1)
     return {
-        "loss": losses_R.sum() / answers + config.nll_coef * nll,
+        "loss": losses_R.sum() / answers + config.value("nll_coef") * nll,
         "nll": nll,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,

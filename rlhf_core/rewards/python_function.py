@@ -5,41 +5,27 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-import sysconfig
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_processing.errors import ConfigError
+from rlhf_core.imported import RAISED, imported, last_user_line
 from rlhf_core.rewards.arguments import Signature
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.errors import TransientRewardError, is_transient
 from rlhf_core.rewards.returned import read_returned
 from rlhf_core.rewards.time_limit import TimeLimitError, time_limit
 
-# Whatever a function raises, also what is no `Exception` though it asks for no end of this process.
-_RAISED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
 # What a function raises that is given texts and looks for messages in them.
 _WRONG_FORM = (TypeError, AttributeError, KeyError, IndexError)
 
 
 def load_function(path: str) -> Callable[..., Any]:
     """The function at `module:function`; raises `ConfigError` saying which part is wrong."""
-    module_name, separator, name = path.partition(":")
-    if not separator or not module_name or not name:
-        raise ConfigError(f"rewards.function='{path}' must be module:function, for example my_rewards:brevity")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            f"rewards.function='{path}': module '{module_name}' does not import: {error}; it must be on PYTHONPATH"
-        ) from error
-    except _RAISED as error:
-        raise ConfigError(
-            f"rewards.function='{path}': importing '{module_name}' raised {type(error).__name__}: {error}{_last_user_line(error)}"
-        ) from error
-    function: Callable[..., Any] | None = getattr(module, name, None)
+    function: Callable[..., Any] | None = imported(path, "rewards.function", "my_rewards:brevity")
     if not callable(function):
+        module_name, _, name = path.partition(":")
+        module = importlib.import_module(module_name)
         known = sorted(n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_"))
         raise ConfigError(
             f"rewards.function='{path}': module '{module_name}' has no function '{name}'; name one that it has: {known}"
@@ -84,12 +70,12 @@ class PythonScorer:
             raise
         except TimeLimitError as error:
             raise ConfigError(
-                f"reward function '{self._path}' did not return within {self._limit_s:g} s{_last_user_line(error)}, scoring "
+                f"reward function '{self._path}' did not return within {self._limit_s:g} s{last_user_line(error, _HERE)}, scoring "
                 f"{len(responses)} responses; give what it waits for a time-out of its own (a TimeoutError is tried again), or, "
                 "where it needs longer, raise online.stall_after_s"
             ) from error
-        except _RAISED as error:
-            where = f"raised {type(error).__name__}: {error}{_last_user_line(error)}, scoring {len(responses)} responses"
+        except RAISED as error:
+            where = f"raised {type(error).__name__}: {error}{last_user_line(error, _HERE)}, scoring {len(responses)} responses"
             message = f"reward function '{self._path}' {where}"
             if is_transient(error):
                 raise TransientRewardError(message) from error
@@ -123,14 +109,6 @@ class PythonScorer:
 
 async def _awaited(values: Awaitable[Any]) -> Any:
     return await values
-
-
-def _last_user_line(error: BaseException) -> str:
-    """Where it happened: the innermost line that belongs to no library, the first being ours."""
-    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<", _HERE))] or frames
-    return f" (line {own[-1].lineno} of {own[-1].filename}: {own[-1].line})" if own else ""
 
 
 _HERE = __file__.rpartition("/")[0] + "/"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlhf_core.objectives.advantages import discounted_returns, gae, group_advantages, whiten
@@ -13,7 +14,18 @@ from rlhf_core.objectives.distillation import DistillationKind, distillation_los
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
 from rlhf_core.objectives.logprobs import token_logprobs
 from rlhf_core.objectives.policy import PolicyLoss, cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
-from rlhf_core.objectives.preference import kto_loss, kto_reference, orpo_loss, preference_loss, simpo_loss
+from rlhf_core.objectives.preference import (
+    Pairs,
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    ipo_sum_loss,
+    kto_loss,
+    kto_reference,
+    orpo_loss,
+    robust_loss,
+    simpo_loss,
+)
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.objectives.value import value_loss
 
@@ -92,23 +104,43 @@ def _value_loss(
     return {"loss": aggregate(value_loss(values, old_values, returns, mask, **params), mask, aggregation)}
 
 
-def _preference_loss(**arguments: Any) -> Outputs:
-    result = preference_loss(**arguments)
+_PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "sigmoid": dpo_loss,
+    "robust": robust_loss,
+    "hinge": hinge_loss,
+    "ipo": ipo_loss,
+    "ipo_sum": ipo_sum_loss,
+}
+
+
+def _preference_loss(
+    ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, kind: str, beta: float, label_smoothing: float = 0.0, **logps: Tensor
+) -> Outputs:
+    pairs = _pairs(**logps, reference_chosen=ref_chosen_logps, reference_rejected=ref_rejected_logps)
+    smoothing = {"label_smoothing": label_smoothing} if kind in ("sigmoid", "robust") else {}
+    losses = _PREFERENCE_LOSSES[kind](pairs, beta=beta, **smoothing)
+    chosen, rejected = (beta * log_ratios for log_ratios in pairs.log_ratios)
     return {
-        "loss": result.losses.mean(),
-        "losses": result.losses,
-        "chosen_rewards": result.chosen_rewards,
-        "rejected_rewards": result.rejected_rewards,
-        "accuracy": result.accuracy.mean(),
+        "loss": losses.mean(),
+        "losses": losses,
+        "chosen_rewards": chosen,
+        "rejected_rewards": rejected,
+        "accuracy": (chosen > rejected).to(losses.dtype).mean(),
     }
 
 
-def _simpo_loss(**arguments: Any) -> Outputs:
-    return {"loss": simpo_loss(**arguments).mean()}
+def _pairs(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, **more: Tensor) -> Pairs:
+    nothing = torch.zeros_like(policy_chosen_logps)
+    others = {"reference_chosen": nothing, "reference_rejected": nothing, "margins": nothing}
+    return Pairs(**{"chosen": policy_chosen_logps, "rejected": policy_rejected_logps, **others, **more})
 
 
-def _orpo_loss(**arguments: Any) -> Outputs:
-    return {"loss": orpo_loss(**arguments).mean()}
+def _simpo_loss(beta: float, gamma: float, **logps: Tensor) -> Outputs:
+    return {"loss": simpo_loss(_pairs(**logps), beta=beta, gamma=gamma).mean()}
+
+
+def _orpo_loss(lam: float, **logps: Tensor) -> Outputs:
+    return {"loss": orpo_loss(_pairs(**logps), lam=lam).mean()}
 
 
 def _kto_loss(kl_logratios: Tensor, policy_logps: Tensor, ref_logps: Tensor, desirable: Tensor, **params: Any) -> Outputs:

@@ -16,9 +16,13 @@ from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.objectives.aggregation import aggregate
 from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.policy import ppo_loss, rollout_correction
-from rlhf_core.objectives.preference import kto_loss, preference_loss
+from rlhf_core.objectives.preference import (
+    dpo_loss,
+    kto_loss,
+)
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.objectives.value import value_loss
+from tests.objectives.made_pairs import pairs_of
 from tests.tiny_models import tiny_model
 
 LENGTHS = [(5, 9, 4), (20, 3, 30), (1, 12, 12), (11, 1, 6)]
@@ -41,19 +45,8 @@ def sft(module: torch.nn.Module, batch: ModelBatch) -> Tensor:
 
 def preference(module: torch.nn.Module, batch: ModelBatch) -> Tensor:
     chosen, rejected = module(batch)[0].sum(1).view(-1, 2).unbind(1)
-    lengths = target_mask(batch).sum(1).view(-1, 2).unbind(1)
-    result = preference_loss(
-        chosen,
-        rejected,
-        0.9 * chosen.detach(),
-        1.1 * rejected.detach(),
-        chosen_lengths=lengths[0],
-        rejected_lengths=lengths[1],
-        kind="sigmoid",
-        beta=0.1,
-        label_smoothing=0.1,
-    )
-    return result.losses.sum() / N_PAIRS
+    pairs = pairs_of(chosen, rejected, 0.9 * chosen.detach(), 1.1 * rejected.detach())
+    return dpo_loss(pairs, beta=0.1, label_smoothing=0.1).sum() / N_PAIRS
 
 
 def policy(module: torch.nn.Module, batch: ModelBatch) -> Tensor:

@@ -12,9 +12,23 @@ from torch import Tensor
 from rlhf_core.objectives.aggregation import Aggregation, aggregate, denominator
 from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.policy import cispo_loss, gspo_loss, ppo_loss, reinforce_loss
-from rlhf_core.objectives.preference import kto_loss, kto_reference, orpo_loss, preference_loss, simpo_loss
+from rlhf_core.objectives.preference import (
+    Pairs,
+    cpo_loss,
+    dpo_loss,
+    dpo_norm_loss,
+    hinge_loss,
+    ipo_loss,
+    ipo_sum_loss,
+    kto_loss,
+    kto_reference,
+    orpo_loss,
+    robust_loss,
+    simpo_loss,
+)
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.objectives.value import value_loss
+from tests.objectives.made_pairs import pairs_of
 
 B, T = 8, 12
 CONSTANT = 16
@@ -66,20 +80,20 @@ def _lengths(rows: slice) -> dict[str, Tensor]:
     return {"chosen_lengths": TOKENS[rows, 0], "rejected_lengths": TOKENS[rows, 1]}
 
 
-def _preference(x: Tensor, rows: slice, kind: str) -> Tensor:
-    reference = REFERENCE[rows].unbind(1)
-    result = preference_loss(*x.unbind(1), *reference, kind=kind, beta=0.1, label_smoothing=0.1, **_lengths(rows))
-    return result.losses
+def _pairs(x: Tensor, rows: slice) -> Pairs:
+    return pairs_of(*x.unbind(1), *REFERENCE[rows].unbind(1), **_lengths(rows))
 
 
 ROW_LOSSES: dict[str, RowLoss] = {
-    "sigmoid": lambda x, rows: _preference(x, rows, "sigmoid"),
-    "robust": lambda x, rows: _preference(x, rows, "robust"),
-    "hinge": lambda x, rows: _preference(x, rows, "hinge"),
-    "ipo": lambda x, rows: _preference(x, rows, "ipo"),
-    "ipo_sum": lambda x, rows: _preference(x, rows, "ipo_sum"),
-    "simpo": lambda x, rows: simpo_loss(*x.unbind(1), **_lengths(rows), beta=2.0, gamma=0.5),
-    "orpo": lambda x, rows: orpo_loss(*x.unbind(1), **_lengths(rows), lam=0.25),
+    "dpo": lambda x, rows: dpo_loss(_pairs(x, rows), beta=0.1, label_smoothing=0.1),
+    "dpo_norm": lambda x, rows: dpo_norm_loss(_pairs(x, rows), beta=0.1),
+    "robust": lambda x, rows: robust_loss(_pairs(x, rows), beta=0.1, label_smoothing=0.1),
+    "hinge": lambda x, rows: hinge_loss(_pairs(x, rows), beta=0.1),
+    "ipo": lambda x, rows: ipo_loss(_pairs(x, rows), beta=0.1),
+    "ipo_sum": lambda x, rows: ipo_sum_loss(_pairs(x, rows), beta=0.1),
+    "simpo": lambda x, rows: simpo_loss(_pairs(x, rows), beta=2.0, gamma=0.5),
+    "orpo": lambda x, rows: orpo_loss(_pairs(x, rows), lam=0.25),
+    "cpo": lambda x, rows: cpo_loss(_pairs(x, rows), beta=0.1),
     "kto": lambda x, rows: kto_loss(x[:, 0], REFERENCE[rows, 0], TOKENS[rows, 0] % 4 == 0, REFERENCE_POINT, beta=0.1),
     "pairwise": lambda x, rows: pairwise_reward_loss(*x.unbind(1), TOKENS[rows, 0] / 10),
 }

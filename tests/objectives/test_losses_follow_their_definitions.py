@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any, get_args
 
@@ -16,9 +18,23 @@ from rlhf_core.objectives.distillation import distillation_loss
 from rlhf_core.objectives.kl import KlKind, kl_estimate
 from rlhf_core.objectives.logprobs import token_logprobs
 from rlhf_core.objectives.policy import CorrectionKind, cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
-from rlhf_core.objectives.preference import kto_loss, kto_reference, orpo_loss, preference_loss, simpo_loss
+from rlhf_core.objectives.preference import (
+    Pairs,
+    cpo_loss,
+    dpo_loss,
+    dpo_norm_loss,
+    hinge_loss,
+    ipo_loss,
+    ipo_sum_loss,
+    kto_loss,
+    kto_reference,
+    orpo_loss,
+    robust_loss,
+    simpo_loss,
+)
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.objectives.value import value_loss
+from tests.objectives.made_pairs import pairs_of
 
 MASK = torch.arange(6) < torch.tensor([[6], [3], [5], [1]])
 
@@ -130,8 +146,7 @@ def test_cispo_weighs_the_logprob_gradient_by_the_ratio_and_does_not_move_the_ra
 def test_references_and_teachers_carry_no_gradient() -> None:
     reference = torch.full((2,), -3.0, requires_grad=True)
     policy = torch.full((2,), -2.0, requires_grad=True)
-    lengths = {"chosen_lengths": torch.ones(2), "rejected_lengths": torch.ones(2)}
-    losses = preference_loss(policy, 2 * policy, reference, reference * 1.5, kind="sigmoid", beta=0.1, **lengths).losses
+    losses = dpo_loss(pairs_of(policy, 2 * policy, reference, reference * 1.5), beta=0.1)
     losses = losses + kto_loss(policy, reference, torch.tensor([1, 0]), kto_reference(reference), beta=0.1)
     losses.sum().backward()
     assert policy.grad is not None
@@ -212,70 +227,84 @@ PAIRS: dict[str, Tensor] = {
 LENGTHS = {"chosen_lengths": torch.tensor([5.0, 9.0, 3.0]), "rejected_lengths": torch.tensor([7.0, 8.0, 3.0])}
 
 
-def preference(x: Tensor, kind: Any, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    references = PAIRS["rejected"], PAIRS["ref_chosen"], PAIRS["ref_rejected"]
-    return preference_loss(x, *references, kind=kind, beta=beta, label_smoothing=label_smoothing, **LENGTHS).losses.mean()
+def pairs(x: Tensor) -> Pairs:
+    return pairs_of(x, PAIRS["rejected"], PAIRS["ref_chosen"], PAIRS["ref_rejected"], **LENGTHS)
 
 
 def test_every_preference_loss_and_setting_changes_loss_and_gradient() -> None:
     losses: dict[str, Callable[[Tensor], Tensor]] = {
-        "dpo": lambda x: preference(x, "sigmoid"),
-        "dpo_stronger": lambda x: preference(x, "sigmoid", beta=0.3),
-        "cdpo": lambda x: preference(x, "sigmoid", label_smoothing=0.1),
-        "robust": lambda x: preference(x, "robust", label_smoothing=0.1),
-        "robust_more": lambda x: preference(x, "robust", label_smoothing=0.2),
-        "hinge": lambda x: preference(x, "hinge"),
-        "hinge_stronger": lambda x: preference(x, "hinge", beta=0.3),
-        "ipo": lambda x: preference(x, "ipo"),
-        "ipo_stronger": lambda x: preference(x, "ipo", beta=0.3),
-        "ipo_sum": lambda x: preference(x, "ipo_sum"),
-        "simpo": lambda x: simpo_loss(x, PAIRS["rejected"], **LENGTHS, beta=2.0, gamma=0.5).mean(),
-        "simpo_margin": lambda x: simpo_loss(x, PAIRS["rejected"], **LENGTHS, beta=2.0, gamma=1.0).mean(),
-        "orpo": lambda x: orpo_loss(x, PAIRS["rejected"], **LENGTHS, lam=0.25).mean(),
-        "orpo_stronger": lambda x: orpo_loss(x, PAIRS["rejected"], **LENGTHS, lam=0.5).mean(),
+        "dpo": lambda x: dpo_loss(pairs(x), beta=0.1),
+        "dpo_stronger": lambda x: dpo_loss(pairs(x), beta=0.3),
+        "dpo_norm": lambda x: dpo_norm_loss(pairs(x), beta=0.1),
+        "dpo_norm_stronger": lambda x: dpo_norm_loss(pairs(x), beta=0.3),
+        "cdpo": lambda x: dpo_loss(pairs(x), beta=0.1, label_smoothing=0.1),
+        "robust": lambda x: robust_loss(pairs(x), beta=0.1, label_smoothing=0.1),
+        "robust_more": lambda x: robust_loss(pairs(x), beta=0.1, label_smoothing=0.2),
+        "hinge": lambda x: hinge_loss(pairs(x), beta=0.1),
+        "hinge_stronger": lambda x: hinge_loss(pairs(x), beta=0.3),
+        "ipo": lambda x: ipo_loss(pairs(x), beta=0.1),
+        "ipo_stronger": lambda x: ipo_loss(pairs(x), beta=0.3),
+        "ipo_sum": lambda x: ipo_sum_loss(pairs(x), beta=0.1),
+        "simpo": lambda x: simpo_loss(pairs(x), beta=2.0, gamma=0.5),
+        "simpo_margin": lambda x: simpo_loss(pairs(x), beta=2.0, gamma=1.0),
+        "orpo": lambda x: orpo_loss(pairs(x), lam=0.25),
+        "orpo_stronger": lambda x: orpo_loss(pairs(x), lam=0.5),
+        "cpo": lambda x: cpo_loss(pairs(x), beta=0.1),
+        "cpo_stronger": lambda x: cpo_loss(pairs(x), beta=0.3),
     }
-    assert_all_differ({name: loss_and_gradient(loss, PAIRS["chosen"]) for name, loss in losses.items()})
+    assert_all_differ({name: loss_and_gradient(lambda x, f=f: f(x).mean(), PAIRS["chosen"]) for name, f in losses.items()})
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "robust", "hinge", "ipo", "ipo_sum"])
-def test_every_preference_loss_falls_as_the_chosen_response_gains_on_an_untrained_policy(kind: str) -> None:
+ON_MARGINS: dict[str, Callable[[Pairs], Tensor]] = {
+    "dpo": partial(dpo_loss, beta=0.1),
+    "dpo_norm": partial(dpo_norm_loss, beta=0.1),
+    "robust": partial(robust_loss, beta=0.1, label_smoothing=0.0),
+    "hinge": partial(hinge_loss, beta=0.1),
+    "ipo": partial(ipo_loss, beta=0.1),
+    "ipo_sum": partial(ipo_sum_loss, beta=0.1),
+}
+
+
+@pytest.mark.parametrize("loss", ON_MARGINS.values(), ids=ON_MARGINS)
+def test_every_preference_loss_falls_as_the_chosen_response_gains_on_an_untrained_policy(loss: Callable[[Pairs], Tensor]) -> None:
     def at_reference(x: Tensor) -> Tensor:
-        return preference_loss(
-            x,
-            PAIRS["ref_rejected"],
-            PAIRS["ref_chosen"],
-            PAIRS["ref_rejected"],
-            kind=kind,
-            beta=0.1,
-            **LENGTHS,
-        ).losses.sum()
+        return loss(pairs_of(x, PAIRS["ref_rejected"], PAIRS["ref_chosen"], PAIRS["ref_rejected"], **LENGTHS)).sum()
 
     _, gradient = loss_and_gradient(at_reference, PAIRS["ref_chosen"])
     assert (gradient < 0).all()
 
 
 def test_dpo_starts_at_log_two_and_its_minimum_under_smoothing_is_finite() -> None:
-    logps = PAIRS["chosen"], PAIRS["rejected"], PAIRS["chosen"], PAIRS["rejected"]
-    result = preference_loss(*logps, kind="sigmoid", beta=0.1, **LENGTHS)
-    torch.testing.assert_close(result.losses, torch.full((3,), math.log(2)).double())
-    assert result.accuracy.sum() == 0
+    untrained = pairs_of(PAIRS["chosen"], PAIRS["rejected"], PAIRS["chosen"], PAIRS["rejected"])
+    torch.testing.assert_close(dpo_loss(untrained, beta=0.1), torch.full((3,), math.log(2)).double())
     # cDPO wants sigmoid(beta * h) = 1 - smoothing
     best = torch.tensor([math.log(0.9 / 0.1) / 0.1]).double()
     zeros = torch.zeros(1).double()
-    ones = {"chosen_lengths": torch.ones(1), "rejected_lengths": torch.ones(1)}
-    _, gradient = loss_and_gradient(
-        lambda x: preference_loss(x, zeros, zeros, zeros, kind="sigmoid", beta=0.1, label_smoothing=0.1, **ones).losses.sum(),
-        best,
-    )
+    _, gradient = loss_and_gradient(lambda x: dpo_loss(pairs_of(x, zeros), beta=0.1, label_smoothing=0.1).sum(), best)
     assert abs(gradient.item()) < 1e-9
 
 
 def test_robust_dpo_is_unbiased_under_flipped_labels() -> None:
-    right = [PAIRS[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
-    flipped = [PAIRS[name] for name in ("rejected", "chosen", "ref_rejected", "ref_chosen")]
-    noisy = 0.8 * preference_loss(*right, kind="robust", beta=0.1, label_smoothing=0.2, **LENGTHS).losses
-    noisy = noisy + 0.2 * preference_loss(*flipped, kind="robust", beta=0.1, label_smoothing=0.2, **LENGTHS).losses
-    torch.testing.assert_close(noisy, preference_loss(*right, kind="sigmoid", beta=0.1, **LENGTHS).losses)
+    right = pairs_of(*(PAIRS[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")))
+    flipped = pairs_of(*(PAIRS[name] for name in ("rejected", "chosen", "ref_rejected", "ref_chosen")))
+    noisy = 0.8 * robust_loss(right, beta=0.1, label_smoothing=0.2) + 0.2 * robust_loss(flipped, beta=0.1, label_smoothing=0.2)
+    torch.testing.assert_close(noisy, dpo_loss(right, beta=0.1))
+
+
+def test_averaged_over_tokens_length_alone_tells_no_answer_from_another() -> None:
+    twice = pairs_of(2 * PAIRS["chosen"], PAIRS["rejected"], 2 * PAIRS["ref_chosen"], PAIRS["ref_rejected"])
+    longer = replace(twice, chosen_lengths=torch.full((3,), 2.0))
+    once = pairs_of(PAIRS["chosen"], PAIRS["rejected"], PAIRS["ref_chosen"], PAIRS["ref_rejected"])
+    torch.testing.assert_close(dpo_norm_loss(longer, beta=0.1), dpo_norm_loss(once, beta=0.1))
+    assert not torch.allclose(dpo_loss(longer, beta=0.1), dpo_loss(once, beta=0.1))
+
+
+def test_cpo_is_dpo_under_a_reference_that_finds_all_answers_alike() -> None:
+    uniform = torch.full((3,), -3.0).double()
+    torch.testing.assert_close(
+        cpo_loss(pairs(PAIRS["chosen"]), beta=0.1),
+        dpo_loss(pairs_of(PAIRS["chosen"], PAIRS["rejected"], uniform, uniform), beta=0.1),
+    )
 
 
 def test_kto_pulls_desirable_up_and_undesirable_down_around_a_detached_reference_point() -> None:

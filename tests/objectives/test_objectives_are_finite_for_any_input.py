@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -17,9 +18,23 @@ from rlhf_core.objectives.distillation import distillation_loss
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
 from rlhf_core.objectives.logprobs import token_logprobs
 from rlhf_core.objectives.policy import cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
-from rlhf_core.objectives.preference import kto_loss, kto_reference, orpo_loss, preference_loss, simpo_loss
+from rlhf_core.objectives.preference import (
+    Pairs,
+    cpo_loss,
+    dpo_loss,
+    dpo_norm_loss,
+    hinge_loss,
+    ipo_loss,
+    ipo_sum_loss,
+    kto_loss,
+    kto_reference,
+    orpo_loss,
+    robust_loss,
+    simpo_loss,
+)
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.objectives.value import value_loss
+from tests.objectives.made_pairs import pairs_of
 
 B, T = 3, 5
 any_number = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, -1e6, 1e6, 88.8, -103.9])
@@ -98,23 +113,27 @@ def test_an_empty_mask_gives_zero_that_still_hangs_on_the_graph(mode: Aggregatio
 
 
 pairs = st.lists(st.tuples(any_number, any_number), min_size=1, max_size=4).map(torch.tensor)
+PAIR_LOSSES: dict[str, Callable[[Pairs], Tensor]] = {
+    "dpo": partial(dpo_loss, beta=0.1, label_smoothing=0.1),
+    "dpo_norm": partial(dpo_norm_loss, beta=0.1),
+    "robust": partial(robust_loss, beta=0.1, label_smoothing=0.1),
+    "hinge": partial(hinge_loss, beta=0.1),
+    "ipo": partial(ipo_loss, beta=0.1),
+    "ipo_sum": partial(ipo_sum_loss, beta=0.1),
+    "simpo": partial(simpo_loss, beta=2.0, gamma=0.5),
+    "orpo": partial(orpo_loss, lam=0.25),
+    "cpo": partial(cpo_loss, beta=0.1),
+}
 ON_PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    **{
-        kind: lambda chosen, rejected, kind=kind: _preference(chosen, rejected, kind)
-        for kind in ("sigmoid", "robust", "hinge", "ipo", "ipo_sum")
-    },
-    "simpo": lambda c, r: simpo_loss(
-        c, r, chosen_lengths=torch.ones_like(c), rejected_lengths=torch.zeros_like(r), beta=2.0, gamma=0.5
-    ),
-    "orpo": lambda c, r: orpo_loss(c, r, torch.ones_like(c), torch.zeros_like(r), lam=0.25),
+    **{name: lambda c, r, loss=loss: loss(_pairs(c, r)) for name, loss in PAIR_LOSSES.items()},
     "kto": lambda c, r: kto_loss(c, r, c > 0, kto_reference(c - r), beta=0.1),
     "pairwise": pairwise_reward_loss,
 }
 
 
-def _preference(chosen: Tensor, rejected: Tensor, kind: Any) -> Tensor:
-    lengths = {"chosen_lengths": torch.ones_like(chosen), "rejected_lengths": torch.zeros_like(rejected)}
-    return preference_loss(chosen, rejected, rejected, chosen, kind=kind, beta=0.1, label_smoothing=0.1, **lengths).losses
+def _pairs(chosen: Tensor, rejected: Tensor) -> Pairs:
+    """References the other way round; the rejected answer has no token."""
+    return pairs_of(chosen, rejected, rejected, chosen, rejected_lengths=torch.zeros_like(rejected))
 
 
 @pytest.mark.parametrize("loss", ON_PAIRS.values(), ids=ON_PAIRS)

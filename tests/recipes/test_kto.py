@@ -25,7 +25,7 @@ from tests.tiny_models import Architecture
 Models = dict[Architecture, Path]
 
 # All answers become likelier, those to other prompts too, so the reference point leaves zero.
-RISING = {"method": "kto", "desirable_weight": 2.0, "undesirable_weight": 0.1, "beta": 0.3}
+RISING = {"method": "kto", "kto": {"desirable_weight": 2.0, "undesirable_weight": 0.1}, "beta": 0.3}
 SMOOTH = OptimizerSettings(learning_rate=1e-2, schedule="constant", warmup_fraction=0.0, epsilon=1e-3)
 
 
@@ -162,7 +162,7 @@ def test_before_the_first_update_nothing_has_moved_from_the_reference(models: Mo
 def test_each_weight_scales_the_losses_of_its_side(models: Models, data: Path, tmp_path: Path) -> None:
     loss = {}
     for desirable, undesirable in ((1.0, 1.0), (3.0, 1.0), (1.0, 3.0)):
-        weighing = {"desirable_weight": desirable, "undesirable_weight": undesirable}
+        weighing = {"kto": {"desirable_weight": desirable, "undesirable_weight": undesirable}}
         run = trained(models, data, tmp_path / f"{weighing}", method="kto", batch_size=10, max_steps=2, **weighing)
         loss[desirable, undesirable] = curve(run, "loss")
         assert curve(run, "loss")[0] == pytest.approx((desirable + undesirable) / 4, abs=1e-5)
@@ -192,12 +192,15 @@ def example(name: str, prompt: list[int], length: int) -> Example:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "kto", "desirable_weight": 0.0}, "desirable_weight"),
-        ({"method": "kto", "undesirable_weight": -1.0}, "undesirable_weight"),
-        ({"method": "dpo", "desirable_weight": 2.0}, r"desirable_weight=2.0.*'dpo'.*only method kto"),
-        ({"method": "ipo", "undesirable_weight": 0.5}, r"undesirable_weight=0.5.*'ipo'.*only method kto"),
+        ({"method": "kto", "kto": {"desirable_weight": 0.0}}, "desirable_weight"),
+        ({"method": "kto", "kto": {"undesirable_weight": -1.0}}, "undesirable_weight"),
+        ({"method": "dpo", "kto": {"desirable_weight": 2.0}}, r"kto.desirable_weight=2.0 with method 'dpo'.*read by kto"),
+        ({"method": "ipo", "kto": {"undesirable_weight": 0.5}}, r"kto.undesirable_weight=0.5 with method 'ipo'.*read by kto"),
         ({"method": "kto", "batch_size": 1}, r"batch_size=1.*at least 2"),
-        ({"method": "kto", "label_smoothing": 0.1}, r"label_smoothing=0.1 with method 'kto'"),
+        ({"method": "kto", "label_smoothing": 0.1}, r"label_smoothing=0.1 with method 'kto'.*read by cdpo, robust"),
+        ({"method": "cdpo", "label_smoothing": 0.0}, r"label_smoothing=0 with method 'cdpo'.*0.1 is taken"),
+        ({"method": "orpo", "beta": 0.1}, r"beta=0.1 with method 'orpo', which does not read it"),
+        ({"method": "dpo", "own": {"tau": 1.0}}, r"own=\['tau'\] with method 'dpo', which reads none"),
     ],
 )
 def test_settings_that_cannot_apply_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import ConvertConfig, OptimizerSettings, PreferenceMethod
+from rlhf_core.config import ConvertConfig, OptimizerSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
+from rlhf_core.methods.preference import PREFERENCE
 from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.cursor import DataCursor
@@ -166,11 +167,10 @@ def test_the_sft_loss_is_the_mean_over_all_assistant_tokens(models: Models, data
 
 def test_each_preference_method_takes_its_own_path(models: Models, data: Path, tmp_path: Path) -> None:
     paths = {}
-    for method in PreferenceMethod:
-        smoothing = 0.2 if method in (PreferenceMethod.cdpo, PreferenceMethod.robust) else 0.0
-        run = trained("preference", models["llama"], data, tmp_path / method.value, method=method, label_smoothing=smoothing)
+    for method in PREFERENCE:
+        run = trained("preference", models["llama"], data, tmp_path / method, method=method)
         paths[method] = torch.cat([value.flatten() for value in weights(run).values()])
-    for one, other in combinations(PreferenceMethod, 2):
+    for one, other in combinations(PREFERENCE, 2):
         assert not torch.allclose(paths[one], paths[other], atol=1e-4), f"{one} and {other} end in the same weights"
 
 

@@ -48,7 +48,7 @@ RECIPES: dict[str, tuple[Any, Any, int]] = {
     "sft": (train_sft, sft_config, 3),
     "reward_model": (train_reward_model, reward_config, 1),
     "preference": (train_preference, preference_config, 2),
-    "kto": (train_preference, partial(preference_config, method="kto", undesirable_weight=0.1), 2),
+    "kto": (train_preference, partial(preference_config, method="kto", kto={"undesirable_weight": 0.1}), 2),
 }
 
 

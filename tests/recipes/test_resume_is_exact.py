@@ -78,7 +78,7 @@ def same_weights(one: Job, other: Job) -> bool:
         (train_sft, sft_config),
         (train_reward_model, reward_config),
         (train_preference, preference_config),
-        (train_preference, partial(preference_config, method="kto", undesirable_weight=0.1)),
+        (train_preference, partial(preference_config, method="kto", kto={"undesirable_weight": 0.1})),
     ],
     ids=["sft", "reward_model", "preference", "kto"],
 )

@@ -1,0 +1,1 @@
+"""What training methods are called and made of: a row each. No torch here: settings, plans and forms read the rows too."""
