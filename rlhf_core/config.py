@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import math
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data_processing.settings import Settings, local_path, operational
+from rlhf_core.methods.online import ONLINE, Aggregation, KlKind, KlPlace, OnlineMethod
 from rlhf_core.methods.preference import PREFERENCE, PreferenceMethod
-from rlhf_core.methods.row import check_readers, row, taken
+from rlhf_core.methods.row import RowT, check, row, unread, value_at, with_value
 from rlhf_core.precision import Dtype, native_dtype
 
 ChosenDtype = Literal["auto", "bf16", "fp32"]
@@ -165,6 +168,63 @@ class TrainingConfig(Settings):
     stall_after_s: float = operational(1800.0, "Seconds without an event after which the stage counts as hung", gt=0)
 
 
+OwnSettings = dict[str, bool | int | float | str]
+
+
+class MethodConfig(TrainingConfig, Generic[RowT]):
+    """Settings of a stage whose method is a row of a table; settings that are null are the method's own to choose."""
+
+    methods: ClassVar[Mapping[str, Any]]
+    otherwise: ClassVar[Mapping[str, Any]]
+
+    method: str
+    own: OwnSettings = Field(default_factory=dict, description="What a method of your own reads, by name")
+
+    @classmethod
+    def kind(cls) -> type[RowT]:
+        """The class of the rows."""
+        kind: type[RowT] = type(next(iter(cls.methods.values())))
+        return kind
+
+    @property
+    def row(self) -> RowT:
+        """What the method is made of."""
+        found: RowT = row(self.methods, self.kind(), self.method)
+        return found
+
+    def value(self, setting: str) -> Any:
+        """What the method reads of a dotted setting: where that is null its own, or what it is for methods that have none."""
+        value = value_at(self, setting)
+        return self.row.defaults.get(setting, self.otherwise.get(setting)) if value is None else value
+
+    def values(self, reads: Mapping[str, str]) -> dict[str, Any]:
+        """Arguments by parameter, of settings by parameter."""
+        return {parameter: self.value(setting) for parameter, setting in reads.items()}
+
+    def settled(self) -> Self:
+        """The same with the method's own values instead of nulls: so it is shown, planned with and part of the key."""
+        settings, own = self, {**self.otherwise, **self.row.defaults}
+        for path, value in own.items():
+            if value_at(self, path) is None:
+                settings = with_value(settings, path, value)
+        return settings
+
+    def unread(self) -> dict[str, Any]:
+        """The settings that are not at their default, and that other methods read and this one does not."""
+        return unread(self, self.methods, self.row)
+
+    @field_validator("method")
+    @classmethod
+    def _method_is_there(cls, name: str) -> str:
+        row(cls.methods, cls.kind(), name)
+        return name
+
+    @model_validator(mode="after")
+    def _settings_suit_the_method(self) -> Self:
+        check(self, self.method, self.row)
+        return self
+
+
 class SftConfig(TrainingConfig):
     """Supervised fine-tuning on the assistant turns of the sft table."""
 
@@ -186,9 +246,6 @@ class RewardModelConfig(TrainingConfig):
     )
 
 
-OwnSettings = dict[str, bool | int | float | str]
-
-
 class KtoSettings(Settings):
     """What KTO alone reads."""
 
@@ -208,8 +265,11 @@ class OrpoSettings(Settings):
     odds_ratio_weight: float = Field(0.1, gt=0.0, description="Weight of the odds ratio's loss beside the likelihood's (lambda)")
 
 
-class PreferenceConfig(TrainingConfig):
+class PreferenceConfig(MethodConfig[PreferenceMethod]):
     """Direct preference optimisation and kin, against a reference whose log-probs are computed once and kept, or against none."""
+
+    methods = PREFERENCE
+    otherwise: ClassVar[Mapping[str, Any]] = {"beta": 0.1, "nll_coef": 0.0}
 
     method: str = Field("dpo", description=f"{', '.join(PREFERENCE)}, or module:NAME of your own (docs/methods.md)")
     beta: float | None = Field(
@@ -226,31 +286,10 @@ class PreferenceConfig(TrainingConfig):
     kto: KtoSettings = Field(default_factory=KtoSettings, description="What KTO alone reads")
     simpo: SimpoSettings = Field(default_factory=SimpoSettings, description="What SimPO alone reads")
     orpo: OrpoSettings = Field(default_factory=OrpoSettings, description="What ORPO alone reads")
-    own: OwnSettings = Field(default_factory=dict, description="What a method of your own reads, by name")
     batch_size: int = Field(8, ge=1, description="Pairs (and with method kto single answers) an optimizer step, over all ranks")
     epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
     eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
-
-    @property
-    def row(self) -> PreferenceMethod:
-        """What the method is made of."""
-        return row(PREFERENCE, PreferenceMethod, self.method)
-
-    def value(self, setting: str) -> Any:
-        """What the method reads of a setting: its own default where that is null."""
-        return taken(self, self.row, setting, {"beta": 0.1, "nll_coef": 0.0})
-
-    @field_validator("method")
-    @classmethod
-    def _method_is_there(cls, name: str) -> str:
-        row(PREFERENCE, PreferenceMethod, name)
-        return name
-
-    @model_validator(mode="after")
-    def _settings_have_a_reader(self) -> PreferenceConfig:
-        check_readers(self, PREFERENCE, self.method, self.row)
-        return self
 
     @model_validator(mode="after")
     def _answers_need_neighbours(self) -> PreferenceConfig:
@@ -259,13 +298,6 @@ class PreferenceConfig(TrainingConfig):
                 f"batch_size={self.batch_size} with method '{self.method}': its reference point needs another prompt's answers in the batch, so at least 2"
             )
         return self
-
-
-class OnlineMethod(str, Enum):
-    """Online methods; each is a row of settings in rlhf_core/recipes/online/methods.py."""
-
-    ppo = "ppo"
-    grpo = "grpo"
 
 
 class RolloutEngine(str, Enum):
@@ -324,10 +356,48 @@ class RewardSource(Settings):
         return self
 
 
-class OnlineConfig(TrainingConfig):
+class CriticSettings(Settings):
+    """What methods with a critic alone read."""
+
+    learning_rate: float = Field(1e-3, ge=0.0, description="Peak learning rate of the critic")
+    warmup_steps: int = Field(0, ge=0, description="First rounds that train only the critic")
+    gae_lambda: float = Field(1.0, ge=0.0, le=1.0, description="GAE lambda")
+    value_clip: float | None = Field(0.2, gt=0.0, description="Range of the clipped value loss; null: not clipped")
+
+
+class AdaptiveKlSettings(Settings):
+    """A coefficient of the KL that follows a target (arXiv 1909.08593, section 2.2)."""
+
+    target_nats: float | None = Field(
+        None, gt=0.0, description="KL to the reference, nats a response, that kl_coef is steered to; null: kl_coef is fixed"
+    )
+    horizon_responses: int = Field(
+        10_000, ge=1, description="Responses after which a KL off by 20% or more has changed the coefficient about 1.2-fold"
+    )
+
+
+class OverlongPenaltySettings(Settings):
+    """What long answers pay: from `buffer_tokens` below max_new_tokens on, in a straight line down to -factor (arXiv 2503.14476)."""
+
+    factor: float | None = Field(
+        None, ge=0.0, description="Penalty of an answer as long as can be; null: the method's own (dapo 1)"
+    )
+    buffer_tokens: int | None = Field(None, ge=1, description="Tokens over which it grows; null: a fifth of max_new_tokens")
+
+
+class OnlineConfig(MethodConfig[OnlineMethod]):
     """Online training: sample, score, compute advantages, update, send the weights to the sampler."""
 
-    method: OnlineMethod = Field(OnlineMethod.ppo, description="Row of settings: advantages, loss, where the KL goes, critic")
+    methods = ONLINE
+    otherwise: ClassVar[Mapping[str, Any]] = {
+        "kl_coef": 0.0,
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "max_refills": 0,
+        "overlong_penalty.factor": 0.0,
+    }
+
+    method: str = Field("ppo", description=f"{', '.join(ONLINE)}, or module:NAME of your own (docs/methods.md)")
     steps: int = Field(8, ge=1, description="Rollout and update rounds")
     prompts_per_step: int = Field(8, ge=1, description="Prompts sampled each round")
     samples_per_prompt: int = Field(4, ge=1, description="Responses a prompt; group methods need at least 2")
@@ -350,17 +420,39 @@ class OnlineConfig(TrainingConfig):
         ge=0.0,
         le=1.0,
     )
-    kl_coef: float = Field(0.02, ge=0.0, description="Weight of the KL to the reference (nats)")
+    kl_coef: float | None = Field(
+        None, ge=0.0, description="Weight of the KL to the reference (nats); null: the method's own (0.01, and 0 from dr_grpo on)"
+    )
+    kl_place: KlPlace | None = Field(
+        None, description="reward: a penalty a token; loss: beside the policy's loss; null: the method's own"
+    )
+    kl_estimate: KlKind | None = Field(
+        None, description="Estimate of the KL a token; null: the method's own, and k3 where that would be k1 in the loss"
+    )
+    adaptive_kl: AdaptiveKlSettings = Field(default_factory=AdaptiveKlSettings, description="Steering of kl_coef")
     score_clip: float | None = Field(None, gt=0.0, description="Scores are clipped to +- this; null: not at all")
+    overlong_penalty: OverlongPenaltySettings = Field(default_factory=OverlongPenaltySettings, description="Long answers")
+    max_refills: int | None = Field(
+        None,
+        ge=0,
+        description="Times a round draws other prompts for groups of equal rewards, which teach nothing; null: the method's own (dapo 4, others 0)",
+    )
     gamma: float = Field(1.0, gt=0.0, le=1.0, description="Discount a token")
-    gae_lambda: float = Field(0.95, ge=0.0, le=1.0, description="GAE lambda (ppo)")
-    clip_low: float = Field(0.2, gt=0.0, lt=1.0, description="Ratios below 1 - clip_low are clipped")
-    clip_high: float = Field(0.2, gt=0.0, description="Ratios above 1 + clip_high are clipped")
+    clipping: bool = Field(True, description="false: ratios are not clipped")
+    clip_low: float | None = Field(
+        None, gt=0.0, lt=1.0, description="Ratios below 1 - clip_low are clipped; null: the method's own (0.2)"
+    )
+    clip_high: float | None = Field(
+        None, gt=0.0, description="Ratios above 1 + clip_high are clipped; null: the method's own (0.2, dapo 0.28)"
+    )
     dual_clip: float | None = Field(None, gt=1.0, description="Bound of the loss for negative advantages; null: none")
     entropy_coef: float = Field(0.0, ge=0.0, description="Weight of the entropy bonus")
-    value_clip: float | None = Field(0.2, gt=0.0, description="Range of the clipped value loss (ppo); null: not clipped")
-    critic_learning_rate: float = Field(1e-3, ge=0.0, description="Peak learning rate of the critic (ppo)")
-    critic_warmup_steps: int = Field(0, ge=0, description="First rounds that train only the critic (ppo)")
+    aggregation: Aggregation | None = Field(
+        None,
+        description="How the tokens' losses become one: token_mean, sequence_mean, sequence_sum_mean, constant_length (over "
+        "max_new_tokens); null: the method's own",
+    )
+    critic: CriticSettings = Field(default_factory=CriticSettings, description="What methods with a critic alone read")
     rollout: RolloutSettings = Field(default_factory=RolloutSettings, description="Sampling")
     async_steps: int = Field(
         0, ge=0, le=1, description="1 samples the next round while this one trains, with weights one round older; 0: in turn"
@@ -378,15 +470,77 @@ class OnlineConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _groups_need_samples(self) -> OnlineConfig:
-        if self.method is OnlineMethod.grpo and self.samples_per_prompt < 2:
+        if self.samples_per_prompt < self.row.min_samples:
             raise ValueError(
-                f"samples_per_prompt={self.samples_per_prompt} with method 'grpo': group advantages need at least 2 samples a prompt"
+                f"samples_per_prompt={self.samples_per_prompt} with method '{self.method}': it compares the samples of a prompt, and needs at least {self.row.min_samples}"
             )
         if (self.prompts_per_step * self.samples_per_prompt) % self.mini_batches:
             raise ValueError(
                 f"mini_batches={self.mini_batches} does not divide prompts_per_step * samples_per_prompt = {self.prompts_per_step * self.samples_per_prompt}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _refills_need_groups(self) -> OnlineConfig:
+        if self.value("max_refills") and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"max_refills={self.value('max_refills')} with samples_per_prompt=1: a single answer is always a group of equal rewards; use 0, or more samples"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_buffer_fits(self) -> OnlineConfig:
+        buffer, longest = self.overlong_penalty.buffer_tokens, self.rollout.max_new_tokens
+        if buffer is not None and buffer > longest:
+            raise ValueError(
+                f"overlong_penalty.buffer_tokens={buffer} is more than rollout.max_new_tokens={longest}: every answer would pay; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_kl_in_the_loss_has_a_gradient(self) -> OnlineConfig:
+        if self.kl_estimate == "k1" and self.kl_in("loss"):
+            raise ValueError("kl_estimate='k1' in the loss: its gradient is 0 on average; use k2 or k3, or kl_place 'reward'")
+        return self
+
+    @model_validator(mode="after")
+    def _a_steered_coefficient_starts_somewhere(self) -> OnlineConfig:
+        if self.adaptive_kl.target_nats is not None and not self.value("kl_coef"):
+            raise ValueError(
+                f"adaptive_kl.target_nats={self.adaptive_kl.target_nats} with kl_coef 0: the coefficient is multiplied, so it has to start above 0; set kl_coef"
+            )
+        return self
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether values are learnt."""
+        return "critic" in self.row.roles
+
+    @property
+    def uses_kl(self) -> bool:
+        """Whether a KL to the reference is paid for."""
+        return bool(self.value("kl_coef") > 0)
+
+    def kl_in(self, place: KlPlace) -> bool:
+        """Whether the KL is paid for there; in the rewards it is, the policy is scored before it is updated."""
+        return self.uses_kl and (self.kl_place or self.row.kl_place) == place
+
+    @property
+    def estimate_of_kl(self) -> KlKind:
+        """Which estimate the KL is."""
+        own = self.row.kl_estimate
+        return self.kl_estimate or ("k3" if own == "k1" and self.kl_in("loss") else own)
+
+    @property
+    def every_row_has_a_gradient(self) -> bool:
+        """Whether a response whose advantages are all 0 still moves the policy: by a KL or an entropy in the loss."""
+        return self.entropy_coef > 0 or self.kl_in("loss")
+
+    def value(self, setting: str) -> Any:
+        """As for every method; bounds that are never reached where nothing is clipped."""
+        if not self.clipping and setting in ("clip_low", "clip_high"):
+            return 1.0 if setting == "clip_low" else math.inf
+        return super().value(setting)
 
     @property
     def correction(self) -> Literal["truncate", "mask", "sequence_mask"] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlhf_core.config import OnlineConfig
+from rlhf_core.methods.row import modules_of
 from rlhf_core.recipes.online.roles import resources
 from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
@@ -32,8 +33,9 @@ def run(context: StageContext[OnlineConfig]) -> None:
 
 
 def modules(config: OnlineConfig) -> list[str]:
-    """The modules that hold the Python reward functions."""
-    return [source.function.partition(":")[0] for source in config.rewards if source.function is not None]
+    """The user's modules that the settings name: those of reward functions and of a method."""
+    rewards = [source.function.partition(":")[0] for source in config.rewards if source.function is not None]
+    return [*rewards, *modules_of(config.method, config.row.advantages, config.row.loss)]
 
 
 STAGE = Stage(

@@ -24,5 +24,5 @@ STAGE = Stage(
     run=run,
     resources=training_resources,
     libraries=LIBRARIES,
-    modules=lambda config: [*modules_of(config.method), *modules_of(config.row.loss)],
+    modules=lambda config: modules_of(config.method, config.row.loss),
 )

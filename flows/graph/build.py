@@ -15,7 +15,7 @@ from flows.graph.nodes import Graph, Node
 from flows.graph.variants import Variant
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import BASE, DATA
-from rlhf_core.config import EngineSettings
+from rlhf_core.config import EngineSettings, MethodConfig
 from tasks.runtime.contract.registry import load_stage
 
 _SCORER, _SCORER_INPUT = "scorer", "reward_model"
@@ -34,7 +34,12 @@ def build_graph(config: PipelineConfig) -> Graph:
 
 
 def settled(settings: Settings) -> Settings:
-    """The same with `dtype: auto` replaced, at any depth, by what is computed in: so it is planned with and part of the key."""
+    """The same with `dtype: auto` replaced, at any depth, by what is computed in, and nulls by what the method takes for them.
+
+    So it is planned with and part of the key.
+    """
+    if isinstance(settings, MethodConfig):
+        settings = settings.settled()
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
     changed: dict[str, Any] = {name: settled(value) for name, value in values.items() if isinstance(value, Settings)}
     if isinstance(settings, (EngineSettings, EvaluateConfig)):

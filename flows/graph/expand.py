@@ -5,7 +5,8 @@ Every name, kind and setting is checked here, before anything is started. What f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -21,6 +22,8 @@ from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entry, with_sources
 from flows.settings.layers import merge, set_nested
 from flows.settings.messages import validation_message
+from rlhf_core.config import MethodConfig
+from rlhf_core.methods.row import no_reader, without
 from tasks.runtime.contract.context import Input, Stage
 from tasks.runtime.contract.registry import load_stage
 
@@ -39,12 +42,15 @@ class Expansion:
     stages: dict[str, Stage[Any]] = field(init=False)
     nodes: dict[str, Node] = field(default_factory=dict)
     variants: dict[str, list[Variant]] = field(default_factory=dict)
+    # By entry, for each of its variants: the method, and the settings that it does not read.
+    unread: defaultdict[str, list[tuple[str, dict[str, Any]]]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
         self.entries = with_sources(self.config.pipeline)
         self.stages = {name: _stage(name, entry) for name, entry in self.entries.items()}
         for name in self.entries:
             self._add(name, ())
+        self._check_sections()
 
     def makers(self, role: str) -> list[str]:
         """The entries that make a `role`."""
@@ -100,7 +106,30 @@ class Expansion:
             settings: Settings = stage.config.model_validate(together)
         except ValidationError as error:
             raise ConfigError(_prefixed(f"pipeline.{name}.set", validation_message(error, stage.config))) from error
-        return settings
+        return self._as_read(name, settings, {*_paths(entry.set), *values}) if isinstance(settings, MethodConfig) else settings
+
+    def _as_read(self, name: str, settings: MethodConfig[Any], given: Collection[str]) -> Settings:
+        """The settings without what the entry's method does not read of them, which its section may have for others.
+
+        Raises `ConfigError` for one that is `given` for this very entry.
+        """
+        unread = settings.unread()
+        for path, value in unread.items():
+            if path in given:
+                raise ConfigError(
+                    f"pipeline.{name}.set.{no_reader(type(settings), path, value, settings.method, settings.methods)}"
+                )
+        self.unread[name].append((settings.method, unread))
+        return without(settings, unread)
+
+    def _check_sections(self) -> None:
+        """Raise `ConfigError` for a setting of a section that no entry of its stage reads."""
+        for stage in {self.entries[name].stage: self.stages[name] for name in self.unread}.values():
+            found = [each for name, variants in self.unread.items() if self.stages[name] is stage for each in variants]
+            for path, value in found[0][1].items():
+                if all(path in unread for _, unread in found):
+                    methods = "', '".join(dict.fromkeys(method for method, _ in found))
+                    raise ConfigError(f"{stage.name}.{no_reader(stage.config, path, value, methods, stage.config.methods)}")
 
     def _references(self, name: str, settings: Sequence[Settings]) -> dict[str, Reference]:
         """What each input of the entry is taken from: what it names, the stage's default, or the only entry of the right kind."""
@@ -215,3 +244,11 @@ def _seed(swept: Any, own: int | None, inputs: Mapping[str, Variant]) -> int | N
 
 def _prefixed(place: str, lines: str) -> str:
     return "\n".join(f"{place}.{line}" for line in lines.splitlines())
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted paths of nested values, those of the mappings among them too."""
+    for name, value in values.items():
+        yield prefix + name
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.")

@@ -14,7 +14,7 @@ from flows.running.check_servers import check_servers, check_tracking_address
 from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_room, check_tables
 from flows.running.cluster import capacity_of_cluster
 from flows.settings.config import PipelineConfig
-from rlhf_core.config import BaseModelConfig, OnlineConfig, OnlineMethod, RewardModelConfig
+from rlhf_core.config import BaseModelConfig, OnlineConfig, RewardModelConfig
 from tasks.runtime.contract.config import ExecutorKind
 from tasks.runtime.contract.disk import check_free_disk
 from tasks.runtime.contract.home import Home
@@ -87,6 +87,5 @@ class _Passed:
 
 
 def _trains_scorer(node: Node) -> bool:
-    return isinstance(node.settings, RewardModelConfig) or (
-        isinstance(node.settings, OnlineConfig) and node.settings.method is OnlineMethod.ppo
-    )
+    settings = node.settings
+    return isinstance(settings, RewardModelConfig) or (isinstance(settings, OnlineConfig) and settings.has_critic)

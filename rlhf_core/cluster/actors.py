@@ -72,7 +72,7 @@ class MiniBatch:
 class UpdateStats:
     """One optimizer step. `shares` are this rank's parts of global means: added up over ranks they are the means.
 
-    `outputs` [rows of the round, T] is what the model gave before the step, 0 on rows of other ranks and mini-batches.
+    `outputs`, each [rows of the round, T], are what the model gave before the step, 0 on rows of other ranks and mini-batches.
     `seconds` is how long this rank took.
     """
 
@@ -80,14 +80,14 @@ class UpdateStats:
     grad_norm: float
     learning_rate: float
     seconds: float
-    outputs: Tensor
+    outputs: dict[str, Tensor]
 
 
 class Forward(Protocol):
-    """A scoring pass: module and batch to values [n_rows, T]."""
+    """A scoring pass: module and batch to named values, each [n_rows, T]."""
 
-    def __call__(self, module: nn.Module, batch: ModelBatch) -> Tensor:
-        """Values at the targets."""
+    def __call__(self, module: nn.Module, batch: ModelBatch) -> dict[str, Tensor]:
+        """Values at the targets, the same names for every batch."""
         ...
 
 
@@ -96,9 +96,23 @@ class MicroLoss(Protocol):
 
     def __call__(
         self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Named shares, each a scalar, and the module's values at the targets, [n_rows, T]."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Named shares, each a scalar, and the module's named values at the targets, each [n_rows, T]."""
         ...
+
+
+class _Values:
+    """Named values of the rows, each [len(rows), T], on the CPU; 0 where nothing was put."""
+
+    def __init__(self, rows: Sequence[TokenRow]) -> None:
+        self._shape = len(rows), max(row.n_targets for row in rows)
+        self.named: dict[str, Tensor] = {}
+
+    def put(self, numbers: Sequence[int], values: Mapping[str, Tensor]) -> None:
+        """Those of the rows of these numbers."""
+        for name, found in values.items():
+            place = self.named.setdefault(name, torch.zeros(self._shape))
+            place[numbers, : found.shape[1]] = found.detach().float().cpu()
 
 
 class ScoringWorker:
@@ -133,18 +147,16 @@ class ScoringWorker:
         metrics: dict[str, float] = self.module.layouts.metrics
         return metrics
 
-    def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
-        """`forward` on this process's share of `rows`, as fp32 [len(rows), T] with zeros on the rows of others.
+    def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+        """`forward` on this process's share of `rows`, each as fp32 [len(rows), T] with zeros on the rows of others.
 
         The rows are cut as `TrainingWorker.train` cuts them, so that the same weights give the same bits there.
         """
-        values = torch.zeros(len(rows), max(row.n_targets for row in rows))
+        values = _Values(rows)
         with torch.no_grad():
             for indices in self._plan(rows):
-                batch = self._batch([rows[i] for i in indices])
-                out = forward(self.module, batch).float().cpu()
-                values[indices, : out.shape[1]] = out
-        return values
+                values.put(indices, forward(self.module, self._batch([rows[i] for i in indices])))
+        return values.named
 
     def _remember(self, setup: ModelSetup) -> None:
         torch.set_num_threads(setup.engine.threads_per_rank)
@@ -197,7 +209,7 @@ class TrainingWorker(ScoringWorker):
         """As many as every other rank has, also where some are empty: ranks meet in each."""
         return plan[self.rank]
 
-    def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
+    def predict(self, forward: Forward, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """As `ScoringWorker.predict`, with the current weights."""
         with self.engine.evaluating():
             return super().predict(forward, rows)
@@ -213,20 +225,20 @@ class TrainingWorker(ScoringWorker):
     ) -> UpdateStats:
         began = time.monotonic()
         shares: dict[str, float] = defaultdict(float)
-        outputs = torch.zeros(len(rows), max(row.n_targets for row in rows))
+        outputs = _Values(rows)
 
         def micro(numbers: list[int]) -> Tensor:
             batch = self._batch([rows[i] for i in numbers])
             cut = {name: field[numbers, : batch.width].to(self.device) for name, field in fields.items()}
             parts, values = loss(self.module, batch, cut, mini_batch.totals)
-            outputs[numbers, : batch.width] = values.detach().float().cpu()
+            outputs.put(numbers, values)
             for name, part in parts.items():
                 shares[name] += float(part.detach())
             return parts["loss"]
 
         cuts = self._plan([rows[i] for i in mini_batch.rows])
         step = self.engine.train_step([partial(micro, [mini_batch.rows[i] for i in cut]) for cut in cuts], mini_batch.step)
-        return UpdateStats(dict(shares), step.grad_norm, step.learning_rate, time.monotonic() - began, outputs)
+        return UpdateStats(dict(shares), step.grad_norm, step.learning_rate, time.monotonic() - began, outputs.named)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Keep everything needed to go on from here."""
@@ -265,7 +277,7 @@ class PolicyWorker(TrainingWorker):
 
         rehearse_convert(self.engine, folder)
 
-    def predict_reference(self, forward: Forward, rows: Sequence[TokenRow]) -> Tensor:
+    def predict_reference(self, forward: Forward, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """As `predict`, with the weights that training started from: those below the adapters, which must be there."""
         from rlhf_core.models.lora import without_adapters
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ class Row:
 
 
 RowT = TypeVar("RowT", bound=Row)
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def row(table: Mapping[str, RowT], kind: type[RowT], name: str) -> RowT:
@@ -53,50 +54,66 @@ def row(table: Mapping[str, RowT], kind: type[RowT], name: str) -> RowT:
     return found
 
 
-def modules_of(name: str) -> list[str]:
-    """The user's modules that a method's name mentions: none for ours."""
-    return [name.partition(":")[0]] if ":" in name else []
+def modules_of(*names: str) -> list[str]:
+    """The user's modules that these names and import paths mention: none for ours."""
+    paths = (name for name in names if ":" in name)
+    return [module for module in (path.partition(":")[0] for path in paths) if not module.startswith("rlhf_core.")]
 
 
 def value_at(settings: Settings, path: str) -> Any:
-    """The value of a dotted setting."""
+    """The value of a dotted setting; None where `own` has none of that name."""
     value: Any = settings
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else getattr(value, name)
     return value
 
 
-def taken(settings: Settings, chosen: Row, path: str, otherwise: Mapping[str, float]) -> Any:
-    """The value of a dotted setting; where that is null the method's own, and `otherwise` for a method that has none."""
-    value = value_at(settings, path)
-    return chosen.defaults.get(path, otherwise.get(path)) if value is None else value
-
-
-def check_readers(settings: Settings, table: Mapping[str, RowT], name: str, chosen: RowT) -> None:
-    """Raise `ValueError` for a setting that is not at its default and that the chosen method does not read, or needs otherwise."""
+def unread(settings: Settings, table: Mapping[str, RowT], chosen: RowT) -> dict[str, Any]:
+    """The settings that have another value than their default, and that some method reads and the chosen one does not."""
     plain = type(settings).model_construct()
-    for path in sorted({path for other in table.values() for path in other.settings} - chosen.settings):
-        if not path.startswith(f"{OWN}.") and (value := value_at(settings, path)) != value_at(plain, path):
-            readers = [other for other, row in table.items() if path in row.settings]
-            raise ValueError(
-                f"{path}={_shown(value)} with method '{name}', which does not read it (read by {', '.join(readers)}): leave it "
-                f"out, or at {_shown(value_at(plain, path))}"
-            )
+    some = {path for other in table.values() for path in other.settings} | {f"{OWN}.{name}" for name in value_at(settings, OWN)}
+    values = {path: value_at(settings, path) for path in sorted(some - chosen.settings)}
+    return {path: value for path, value in values.items() if value != value_at(plain, path)}
+
+
+def without(settings: SettingsT, paths: Iterable[str]) -> SettingsT:
+    """The same with these dotted settings at their defaults: what is not read is no part of what a result was made with."""
+    plain = type(settings).model_construct()
+    for path in paths:
+        section, _, name = path.partition(".")
+        value = getattr(settings, section)
+        if not name:
+            changed = getattr(plain, section)
+        elif isinstance(value, dict):
+            changed = {key: kept for key, kept in value.items() if key != name}
+        else:
+            changed = without(value, [name])
+        settings = settings.model_copy(update={section: changed})
+    return settings
+
+
+def with_value(settings: SettingsT, path: str, value: Any) -> SettingsT:
+    """The same with another value of a dotted setting."""
+    section, _, name = path.partition(".")
+    changed = with_value(getattr(settings, section), name, value) if name else value
+    return settings.model_copy(update={section: changed})
+
+
+def check(settings: Settings, name: str, chosen: Row) -> None:
+    """Raise `ValueError` for a setting that the chosen method needs otherwise."""
     for path in chosen.positive:
         if value_at(settings, path) == 0:
             raise ValueError(
                 f"{path}=0 with method '{name}', which needs more: leave it out ({chosen.defaults[path]} is taken), or raise it"
             )
-    _check_own(settings, name, chosen)
-
-
-def _check_own(settings: Settings, name: str, chosen: Row) -> None:
-    given = set(value_at(settings, OWN))
     wanted = {path.partition(".")[2] for path in chosen.settings if path.startswith(f"{OWN}.")}
-    if given != wanted:
-        what = f"needs {sorted(wanted)}" if wanted else "reads none"
-        raise ValueError(f"{OWN}={sorted(given)} with method '{name}', which {what}")
+    if missing := wanted - set(value_at(settings, OWN)):
+        raise ValueError(f"method '{name}' reads {OWN}.{min(missing)}: give it a value")
 
 
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
+def no_reader(settings: type[Settings], path: str, value: Any, name: str, table: Mapping[str, Row]) -> str:
+    """What is wrong with a value given to a method that does not read it."""
+    readers = ", ".join(other for other, row in table.items() if path in row.settings)
+    default = value_at(settings.model_construct(), path)
+    instead = "leave it out" + ("" if default is None else f", or at {default}")
+    return f"{path}={value} with method '{name}', which does not read it (read by {readers or 'none of ours'}): {instead}"

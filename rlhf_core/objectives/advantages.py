@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,6 +11,74 @@ from torch import Tensor
 from rlhf_core.objectives.aggregation import AllSum, local_sum, masked
 
 GroupKind = Literal["rloo", "group_mean", "group_norm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Earned:
+    """What an estimator of advantages may read of B responses, those to one prompt next to each other.
+
+    Token `rewards` [B, T] and the `mask` [B, T] of the tokens that count, which is 0 on responses that are not `valid` [B] (they
+    have no reward); `values` [B, T] of a critic, for methods with one.
+    """
+
+    rewards: Tensor
+    mask: Tensor
+    valid: Tensor
+    values: Tensor | None
+    samples_per_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Advantages [B, T], 0 outside the mask; `returns` [B, T] are what a critic learns, for methods with one."""
+
+    advantages: Tensor
+    returns: Tensor | None = None
+
+
+def critic_advantages(earned: Earned, *, gamma: float, lam: float) -> Estimate:
+    """`gae`, from the critic's values."""
+    assert earned.values is not None, "a method with these advantages has the role 'critic'"
+    return Estimate(*gae(earned.rewards, earned.values, earned.mask, gamma, lam))
+
+
+def returns_to_go(earned: Earned, *, gamma: float) -> Estimate:
+    """`discounted_returns`: REINFORCE, and REINFORCE++ (arXiv 2501.03262) once they are whitened."""
+    return Estimate(discounted_returns(earned.rewards, earned.mask, gamma))
+
+
+def returns_less_others(earned: Earned, *, gamma: float) -> Estimate:
+    """Discounted returns less the mean return, from the first token on, of the prompt's other samples.
+
+    A sample that has no other keeps its return. The baseline does not hang on the sample's own tokens, so the gradient stays unbiased.
+    """
+    returns = discounted_returns(earned.rewards, earned.mask, gamma)
+    groups = (-1, earned.samples_per_prompt)
+    whole_PK, valid_PK = returns[:, 0].view(groups), earned.valid.view(groups)
+    others_PK = valid_PK.sum(1, keepdim=True) - valid_PK.long()
+    baseline_PK = (masked(whole_PK, valid_PK).sum(1, keepdim=True) - masked(whole_PK, valid_PK)) / others_PK.clamp(min=1)
+    return Estimate(masked(returns - baseline_PK.reshape(-1, 1), earned.mask))
+
+
+def rloo_advantages(earned: Earned) -> Estimate:
+    """`group_advantages` of kind `rloo` on the sums of token rewards, the same at every token; so are the two below."""
+    return _of_groups(earned, "rloo")
+
+
+def group_mean_advantages(earned: Earned) -> Estimate:
+    """Less the group's mean (Dr. GRPO, REINFORCE++-baseline)."""
+    return _of_groups(earned, "group_mean")
+
+
+def group_norm_advantages(earned: Earned) -> Estimate:
+    """Less the group's mean, and divided by its deviation (GRPO)."""
+    return _of_groups(earned, "group_norm")
+
+
+def _of_groups(earned: Earned, kind: GroupKind) -> Estimate:
+    groups = (-1, earned.samples_per_prompt)
+    advantages_PK = group_advantages(earned.rewards.sum(1).view(groups), kind, earned.valid.view(groups))
+    return Estimate(masked(advantages_PK.reshape(-1, 1).expand_as(earned.mask), earned.mask))
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,11 @@ Losses elsewhere in this package stay per token or per row for that reason: they
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum_mean", "constant_length"]
+from rlhf_core.methods.online import Aggregation
 
 AllSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; what `TrainingEngine.all_sum` is."""

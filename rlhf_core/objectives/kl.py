@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from rlhf_core.methods.online import KlKind
 from rlhf_core.objectives.aggregation import masked, ratio, widened
-
-KlKind = Literal["k1", "k2", "k3"]
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlKind, mask: Tensor | None = None) -> Tensor:

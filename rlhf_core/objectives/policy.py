@@ -67,9 +67,10 @@ def cispo_loss(
     return PolicyLoss(losses, (ratios > 1 + clip_high).to(losses.dtype), -log_ratio.detach())
 
 
-def reinforce_loss(logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """-A * logprob, [B, T], 0 outside the mask."""
-    return -masked(advantages_BT.detach(), mask_BT) * masked(logprobs_BT, mask_BT)
+def reinforce_loss(logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> PolicyLoss:
+    """-A * logprob: no ratio, so only the first update of a round is on policy, and nothing is clipped (Williams 1992)."""
+    losses = -masked(advantages_BT.detach(), mask_BT) * masked(logprobs_BT, mask_BT)
+    return PolicyLoss(losses, torch.zeros_like(losses), -_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach())
 
 
 def rollout_correction(

@@ -14,7 +14,6 @@ from rlhf_core.rewards.base import ScoredResponse
 OURS, TRL = "responses", "completions"
 # Columns of a prompt's row that become its label; a function may ask for the label by the name that the column had.
 LABEL_NAMES = ("label", "ground_truth", "answer", "final_answer", "solution")
-_GIVEN = ("prompts", OURS, "labels", TRL, "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,8 @@ def _in_our_form(responses: Sequence[ScoredResponse]) -> dict[str, Any]:
         "prompts": [list(r.prompt) for r in responses],
         OURS: [r.text for r in responses],
         "labels": [r.label for r in responses],
+        "finish_reasons": [r.finish_reason for r in responses],
+        "completion_ids": [list(r.response_ids) for r in responses],
     }
 
 

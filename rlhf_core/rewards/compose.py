@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 from rlhf_core.rewards.base import ScoredResponse, Scorer
 from rlhf_core.rewards.errors import InfiniteRewardError, TransientRewardError
@@ -20,13 +21,43 @@ class Rewards:
 
     A source gives None where it does not apply to a response: the sum is that of the others. It gives NaN where it failed
     on it: the response is invalid, as is one that no source applies to. `asked_again` says which calls were repeated, and why.
-    `metrics[source/name]` are further numbers that sources gave, one a response, None where there is none.
+    `metrics[source/name]` are further numbers that sources gave, one a response, None where there is none. `tokens[i]` are rewards
+    of the single tokens of response i, weighted and summed, on top of its total; None where no source gave any.
     """
 
     total: list[float | None]
     by_source: Mapping[str, Sequence[float | None]]
     asked_again: tuple[str, ...] = ()
     metrics: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    tokens: Sequence[Sequence[float] | None] = ()
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether any response has rewards of single tokens."""
+        return any(values is not None for values in self.tokens)
+
+    def with_rows(self, numbers: Sequence[int], others: Rewards) -> Rewards:
+        """The same with the responses of these numbers replaced by those of `others`, in their order."""
+
+        def placed(own: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
+            changed = dict(zip(numbers, theirs or [None] * len(numbers), strict=True))
+            return [changed.get(i, value) for i, value in enumerate(own or [None] * len(self.total))]
+
+        def all_placed(own: Mapping[str, Sequence[Any]], theirs: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+            return {name: placed(own.get(name, ()), theirs.get(name, ())) for name in {**own, **theirs}}
+
+        return Rewards(
+            placed(self.total, others.total),
+            all_placed(self.by_source, others.by_source),
+            (*self.asked_again, *others.asked_again),
+            all_placed(self.metrics, others.metrics),
+            placed(self.tokens, others.tokens),
+        )
+
+    def with_part(self, name: str, values: Sequence[float]) -> Rewards:
+        """The same with one more part, a number a response, in the sums of those that have one."""
+        total = [None if own is None else own + value for own, value in zip(self.total, values, strict=True)]
+        return replace(self, total=total, by_source={**self.by_source, name: values})
 
     @property
     def is_valid(self) -> list[bool]:
@@ -81,11 +112,15 @@ class ComposedReward:
         by_source: dict[str, Sequence[float | None]] = {}
         asked_again: list[str] = []
         metrics: dict[str, Sequence[float | None]] = {}
-        for name, scorer, _ in self._sources:
+        tokens: list[list[float] | None] = [None] * len(responses)
+        for name, scorer, weight in self._sources:
             by_source[name] = self._ask(name, scorer, responses, asked_again)
             _check_finite(name, by_source[name], responses)
             metrics |= {f"{name}/{what}": values for what, values in getattr(scorer, "metrics", {}).items()}
-        return Rewards([self._sum(by_source, i) for i in range(len(responses))], by_source, tuple(asked_again), metrics)
+            for i, values in enumerate(getattr(scorer, "token_rewards", ())):
+                tokens[i] = _summed(tokens[i], values, weight)
+        totals = [self._sum(by_source, i) for i in range(len(responses))]
+        return Rewards(totals, by_source, tuple(asked_again), metrics, tokens)
 
     def _ask(
         self, name: str, scorer: Scorer, responses: Sequence[ScoredResponse], asked_again: list[str]
@@ -107,6 +142,12 @@ class ComposedReward:
         parts = [weight * value for name, _, weight in self._sources if (value := by_source[name][i]) is not None]
         total = sum(parts)
         return None if not parts or math.isnan(total) else total
+
+
+def _summed(so_far: list[float] | None, values: Sequence[float] | None, weight: float) -> list[float] | None:
+    if values is None:
+        return so_far
+    return [old + weight * value for old, value in zip(so_far or [0.0] * len(values), values, strict=True)]
 
 
 def _failed(value: float | None) -> bool:

@@ -36,7 +36,7 @@ def load_function(path: str) -> Callable[..., Any]:
 class PythonScorer:
     """Calls a function once a batch, with what it asks for by name (`rlhf_core.rewards.arguments`); it may be async.
 
-    A call that takes longer than `limit_s` is given up. `metrics` are the further numbers that the last call returned.
+    A call that takes longer than `limit_s` is given up. `metrics` and `token_rewards` are what the last call returned beside numbers.
     """
 
     def __init__(self, path: str, limit_s: float | None = None) -> None:
@@ -46,6 +46,7 @@ class PythonScorer:
         self._signature = Signature.of(self._function, path)
         self._as_text: bool | None = None
         self.metrics: Mapping[str, Sequence[float | None]] = {}
+        self.token_rewards: Sequence[Sequence[float] | None] = ()
 
     @property
     def name(self) -> str:
@@ -59,8 +60,9 @@ class PythonScorer:
         raises or returns is `ConfigError`, naming the function and the line of it, and so is a call that does not end.
         """
         values = self._values(responses)
-        numbers, self.metrics = read_returned(self._path, values, len(responses))
-        return numbers
+        returned = read_returned(self._path, values, [len(r.response_ids) for r in responses])
+        self.metrics, self.token_rewards = returned.metrics, returned.token_rewards
+        return returned.rewards
 
     def _values(self, responses: Sequence[ScoredResponse]) -> Any:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -10,13 +12,21 @@ from data_processing.errors import ConfigError
 
 # The key whose number is the reward; the others are metrics.
 COUNTING = ("score", "reward")
+# The key of a list with a reward for each token, on top of that.
+TOKENS = "token_rewards"
 
 
-def read_returned(path: str, values: Any, n_responses: int) -> tuple[list[float | None], dict[str, list[float | None]]]:
-    """The reward of each response, and further numbers by name (None where a response has none), in order.
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """`rewards` of the responses, in order; further numbers by name, None where a response has none; rewards of single tokens."""
 
-    Raises `ConfigError` naming the function at `path` where it returned anything else.
-    """
+    rewards: list[float | None]
+    metrics: dict[str, list[float | None]]
+    token_rewards: list[list[float] | None]
+
+
+def read_returned(path: str, values: Any, lengths_tokens: Sequence[int]) -> Returned:
+    """What the function at `path` returned for responses of these lengths; `ConfigError` names it where that is anything else."""
     try:
         if isinstance(values, (str, bytes, Mapping)):
             raise TypeError(f"a {type(values).__name__} is no list")
@@ -26,12 +36,19 @@ def read_returned(path: str, values: Any, n_responses: int) -> tuple[list[float 
             f"reward function '{path}' must return a list of numbers, not {_shown(values)}: one a response, None where it does not "
             f"apply, NaN where it failed on this one; or a dict with '{COUNTING[0]}' or '{COUNTING[1]}' ({error})"
         ) from error
-    if len(read) != n_responses:
+    if len(read) != len(lengths_tokens):
         raise ConfigError(
-            f"reward function '{path}' returned {len(read)} numbers for {n_responses} responses; return one for each, in order"
+            f"reward function '{path}' returned {len(read)} numbers for {len(lengths_tokens)} responses; return one for each, in order"
         )
-    names = dict.fromkeys(name for _, others in read for name in others)
-    return [number for number, _ in read], {name: [others.get(name) for _, others in read] for name in names}
+    for number, ((_, _, tokens), length) in enumerate(zip(read, lengths_tokens, strict=True)):
+        if tokens is not None and (len(tokens) != length or not all(map(math.isfinite, tokens))):
+            raise ConfigError(
+                f"reward function '{path}': '{TOKENS}' of response {number} are {len(tokens)} values for {length} tokens; give a "
+                "finite number for each of completion_ids, or leave the key out"
+            )
+    names = dict.fromkeys(name for _, others, _ in read for name in others)
+    metrics = {name: [others.get(name) for _, others, _ in read] for name in names}
+    return Returned([number for number, _, _ in read], metrics, [tokens for _, _, tokens in read])
 
 
 def _shown(values: Any) -> str:
@@ -42,14 +59,15 @@ def _shown(values: Any) -> str:
         return f"a {type(values).__name__}"
 
 
-def _read(value: Any) -> tuple[float | None, dict[str, float | None]]:
+def _read(value: Any) -> tuple[float | None, dict[str, float | None], list[float] | None]:
     if not isinstance(value, Mapping):
-        return _number(value), {}
+        return _number(value), {}, None
     found = [name for name in COUNTING if name in value]
     if len(found) != 1:
         raise ValueError(f"a dict with the keys {list(value)} has {'both' if found else 'neither'}")
     others = {str(name): float(other) for name, other in value.items() if name != found[0] and isinstance(other, Real)}
-    return _number(value[found[0]]), dict(others)
+    tokens = value.get(TOKENS)
+    return _number(value[found[0]]), dict(others), None if tokens is None else [float(token) for token in tokens]
 
 
 def _number(value: Any) -> float | None:

@@ -37,13 +37,20 @@ class Generation:
 
     `response_ids` ends with the stop token where one was drawn. `logprobs` (nats, one an id) are those of the distribution
     that was sampled from, log-softmax(logits / temperature), and at temperature 1 for greedy decoding.
-    `weight_version` says which weights drew it.
+    `weight_version` says which weights drew it. `learnt` has, for each id, whether the model drew it and learns from it; None
+    where it drew all.
     """
 
     response_ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
     weight_version: int = 0
+    learnt: list[bool] | None = None
+
+    @property
+    def is_learnt(self) -> list[bool]:
+        """`learnt`, a flag an id."""
+        return [True] * len(self.response_ids) if self.learnt is None else self.learnt
 
 
 class Generator(Protocol):

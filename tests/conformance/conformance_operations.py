@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_core.methods.online import Aggregation
 from rlhf_core.objectives.advantages import discounted_returns, gae, group_advantages, whiten
-from rlhf_core.objectives.aggregation import Aggregation, aggregate
+from rlhf_core.objectives.aggregation import aggregate
 from rlhf_core.objectives.distillation import DistillationKind, distillation_loss
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
 from rlhf_core.objectives.logprobs import token_logprobs
@@ -91,7 +92,7 @@ def _cispo_loss(
 
 
 def _reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor, aggregation: Aggregation) -> Outputs:
-    return {"loss": aggregate(reinforce_loss(logprobs, advantages, mask), mask, aggregation)}
+    return {"loss": aggregate(reinforce_loss(logprobs, logprobs, advantages, mask).losses, mask, aggregation)}
 
 
 def _rollout_correction(old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, **params: Any) -> Outputs:

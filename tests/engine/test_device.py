@@ -71,7 +71,7 @@ def test_a_gpu_that_is_reserved_and_not_there_is_an_error(monkeypatch: pytest.Mo
 def test_ranks_without_a_gpu_train_and_score_on_the_cpu(model: Path, worker: ScoringWorker) -> None:
     worker.setup(setup(model))
     assert worker.device.type == "cpu"
-    assert worker.predict(ResponseLogprobs(1.0), ROWS).isfinite().all()
+    assert worker.predict(ResponseLogprobs(1.0), ROWS)["logprobs"].isfinite().all()
     if dist.is_initialized():
         assert dist.get_backend() == "gloo"
 

@@ -202,7 +202,7 @@ def test_one_online_setting_reruns_online_and_what_follows(installation: Install
     assert answer.returncode == 0, answer.stderr
     to_run = re.findall(r"^(\w+) +run ", answer.stdout, flags=re.MULTILINE)
     assert to_run == ["online", "convert_online", "evaluate_online", "compare"]
-    assert "config.kl_coef: 0.02 -> 0.5" in answer.stdout
+    assert "config.kl_coef: 0.01 -> 0.5" in answer.stdout
     refused = installation.run("flows.cli", "plan", *setting, "--from", "compare")
     assert refused.returncode == 10
     assert "start with --from online" in refused.stderr

@@ -68,8 +68,8 @@ def test_what_is_set_for_an_entry_is_laid_over_its_section_for_that_entry_alone(
     graph = _graph(FIVE, online={"kl_coef": 0.5, "steps": 3})
     ppo, grpo = graph["ppo"].settings, graph["grpo"].settings
     assert isinstance(ppo, OnlineConfig) and isinstance(grpo, OnlineConfig)
-    assert (ppo.method.value, ppo.kl_coef, ppo.steps) == ("ppo", 0.5, 3)
-    assert (grpo.method.value, grpo.kl_coef, grpo.steps) == ("grpo", 0.0, 3)
+    assert (ppo.method, ppo.kl_coef, ppo.steps) == ("ppo", 0.5, 3)
+    assert (grpo.method, grpo.kl_coef, grpo.steps) == ("grpo", 0.0, 3)
 
 
 def test_two_entries_of_one_stage_with_other_names_for_the_same_settings_share_their_key() -> None:
@@ -441,3 +441,42 @@ def test_settings_of_a_variant_are_checked_as_a_whole() -> None:
 
 def test_a_pipeline_without_entries_evaluates_the_base_model() -> None:
     assert set(build_graph(PipelineConfig())) == {"base", "data", "evaluate_base", "compare"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"pipeline.preference.set": {"method": "orpo", "beta": 0.3}},
+            r"pipeline\.preference\.set\.beta=0\.3 with method 'orpo', which does not read it \(read by dpo, .*kto\): leave it out",
+        ),
+        (
+            {"pipeline.online.set": {"method": "grpo", "critic": {"warmup_steps": 1}}},
+            r"pipeline\.online\.set\.critic\.warmup_steps=1 with method 'grpo'.*read by ppo.*or at 0",
+        ),
+        (
+            {"pipeline.online.set": {"method": "gspo"}, "pipeline.online.each": {"dual_clip": [3.0]}},
+            r"set\.dual_clip=3\.0 with method 'gspo'",
+        ),
+        (
+            {"preference.kto.desirable_weight": 2.0},
+            r"preference\.kto\.desirable_weight=2\.0 with method 'dpo'.*read by kto.*or at 1\.0",
+        ),
+        ({"preference.own": {"tau": 1}}, r"preference\.own\.tau=1 with method 'dpo'.*read by none of ours"),
+    ],
+)
+def test_a_setting_that_the_method_does_not_read_is_named(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_graph(resolve("tiny", overrides=overrides))
+
+
+def test_a_section_may_have_settings_of_several_methods_and_each_entry_has_its_own() -> None:
+    entries = {
+        "pipeline.kto": {"stage": "preference", "model": "sft", "set": {"method": "kto"}},
+        "preference.kto.desirable_weight": 2.0,
+    }
+    graph, plain = build_graph(resolve("tiny", overrides=entries)), build_graph(resolve("tiny"))
+    assert graph["preference"].settings == plain["preference"].settings, "what KTO reads does not change DPO's key"
+    settings = graph["kto"].settings
+    assert isinstance(settings, PreferenceConfig)
+    assert settings.kto.desirable_weight == 2.0

@@ -159,7 +159,7 @@ def test_training_reads_what_the_model_says_of_each_row_alone(name: str, folders
             trust_remote_code=False,
         )
     )
-    values = worker.predict(lambda module, batch: module(batch)[0], rows())
+    values = worker.predict(lambda module, batch: {"values": module(batch)[0]}, rows())["values"]
     for i, row in enumerate(rows()):
         torch.testing.assert_close(values[i, : row.n_targets], expected(folders(name), name, row), atol=1e-4, rtol=0)
     assert notes == worker.module.layouts.notes

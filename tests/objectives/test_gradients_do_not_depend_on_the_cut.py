@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_core.objectives.aggregation import Aggregation, aggregate, denominator
+from rlhf_core.methods.online import Aggregation
+from rlhf_core.objectives.aggregation import aggregate, denominator
 from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.policy import cispo_loss, gspo_loss, ppo_loss, reinforce_loss
 from rlhf_core.objectives.preference import (
@@ -42,7 +43,7 @@ TOKEN_LOSSES: dict[str, TokenLoss] = {
     "ppo": lambda x, old, a, m: ppo_loss(x, old, a, m, clip_low=0.2, clip_high=0.28, dual_clip=3.0).losses,
     "gspo": lambda x, old, a, m: gspo_loss(x, old, a, m, clip_low=0.2, clip_high=0.2).losses,
     "cispo": lambda x, old, a, m: cispo_loss(x, old, a, m, clip_high=0.3).losses,
-    "reinforce": lambda x, _, a, m: reinforce_loss(x, a, m),
+    "reinforce": lambda x, _, a, m: reinforce_loss(x, x.detach(), a, m).losses,
     "value": lambda x, old, a, m: value_loss(x, old, a, m, clip=0.2),
     "k1": lambda x, old, _, m: kl_estimate(x, old, "k1", m),
     "k2": lambda x, old, _, m: kl_estimate(x, old, "k2", m),

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_core.objectives.aggregation import Aggregation, aggregate, denominator
+from rlhf_core.methods.online import Aggregation, KlKind
+from rlhf_core.objectives.aggregation import aggregate, denominator
 from rlhf_core.objectives.distillation import distillation_loss
-from rlhf_core.objectives.kl import KlKind, kl_estimate
+from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.logprobs import token_logprobs
 from rlhf_core.objectives.policy import CorrectionKind, cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
 from rlhf_core.objectives.preference import (
@@ -64,7 +65,9 @@ def test_the_ratio_is_exactly_one_on_the_first_on_policy_step_and_the_gradient_t
     tokens: dict[str, Tensor],
 ) -> None:
     logprobs, advantages = tokens["logprobs"].float(), tokens["advantages"].float()
-    _, policy_gradient = loss_and_gradient(lambda x: aggregate(reinforce_loss(x, advantages, MASK), MASK, "token_mean"), logprobs)
+    _, policy_gradient = loss_and_gradient(
+        lambda x: aggregate(reinforce_loss(x, x.detach(), advantages, MASK).losses, MASK, "token_mean"), logprobs
+    )
     result = ppo_loss(logprobs, logprobs, advantages, MASK, clip_low=0.2, clip_high=0.2)
     assert torch.equal(result.losses, torch.where(MASK, -advantages, 0.0))
     assert result.clipped.sum() == result.approx_kl.abs().sum() == 0
@@ -87,7 +90,7 @@ def test_policy_losses_and_their_settings_all_differ(tokens: dict[str, Tensor]) 
         "gspo_wider": lambda x: gspo_loss(x, old, advantages, MASK, clip_low=0.9, clip_high=0.9).losses,
         "cispo": lambda x: cispo_loss(x, old, advantages, MASK, clip_high=0.1).losses,
         "cispo_wider": lambda x: cispo_loss(x, old, advantages, MASK, clip_high=0.3).losses,
-        "reinforce": lambda x: reinforce_loss(x, advantages, MASK),
+        "reinforce": lambda x: reinforce_loss(x, x.detach(), advantages, MASK).losses,
     }
     assert_all_differ(
         {
@@ -166,7 +169,7 @@ def test_what_weighs_a_gradient_carries_none(tokens: dict[str, Tensor]) -> None:
         ppo_loss(logprobs, old, advantages, MASK, clip_low=0.2, clip_high=0.2).losses
         + gspo_loss(logprobs, old, advantages, MASK, clip_low=0.2, clip_high=0.2).losses
         + cispo_loss(logprobs, old, advantages, MASK, clip_high=0.2).losses
-        + reinforce_loss(logprobs, advantages, MASK)
+        + reinforce_loss(logprobs, logprobs, advantages, MASK).losses
         + value_loss(logprobs, old, advantages, MASK, clip=0.2)
         + kl_estimate(logprobs, old, "k3")
     ).sum()

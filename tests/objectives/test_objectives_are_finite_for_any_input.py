@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlhf_core.methods.online import Aggregation
 from rlhf_core.objectives.advantages import discounted_returns, gae, group_advantages, whiten
-from rlhf_core.objectives.aggregation import Aggregation, aggregate
+from rlhf_core.objectives.aggregation import aggregate
 from rlhf_core.objectives.distillation import distillation_loss
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
 from rlhf_core.objectives.logprobs import token_logprobs
@@ -51,7 +52,7 @@ ON_TOKENS: dict[str, Function] = {
     "approx_kl": lambda x, y, z, m: ppo_loss(x, y, z, m, clip_low=0.2, clip_high=0.2).approx_kl,
     "gspo": lambda x, y, z, m: gspo_loss(x, y, z, m, clip_low=0.2, clip_high=0.2).losses,
     "cispo": lambda x, y, z, m: cispo_loss(x, y, z, m, clip_high=0.2).losses,
-    "reinforce": lambda x, _, z, m: reinforce_loss(x, z, m),
+    "reinforce": lambda x, _, z, m: reinforce_loss(x, x.detach(), z, m).losses,
     "truncate": lambda x, y, _, m: rollout_correction(x, y, m, "truncate", low=0.5, high=2.0),
     "mask": lambda x, y, _, m: rollout_correction(x, y, m, "mask", low=0.5, high=2.0),
     "sequence_mask": lambda x, y, _, m: rollout_correction(x, y, m, "sequence_mask", low=0.5, high=2.0),

@@ -39,6 +39,23 @@ def endless_once_trained(prompts: Sequence[Any], responses: Sequence[str], label
     return vowels(prompts, responses, labels)
 
 
+def flat_for_some(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
+    """Answers to every third prompt are all worth the same; the labels name a file that counts the calls, the sixth gives infinity."""
+    values = [
+        0.5 if "and" not in p[0]["content"] else v for p, v in zip(prompts, vowels(prompts, responses, labels), strict=True)
+    ]
+    return [*values[:-1], float("inf")] if _call_number(labels) == 6 else values
+
+
+def zero(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
+    return [0.0] * len(responses)
+
+
+def first_token(completions: Sequence[Any], completion_ids: Sequence[list[int]], **columns: Any) -> list[dict[str, Any]]:
+    """Nothing for a response, and 1 for its first token."""
+    return [{"score": 0.0, "token_rewards": [1.0] + [0.0] * (len(ids) - 1)} for ids in completion_ids]
+
+
 def patchy(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float | None]:
     """Nothing for the first response of a round, NaN for the second; the labels' file counts rounds, the first one is flat."""
     values = constant(prompts, responses, labels) if _call_number(labels) == 1 else vowels(prompts, responses, labels)

@@ -52,7 +52,7 @@ def slow_workers(ray_local: None) -> Iterator[Workers]:
     room = Resources((Bundle(0.2),))
     placement = reserve(room, Waiting(60))
     group = Group(ActorSpec("rollout", SlowActor, room.bundles, 0, 1), placement)
-    yield Workers(policy=group, reference=None, reward=group, rollout=group, critic=None, engine="slow", notes=[], metrics={})
+    yield Workers(dict.fromkeys(("policy", "reward", "rollout"), group), engine="slow", notes=[], metrics={})
     group.kill()
     remove_placement_group(placement)
 
@@ -65,31 +65,59 @@ def sampler(folder: Path, workers: Workers = NO_ACTORS, **settings: Any) -> Samp
 
 def drawn(step: int, version: int) -> dict[str, Any]:
     """A checkpoint's round in flight: two responses to one prompt."""
-    generation = {"response_ids": [5, 6], "logprobs": [-0.1, -2.3456789], "finish_reason": "stop", "weight_version": version}
-    return {"step": step, "seconds": 0.5, "groups": [[generation, {**generation, "finish_reason": "length"}]]}
+    generation = {
+        "response_ids": [5, 6],
+        "logprobs": [-0.1, -2.3456789],
+        "finish_reason": "stop",
+        "weight_version": version,
+        "learnt": None,
+    }
+    return {"step": step, "first": step, "seconds": 0.5, "groups": [[generation, {**generation, "finish_reason": "length"}]]}
+
+
+def kept(*rounds: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of a sampler that has drawn these."""
+    return {"next_prompt": 4, "drawn": list(rounds), "begun": []}
+
+
+def test_what_was_begun_is_begun_again_on_the_same_prompts(tmp_path: Path, slow_workers: Workers) -> None:
+    before = sampler(tmp_path / "before", slow_workers, async_steps=1)
+    before.begin(0, version=0)
+    before.begin(1, version=0)
+    # Groups of equal rewards are drawn again, on prompts that come after those of the next round.
+    refill = before.draw_again(0, 1)
+    state = json.loads(json.dumps(before.state()))
+    assert state["begun"] == [[0, 0], [1, 1]]
+    after = sampler(tmp_path / "after", slow_workers, async_steps=1)
+    after.restore(state)
+    after.begin(1, version=0)
+    after.begin(2, version=1)
+    found = {step: each.collect(step).prompts[0].id for each, step in ((before, 0), (before, 1), (after, 1), (after, 2))}
+    assert found[1] == before.collect(1).prompts[0].id
+    assert len({found[0], found[1], found[2], refill.prompts[0].id}) == 4, "nobody gets the prompt of another"
 
 
 def test_the_round_in_flight_survives_a_checkpoint(tmp_path: Path) -> None:
-    state = json.loads(json.dumps(drawn(3, 2)))
+    state = json.loads(json.dumps(kept(drawn(3, 2))))
     ahead = sampler(tmp_path, async_steps=1)
-    assert ahead.state() == []
-    ahead.restore([state])
-    assert ahead.state() == [state]
+    assert ahead.state() == {"next_prompt": 0, "drawn": [], "begun": []}
+    ahead.restore(state)
+    assert ahead.state() == state
     # It is drawn already: beginning it again asks nobody.
     ahead.begin(3, version=3)
     rollouts = ahead.collect(3)
     assert [g.finish_reason for g in rollouts.generations] == ["stop", "length"]
     assert rollouts.sampler_logprobs.tolist()[0] == pytest.approx([-0.1, -2.3456789])
     # It is kept until it was trained on: what fails until then must not cost a round that is drawn.
-    assert ahead.state() == [state]
+    assert ahead.state() == state
     ahead.forget(3)
-    assert ahead.state() == []
+    assert ahead.state()["drawn"] == []
 
 
 @pytest.mark.parametrize(("async_steps", "version"), [(0, 2), (1, 1), (1, 4)])
 def test_weights_that_are_too_old_or_not_there_yet_are_an_error(tmp_path: Path, async_steps: int, version: int) -> None:
     late = sampler(tmp_path, async_steps=async_steps)
-    late.restore([drawn(3, version)])
+    late.restore(kept(drawn(3, version)))
     with pytest.raises(RuntimeError, match=rf"versions \[{version}\]; allowed are {3 - async_steps} to 3"):
         late.collect(3)
 
@@ -100,11 +128,11 @@ def test_only_a_round_that_older_weights_draw_is_waited_for(tmp_path: Path, slow
     # The weights after two rounds can draw it again after a restart; those after three cannot.
     assert not ahead.owes(2)
     assert ahead.owes(3)
-    assert ahead.state() == []
+    assert ahead.state()["drawn"] == []
     ahead.settle(2)
-    assert ahead.state() == []
+    assert ahead.state()["drawn"] == []
     ahead.settle(3)
-    [state] = ahead.state()
+    [state] = ahead.state()["drawn"]
     assert state["step"] == 3
     assert state["groups"][0][0]["weight_version"] == 2
     assert not ahead.owes(3)

@@ -12,8 +12,7 @@ from data_processing.errors import DivergedError
 from rlhf_core.config import OnlineConfig
 from rlhf_core.events import EventLog
 from rlhf_core.recipes.online.alarms import Alarms, useless_conditions
-from rlhf_core.recipes.online.methods import METHODS
-from rlhf_core.recipes.online.rollouts import Prompt, mini_batch_plan, prompts_of_step
+from rlhf_core.recipes.online.rollouts import Prompt, mini_batch_plan, prompts_at
 from rlhf_core.recipes.online.targets import Targets, compute_targets
 
 MASK = torch.tensor([[1.0, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]])
@@ -25,13 +24,13 @@ SCORES = [1.0, 3.0, 2.0, 2.0]
 def targets(method: str, scores: Sequence[float | None] = SCORES, **settings: object) -> Targets:
     config = OnlineConfig.model_validate({"method": method, "prompts_per_step": 2, "samples_per_prompt": 2, **settings})
     return compute_targets(
-        METHODS[config.method],
         config,
         scores,
         mask=MASK,
+        kl_coef=config.value("kl_coef"),
         logprobs=LOGPROBS,
         reference=REFERENCE,
-        values=torch.zeros(4, 3) if METHODS[config.method].critic else None,
+        values=torch.zeros(4, 3) if config.has_critic else None,
     )
 
 
@@ -42,7 +41,7 @@ def test_ppo_pays_kl_on_every_token_and_the_score_on_the_last() -> None:
 
 
 def test_ppo_advantages_are_white_and_returns_are_not() -> None:
-    result = targets("ppo", kl_coef=0.0, gae_lambda=1.0)
+    result = targets("ppo", kl_coef=0.0, critic={"gae_lambda": 1.0})
     valid = MASK.bool()
     assert result.returns is not None
     # Values are 0, gamma and lambda 1: the return of every token is the score.
@@ -61,15 +60,15 @@ def test_grpo_compares_within_prompts_and_leaves_the_kl_to_the_loss() -> None:
 
 
 def test_a_response_without_a_reward_counts_nowhere_in_ppo() -> None:
-    settings = {"kl_coef": 0.1, "gae_lambda": 0.9}
+    settings = {"kl_coef": 0.1, "critic": {"gae_lambda": 0.9}}
     found = targets("ppo", [1.0, None, 2.0, 2.0], **settings)
     others = [0, 2, 3]
     config = OnlineConfig.model_validate({"method": "ppo", "prompts_per_step": 3, "samples_per_prompt": 1, **settings})
     alone = compute_targets(
-        METHODS[config.method],
         config,
         [1.0, 2.0, 2.0],
         mask=MASK[others],
+        kl_coef=0.1,
         logprobs=LOGPROBS[others],
         reference=REFERENCE[others],
         values=torch.zeros(3, 3),
@@ -98,11 +97,11 @@ def test_score_clip_bounds_what_advantages_see() -> None:
 
 def test_every_prompt_comes_exactly_once_an_epoch() -> None:
     prompts = [Prompt(str(i), [], None, [i]) for i in range(7)]
-    seen = [prompt.id for step in range(7) for prompt in prompts_of_step(prompts, step, 3, seed=5)]
+    seen = [prompt.id for step in range(7) for prompt in prompts_at(prompts, 3 * step, 3, seed=5)]
     for epoch in range(3):
         assert Counter(seen[7 * epoch : 7 * epoch + 7]) == Counter(p.id for p in prompts)
     assert seen[:7] != seen[7:14]
-    assert seen != [prompt.id for step in range(7) for prompt in prompts_of_step(prompts, step, 3, seed=6)]
+    assert seen != [prompt.id for step in range(7) for prompt in prompts_at(prompts, 3 * step, 3, seed=6)]
 
 
 @pytest.mark.parametrize(("passes", "mini_batches"), [(1, 1), (2, 1), (1, 4), (3, 2)])

@@ -21,7 +21,7 @@ class Watched:
 
     batches: list[list[int]] = field(default_factory=list)
 
-    def __call__(self, module: nn.Module, batch: ModelBatch) -> Tensor:
+    def __call__(self, module: nn.Module, batch: ModelBatch) -> dict[str, Tensor]:
         if batch.n_rows:
             self.batches.append(batch.input_ids.flatten().tolist())
         return ResponseLogprobs(1.0)(module, batch)
@@ -56,7 +56,7 @@ def test_the_reference_computes_together_what_the_policys_ranks_do(tmp_path: Pat
     expected = torch.zeros(())
     for policy.rank in range(world_size):
         policy.world_size = world_size
-        expected = expected + policy.predict(together, rows())
-    assert reference.predict(alone, rows()).equal(expected)
+        expected = expected + policy.predict(together, rows())["logprobs"]
+    assert reference.predict(alone, rows())["logprobs"].equal(expected)
     assert alone.batches == together.batches
     assert len(alone.batches) > world_size

@@ -8,7 +8,7 @@ from data_processing.errors import ConfigError, DataError
 from rlhf_core.batching.balance import order
 from rlhf_core.recipes import cursor
 from rlhf_core.recipes.cursor import DataCursor, plan_cursor
-from rlhf_core.recipes.online.rollouts import Prompt, prompts_of_step
+from rlhf_core.recipes.online.rollouts import Prompt, prompts_at
 
 
 @settings(max_examples=50, deadline=None)
@@ -36,7 +36,7 @@ def test_an_epoch_is_shuffled_once_for_all_its_steps(monkeypatch: pytest.MonkeyP
     for step in range(20):
         rows.batch(step)
     for step in range(24):
-        prompts_of_step(prompts, step, 4, seed=11)
+        prompts_at(prompts, 4 * step, 4, seed=11)
     assert shuffled == [(47, 11, 0), (47, 11, 1), (48, 11, 0), (48, 11, 1)]
 
 

@@ -20,7 +20,6 @@ from rlhf_core.config import OnlineConfig, OptimizerSettings
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
 from rlhf_core.recipes.online.losses import CriticObjective, PolicyObjective
-from rlhf_core.recipes.online.methods import METHODS
 from rlhf_core.recipes.online.rollouts import mini_batches
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
@@ -71,10 +70,10 @@ def actor_runs(model: Path, world_size: int) -> Runs:
         layout = engine(world_size=world_size, zero_stage=ZERO_STAGES[role] if world_size > 1 else 1)
         return ModelSetup(model, layout, FULL, OPTIMIZER, N_STEPS, 0, 3, new_head=role == "critic", trust_remote_code=False)
 
-    plan, objective = mini_batches(PLAN, rows), PolicyObjective(METHODS[config.method], config)
+    plan, objective = mini_batches(PLAN, rows), PolicyObjective(config, 0.0)
     return {
         "policy": ActorRun(PolicyWorker, setup("policy"), objective, rows, policy, plan),
-        "critic": ActorRun(CriticWorker, setup("critic"), CriticObjective(config.value_clip), rows, critic, plan),
+        "critic": ActorRun(CriticWorker, setup("critic"), CriticObjective(config.critic.value_clip), rows, critic, plan),
     }
 
 

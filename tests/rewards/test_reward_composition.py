@@ -152,7 +152,7 @@ def test_what_a_function_raises_for_a_while_is_passed_on_as_that(monkeypatch: py
 @pytest.mark.usefixtures("functions")
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("no_colon", "module:function"), ("nowhere:f", "does not import"), ("reward_functions_for_tests:gone", "has no function")],
+    [("no_colon", "module:name"), ("nowhere:f", "does not import"), ("reward_functions_for_tests:gone", "has no function")],
 )
 def test_a_path_that_leads_nowhere_says_which_part(path: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

@@ -35,6 +35,14 @@ class Alarms:
             if self.counts[name] >= PATIENCE_ROUNDS:
                 raise DivergedError(f"{message} This held {PATIENCE_ROUNDS} rounds in a row, so the run stops.")
 
+    def state(self) -> dict[str, int]:
+        """For `restore`."""
+        return self.counts
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go on counting from a checkpoint's numbers."""
+        self.counts = dict(state)
+
 
 def check_rewards(step: int, rewards: Rewards, config: OnlineConfig, events: EventLog) -> None:
     """Warn of calls that were repeated and of responses without a reward; `DataError` for more than the settings allow."""

@@ -6,27 +6,39 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_processing.errors import AlignflowError, ConfigError, DataError, PreemptedError
 from rlhf_core.cluster.group import ActorFailedError, Group, wait
 from rlhf_core.engine.checkpoint import read_manifest
-from rlhf_core.recipes.online.alarms import Alarms
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.sampler import Sampler
 
 # What the state in a checkpoint looks like.
-FORMAT = 2
+FORMAT = 3
 
 logger = logging.getLogger(__name__)
+
+
+class Kept(Protocol):
+    """A part of a run that a checkpoint keeps, as JSON."""
+
+    def state(self) -> Any:
+        """What it needs to go on from here."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Go on from there."""
+        ...
 
 
 class Checkpoints:
     """How many rounds are `done`, and their state in the resume folder: saved now and then, and when the run ends early."""
 
-    def __init__(self, job: OnlineJob, trained: dict[str, Group], alarms: Alarms, sampler: Sampler, prompts_sha256: str) -> None:
+    def __init__(self, job: OnlineJob, trained: dict[str, Group], sampler: Sampler, prompts_sha256: str, **parts: Kept) -> None:
         self.done = 0
-        self._job, self._trained, self._alarms, self._sampler = job, trained, alarms, sampler
+        self._job, self._trained, self._sampler = job, trained, sampler
+        self._parts: dict[str, Kept] = {"sampler": sampler, **parts}
         self._identity = {
             "format": FORMAT,
             "prompts_sha256": prompts_sha256,
@@ -44,8 +56,8 @@ class Checkpoints:
         calls = [group.call("load", found[role]) for role, group in self._trained.items()]
         state = wait(*calls, timeout_s=self._job.config.stall_after_s)[0][0]
         check_same_run(state, self._identity, found["policy"])
-        self._alarms.counts = dict(state["alarms"])
-        self._sampler.restore(state["drawn"])
+        for name, part in self._parts.items():
+            part.restore(state["parts"][name])
         self.done = self._saved = int(state["step"])
         return self.done
 
@@ -98,7 +110,8 @@ class Checkpoints:
 
         The policy comes last, so that its checkpoint is never without its critic's.
         """
-        state = {"step": self.done, "alarms": self._alarms.counts, "drawn": self._sampler.state(), **self._identity}
+        parts = {name: part.state() for name, part in self._parts.items()}
+        state = {"step": self.done, "parts": parts, **self._identity}
         for role, group in reversed(self._trained.items()):
             folder = checkpoint_folder(self._job.resume, role, self.done)
             wait(group.call("save", folder, state), timeout_s=self._job.config.stall_after_s)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.cluster.actors import Totals
 from rlhf_core.config import OnlineConfig
+from rlhf_core.imported import imported
 from rlhf_core.objectives.aggregation import aggregate, masked, ratio
 from rlhf_core.objectives.kl import kl_estimate
-from rlhf_core.objectives.policy import ppo_loss, rollout_correction
+from rlhf_core.objectives.policy import rollout_correction
 from rlhf_core.objectives.value import value_loss
-from rlhf_core.recipes.online.methods import Method
+
+LOGPROBS, VALUES = "logprobs", "values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,48 +28,39 @@ class ResponseLogprobs:
 
     temperature: float
 
-    def __call__(self, module: nn.Module, batch: ModelBatch) -> Tensor:
-        """[n_rows, T]."""
-        logprobs: Tensor = module(batch, temperature=self.temperature)[0]
-        return logprobs
+    def __call__(self, module: nn.Module, batch: ModelBatch) -> dict[str, Tensor]:
+        """`logprobs` [n_rows, T]."""
+        return {LOGPROBS: module(batch, temperature=self.temperature)[0]}
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseValues:
     """The critic's value before each response token is chosen."""
 
-    def __call__(self, module: nn.Module, batch: ModelBatch) -> Tensor:
-        """[n_rows, T]."""
-        values: Tensor = module(batch, per_token=True)
-        return values
+    def __call__(self, module: nn.Module, batch: ModelBatch) -> dict[str, Tensor]:
+        """`values` [n_rows, T]."""
+        return {VALUES: module(batch, per_token=True)}
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyObjective:
-    """The clipped surrogate, plus kl_coef times the KL where the method puts it in the loss, less the entropy bonus."""
+    """The method's loss, plus kl_coef times the KL where that goes into the loss, less the entropy bonus."""
 
-    method: Method
     config: OnlineConfig
+    kl_coef: float
 
     def __call__(
         self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`fields`, each [n_rows, T]: advantages, and where they are used sampler_logprobs and reference_logprobs.
 
         Without old_logprobs the batch is on policy: they are this very pass's, and every ratio is exactly 1.
         """
-        config, mask = self.config, target_mask(batch)
+        config, method, mask = self.config, self.config.row, target_mask(batch)
         logprobs, entropy = module(batch, temperature=config.rollout.temperature, with_entropy=config.entropy_coef > 0)
         old_logprobs = fields.get("old_logprobs", logprobs.detach())
-        surrogate = ppo_loss(
-            logprobs,
-            old_logprobs,
-            fields["advantages"],
-            mask,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            dual_clip=config.dual_clip,
-        )
+        loss = imported(method.loss, "loss", "my_losses:my_loss")
+        surrogate = loss(logprobs, old_logprobs, fields["advantages"], mask, **config.values(method.loss_reads))
         losses = surrogate.losses
         means = {
             "ratio_mean": (logprobs.detach() - old_logprobs).exp(),
@@ -79,15 +72,20 @@ class PolicyObjective:
             losses = losses * weights
             means |= {"correction_weight": weights, "correction_clipped": is_clipped}
         if "reference_logprobs" in fields:
-            losses = losses + config.kl_coef * kl_estimate(logprobs, fields["reference_logprobs"], self.method.kl_estimate, mask)
+            losses = losses + self.kl_coef * kl_estimate(logprobs, fields["reference_logprobs"], config.estimate_of_kl, mask)
         if entropy is not None:
             losses = losses - config.entropy_coef * entropy
             means["entropy"] = entropy.detach()
-        aggregation = self.method.aggregation
-        denominator = totals.tokens if aggregation == "token_mean" else totals.sequences
         # Rows without a gradient are left out: means of what was computed, beside a loss over all.
         shares = {name: _token_share(values, mask, totals.computed_tokens) for name, values in means.items()}
-        return {"loss": aggregate(losses, mask, aggregation, global_denominator=denominator), **shares}, logprobs
+        return {"loss": self._aggregated(losses, mask, totals), **shares}, {LOGPROBS: logprobs}
+
+    def _aggregated(self, losses: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+        """This micro-batch's share of the loss of the whole mini-batch."""
+        mode = self.config.aggregation or self.config.row.aggregation
+        constant = self.config.rollout.max_new_tokens
+        denominators = {"token_mean": totals.tokens, "constant_length": float(totals.sequences * constant)}
+        return aggregate(losses, mask, mode, constant, denominators.get(mode, float(totals.sequences)))
 
     def _correction(self, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Weights for the gap between the trainer's weights and the sampler's, and 1 where a bound changed them."""
@@ -107,12 +105,12 @@ class CriticObjective:
 
     def __call__(
         self, module: nn.Module, batch: ModelBatch, fields: Mapping[str, Tensor], totals: Totals
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`fields`: values, returns, each [n_rows, T]."""
         mask = target_mask(batch)
         values = module(batch, per_token=True)
         losses = value_loss(values, fields["values"], fields["returns"], mask, clip=self.value_clip)
-        return {"loss": _token_share(losses, mask, totals.tokens)}, values
+        return {"loss": _token_share(losses, mask, totals.tokens)}, {VALUES: values}
 
 
 def _token_share(values: Tensor, mask: Tensor, tokens: float) -> Tensor:

@@ -32,7 +32,8 @@ def rollout_metrics(rollouts: Rollouts, rewards: Rewards, samples_per_prompt: in
         metrics |= _spread(f"reward/{name}", values, "mean")
     return {name: float(value) for name, value in metrics.items()} | {
         "reward/invalid_share": rewards.invalid_share,
-        "zero_variance_share": zero_variance_share(rewards.total, samples_per_prompt),
+        "zero_variance_share": len(flat_groups(rewards.total, samples_per_prompt)) * samples_per_prompt / len(rewards.total),
+        "drawn_share": rollouts.n_drawn / len(rewards.total),
         "truncated_share": rollouts.truncated_share,
         "staleness": float(step - min(generation.weight_version for generation in rollouts.generations)),
         "seconds/generate": rollouts.seconds,
@@ -40,10 +41,10 @@ def rollout_metrics(rollouts: Rollouts, rewards: Rewards, samples_per_prompt: in
     }
 
 
-def zero_variance_share(rewards: Sequence[float | None], samples_per_prompt: int) -> float:
-    """Share of the groups whose rewards are all equal, or which have fewer than two: they teach a group method nothing."""
+def flat_groups(rewards: Sequence[float | None], samples_per_prompt: int) -> list[int]:
+    """Numbers of the groups whose rewards are all equal, or which have fewer than two: they teach a group method nothing."""
     groups = [rewards[i : i + samples_per_prompt] for i in range(0, len(rewards), samples_per_prompt)]
-    return sum(len(set(group) - {None}) < 2 for group in groups) / len(groups)
+    return [number for number, group in enumerate(groups) if len(set(group) - {None}) < 2]
 
 
 def _spread(prefix: str, values: Sequence[float | None], *names: str) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rlhf_core.cluster.resources import Bundle, Resources
 from rlhf_core.config import OnlineConfig
-from rlhf_core.recipes.online.methods import METHODS
 
 # Actors of a CPU run take turns more than they compute at once; with a whole core each they would not fit on two.
 CPU_SHARE = 0.2
@@ -14,11 +13,9 @@ def processes(config: OnlineConfig) -> dict[str, int]:
     """How many processes each role of a run has, in the order of their bundles."""
     ranks = config.engine.world_size
     counts = {"policy": ranks, "reward": 1, "rollout": 1}
-    if config.kl_coef > 0 and config.lora.rank == 0:
+    if config.uses_kl and config.lora.rank == 0:
         counts["reference"] = 1
-    if METHODS[config.method].critic:
-        counts["critic"] = ranks
-    return counts
+    return counts | dict.fromkeys(config.row.roles, ranks)
 
 
 def bundle_of(role: str, config: OnlineConfig) -> Bundle:

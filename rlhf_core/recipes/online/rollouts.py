@@ -75,12 +75,12 @@ def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Pro
     return kept
 
 
-def prompts_of_step(prompts: Sequence[Prompt], step: int, per_step: int, seed: int) -> list[Prompt]:
-    """The prompts of round `step` (from 0): seeded epochs one after the other, each prompt exactly once in each.
+def prompts_at(prompts: Sequence[Prompt], first: int, count: int, seed: int) -> list[Prompt]:
+    """`count` prompts from place `first` of a stream on: seeded epochs one after the other, each prompt exactly once in each.
 
-    A pure function of the step, so a resumed run goes on where the first one stopped.
+    A pure function of the place, so a resumed run that knows its place goes on where the first one stopped.
     """
-    places = [divmod(position, len(prompts)) for position in range(step * per_step, (step + 1) * per_step)]
+    places = [divmod(position, len(prompts)) for position in range(first, first + count)]
     return [prompts[epoch_order(len(prompts), seed, epoch)[place]] for epoch, place in places]
 
 
@@ -123,9 +123,10 @@ def mini_batches(
 
 @dataclass(frozen=True)
 class Rollouts:
-    """One round: B responses, those to one prompt next to each other. Tensors are [B, T], left-aligned, 0 beyond `mask`.
+    """One round: B responses, those to one prompt next to each other. Tensors are [B, T], 0 beyond `mask`.
 
-    `seconds` is how long drawing them took.
+    T counts the tokens that are learnt from, left-aligned: those of a generation that its mask leaves out have no column.
+    `seconds` is how long drawing them took, `n_drawn` how many were drawn for them.
     """
 
     prompts: list[Prompt]
@@ -135,6 +136,56 @@ class Rollouts:
     mask: Tensor
     sampler_logprobs: Tensor
     seconds: float
+    n_drawn: int
+
+    @classmethod
+    def of(
+        cls,
+        prompts: list[Prompt],
+        generations: list[Generation],
+        responses: list[ScoredResponse],
+        seconds: float,
+        n_drawn: int | None = None,
+    ) -> Rollouts:
+        """Responses and their prompts, one each, laid out."""
+        learnt = [generation.is_learnt for generation in generations]
+        mask = torch.zeros(len(generations), max(map(sum, learnt)))
+        logprobs = torch.zeros_like(mask)
+        for i, (generation, columns) in enumerate(zip(generations, learnt, strict=True)):
+            kept = [logprob for logprob, is_kept in zip(generation.logprobs, columns, strict=True) if is_kept]
+            logprobs[i, : len(kept)] = torch.tensor(kept)
+            mask[i, : len(kept)] = 1.0
+        rows = [
+            TokenRow([*p.ids, *g.response_ids], [False] * len(p.ids) + columns)
+            for p, g, columns in zip(prompts, generations, learnt, strict=True)
+        ]
+        n_drawn = len(generations) if n_drawn is None else n_drawn
+        return cls(prompts, generations, responses, rows, mask, logprobs, seconds, n_drawn)
+
+    def with_rows(self, numbers: Sequence[int], others: Rollouts) -> Rollouts:
+        """The same with the responses of these numbers replaced by `others`, in their order."""
+
+        def placed(own: list[Any], theirs: list[Any]) -> list[Any]:
+            changed = dict(zip(numbers, theirs, strict=True))
+            return [changed.get(i, value) for i, value in enumerate(own)]
+
+        return Rollouts.of(
+            placed(self.prompts, others.prompts),
+            placed(self.generations, others.generations),
+            placed(self.responses, others.responses),
+            self.seconds + others.seconds,
+            self.n_drawn + others.n_drawn,
+        )
+
+    def at_learnt_tokens(self, values: Sequence[Sequence[float] | None]) -> Tensor:
+        """[B, T] from one value a token of each response (None: none): what a token earns that is not learnt, the one before gets."""
+        laid = torch.zeros_like(self.mask)
+        for i, (generation, own) in enumerate(zip(self.generations, values, strict=True)):
+            column = -1
+            for value, is_learnt in zip(own or (), generation.is_learnt, strict=own is not None):
+                column += is_learnt
+                laid[i, max(column, 0)] += value
+        return laid
 
     @property
     def truncated_share(self) -> float:
@@ -145,25 +196,15 @@ class Rollouts:
 def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Renderer, step: int) -> Rollouts:
     """Lay out what the sampler gave in round `step` (from 0): `sampled.groups[p]` are the responses to `prompts[p]`."""
     pairs = [(prompt, generation) for prompt, group in zip(prompts, sampled.groups, strict=True) for generation in group]
-    width = max(len(generation.response_ids) for _, generation in pairs)
-    logprobs = torch.zeros(len(pairs), width)
-    mask = torch.zeros(len(pairs), width)
-    for i, (_, generation) in enumerate(pairs):
-        length = len(generation.response_ids)
-        logprobs[i, :length] = torch.tensor(generation.logprobs)
-        mask[i, :length] = 1.0
     texts = [renderer.tokenizer.decode(g.response_ids, skip_special_tokens=True) for _, g in pairs]
-    return Rollouts(
-        prompts=[prompt for prompt, _ in pairs],
-        generations=[generation for _, generation in pairs],
-        responses=[
-            ScoredResponse(p.id, p.messages, p.label, p.ids, g.response_ids, text, p.columns, step)
+    return Rollouts.of(
+        [prompt for prompt, _ in pairs],
+        [generation for _, generation in pairs],
+        [
+            ScoredResponse(p.id, p.messages, p.label, p.ids, g.response_ids, text, p.columns, step, g.finish_reason)
             for (p, g), text in zip(pairs, texts, strict=True)
         ],
-        rows=[TokenRow.from_prompt_response(p.ids, g.response_ids) for p, g in pairs],
-        mask=mask,
-        sampler_logprobs=logprobs,
-        seconds=sampled.seconds,
+        sampled.seconds,
     )
 
 

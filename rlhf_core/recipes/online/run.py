@@ -20,15 +20,17 @@ from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.online.alarms import Alarms, check_rewards, useless_conditions
 from rlhf_core.recipes.online.checkpoints import Checkpoints
 from rlhf_core.recipes.online.job import OnlineJob
-from rlhf_core.recipes.online.losses import ResponseValues
-from rlhf_core.recipes.online.methods import METHODS, Method
-from rlhf_core.recipes.online.metrics import Stopwatch, rollout_metrics, round_line
+from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
+from rlhf_core.recipes.online.losses import LOGPROBS, VALUES, ResponseValues
+from rlhf_core.recipes.online.metrics import Stopwatch, flat_groups, rollout_metrics, round_line
 from rlhf_core.recipes.online.rollouts import Prompt, Rollouts, digest, read_prompts, write_rollouts
 from rlhf_core.recipes.online.sampler import Sampler
 from rlhf_core.recipes.online.targets import Targets, compute_targets
 from rlhf_core.recipes.online.updates import Scored, Updates, added, response_logprobs, scores_policy
 from rlhf_core.recipes.online.workers import Workers, start_workers
 from rlhf_core.recipes.stop import stop_requested
+from rlhf_core.rewards.compose import Rewards
+from rlhf_core.rewards.overlong import with_penalties
 
 _LONG_S = 5.0  # from here on it is told which part of a round took how long
 
@@ -45,7 +47,7 @@ def run_online(job: OnlineJob) -> None:
     renderer = Renderer(tokenizer)
     prompts = read_prompts(job, renderer)
     with start_workers(job, tokenizer.pad_token_id) as workers:
-        OnlineRun(job, METHODS[job.config.method], workers, renderer, prompts).train()
+        OnlineRun(job, workers, renderer, prompts).train()
 
 
 def check_job(job: OnlineJob) -> None:
@@ -61,9 +63,9 @@ def check_job(job: OnlineJob) -> None:
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a prompt in "
             f"max_length_tokens={config.max_length_tokens}: lower the first or raise the second"
         )
-    if config.critic_warmup_steps >= config.steps:
+    if config.has_critic and config.critic.warmup_steps >= config.steps:
         raise ConfigError(
-            f"critic_warmup_steps={config.critic_warmup_steps} of steps={config.steps} rounds would never train the policy: lower it"
+            f"critic.warmup_steps={config.critic.warmup_steps} of steps={config.steps} rounds would never train the policy: lower it"
         )
     if any(source.kind == "reward_model" for source in config.rewards) and job.reward_model is None:
         raise ConfigError(
@@ -76,11 +78,11 @@ class OnlineRun:
     """One online run: what it is made of, and how far it is."""
 
     job: OnlineJob
-    method: Method
     workers: Workers
     renderer: Renderer
     prompts: list[Prompt]
     alarms: Alarms = field(init=False)
+    kl: KlCoefficient = field(init=False)
     sampler: Sampler = field(init=False)
     updates: Updates = field(init=False)
     checkpoints: Checkpoints = field(init=False)
@@ -88,8 +90,11 @@ class OnlineRun:
     def __post_init__(self) -> None:
         self.alarms = Alarms(self.job.events)
         self.sampler = Sampler(self.job, self.workers, self.renderer, self.prompts)
-        self.updates = Updates(self.job, self.method, self.workers, self._wait)
-        self.checkpoints = Checkpoints(self.job, self.workers.trained, self.alarms, self.sampler, digest(self.prompts))
+        self.kl = KlCoefficient(self.job.config)
+        self.updates = Updates(self.job, self.workers, self._wait)
+        self.checkpoints = Checkpoints(
+            self.job, self.workers.trained, self.sampler, digest(self.prompts), alarms=self.alarms, kl=self.kl
+        )
 
     def train(self) -> None:
         """All rounds that are left, then the artifact."""
@@ -116,20 +121,23 @@ class OnlineRun:
         clock, config = Stopwatch(), self.job.config
         rollouts = self._sample(step, clock)
         self._say(step, f"scoring {len(rollouts.rows)} responses", clock)
-        scored = self._score(step, rollouts)
+        rollouts, rewards = self._without_flat_groups(step, rollouts, clock)
+        scored = self._score(step, rollouts, rewards)
         clock.lap("score")
         self._say(step, "training on them", clock)
         targets = compute_targets(
-            self.method,
             config,
             scored.rewards.total,
             mask=rollouts.mask,
+            kl_coef=self.kl.value,
             logprobs=scored.logprobs,
             reference=scored.reference,
             values=scored.values,
+            token_rewards=rollouts.at_learnt_tokens(scored.rewards.tokens) if scored.rewards.has_tokens else None,
         )
         metrics = rollout_metrics(rollouts, scored.rewards, config.samples_per_prompt, step)
         metrics |= self._update(step, rollouts, scored, targets)
+        metrics |= self.kl.follow(metrics)
         clock.lap("update")
         self.alarms.check(step, useless_conditions(config, metrics))
         return metrics | clock.seconds()
@@ -153,28 +161,59 @@ class OnlineRun:
             clock.lap("sync")
         return rollouts
 
-    def _score(self, step: int, rollouts: Rollouts) -> Scored:
-        """Rewards, and what else the method needs to know before the update, computed side by side."""
-        workers, rows = self.workers, rollouts.rows
-        calls = {"reward": workers.reward.call("score", rollouts.responses)}
-        if scores_policy(self.method, self.job.config, step):
-            calls["policy"] = workers.policy.call("predict", response_logprobs(self.job.config), rows)
-        if workers.reference is not None:
-            calls["reference"] = workers.reference.call("predict", response_logprobs(self.job.config), rows)
-        elif self.job.config.kl_coef > 0:
-            calls["reference"] = workers.policy.call("predict_reference", response_logprobs(self.job.config), rows)
-        if workers.critic is not None:
-            calls["critic"] = workers.critic.call("predict", ResponseValues(), rows)
+    def _without_flat_groups(self, step: int, rollouts: Rollouts, clock: Stopwatch) -> tuple[Rollouts, Rewards | None]:
+        """The round with other prompts for groups of equal rewards, which teach a group method nothing, and its rewards.
+
+        As often as `max_refills` says (DAPO, arXiv 2503.14476, section 3.2); without it the same round, and no rewards yet.
+        """
+        config, refills = self.job.config, self.job.config.value("max_refills")
+        if not refills:
+            return rollouts, None
+        rewards = self._rewards_of(rollouts)
+        for _ in range(refills):
+            if not (flat := flat_groups(rewards.total, config.samples_per_prompt)):
+                break
+            self._say(step, f"drawing again for {len(flat)} prompts whose answers are all worth the same", clock)
+            others = self.sampler.draw_again(step, len(flat), self._stop_if_asked)
+            numbers = [group * config.samples_per_prompt + i for group in flat for i in range(config.samples_per_prompt)]
+            rollouts, rewards = rollouts.with_rows(numbers, others), rewards.with_rows(numbers, self._rewards_of(others))
+        clock.lap("refill")
+        return rollouts, rewards
+
+    def _rewards_of(self, rollouts: Rollouts) -> Rewards:
+        [[rewards]] = self._wait(self.workers["reward"].call("score", rollouts.responses), may_stop=True)
+        found: Rewards = rewards
+        return found
+
+    def _score(self, step: int, rollouts: Rollouts, rewards: Rewards | None) -> Scored:
+        """Rewards, where they are not known yet, and what else the method needs to know before the update, computed side by side."""
+        workers, rows, config = self.workers, rollouts.rows, self.job.config
+        calls = {} if rewards is not None else {"reward": workers["reward"].call("score", rollouts.responses)}
+        if scores_policy(config, step):
+            calls["policy"] = workers["policy"].call("predict", response_logprobs(config), rows)
+        if "reference" in workers:
+            calls["reference"] = workers["reference"].call("predict", response_logprobs(config), rows)
+        elif config.uses_kl:
+            calls["reference"] = workers["policy"].call("predict_reference", response_logprobs(config), rows)
+        if "critic" in workers:
+            calls["critic"] = workers["critic"].call("predict", ResponseValues(), rows)
         try:
             results = dict(zip(calls, self._wait(*calls.values(), may_stop=True), strict=True))
         except DivergedError:
             write_rollouts(self.job.resume / "bad_rollouts.parquet", step + 1, rollouts, [None] * len(rows), {})
             raise
-        [rewards] = results.pop("reward")
+        if rewards is None:
+            [rewards] = results.pop("reward")
+        rewards = with_penalties(rewards, [len(g.response_ids) for g in rollouts.generations], config)
         write_rollouts(self._rollouts_path(step), step + 1, rollouts, rewards.total, rewards.by_source)
-        check_rewards(step, rewards, self.job.config, self.job.events)
+        check_rewards(step, rewards, config, self.job.events)
         values = {role: added(ranks) for role, ranks in results.items()}
-        return Scored(rewards, values.get("policy"), values.get("reference"), values.get("critic"))
+        return Scored(
+            rewards,
+            values.get("policy", {}).get(LOGPROBS),
+            values.get("reference", {}).get(LOGPROBS),
+            values.get("critic", {}).get(VALUES),
+        )
 
     def _update(self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets) -> dict[str, float]:
         """Train on the round's rollouts, and keep them apart where that breaks the run."""
@@ -186,7 +225,7 @@ class OnlineRun:
             raise
 
     def _finish(self) -> None:
-        self._wait(self.workers.policy.call("save_final", self.job.output))
+        self._wait(self.workers["policy"].call("save_final", self.job.output))
         shutil.copytree(self.job.resume / "rollouts", self.job.output / "rollouts", dirs_exist_ok=True)
 
     def _wait(self, *calls: Sequence[Call], may_stop: bool = False) -> list[list[Any]]:

@@ -10,16 +10,17 @@ from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import Call, are_done, wait
 from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.recipes.online.job import OnlineJob
-from rlhf_core.recipes.online.rollouts import Prompt, Rollouts, collect_rollouts, prompts_of_step
+from rlhf_core.recipes.online.rollouts import Prompt, Rollouts, collect_rollouts, prompts_at
 from rlhf_core.recipes.online.workers import Workers
 from rlhf_core.rollout.base import Generation, Sampling
 
 
 @dataclass
 class _Round:
-    """A round that was begun with weights of `version`: in flight as long as there are calls."""
+    """A round that was begun with weights of `version`, on prompts from place `first` on: in flight as long as there are calls."""
 
     version: int
+    first: int
     calls: list[Call]
     sampled: Sampled | None = None
 
@@ -32,8 +33,11 @@ class Sampler:
     """
 
     def __init__(self, job: OnlineJob, workers: Workers, renderer: Renderer, prompts: Sequence[Prompt]) -> None:
-        self._job, self._workers, self._renderer, self._prompts = job, workers, renderer, prompts
+        self._job, self._workers, self._renderer, self._prompts_table = job, workers, renderer, prompts
         self._sent_version = 0
+        self._next_prompt = 0
+        # Where rounds begin that a checkpoint knows of and that are to be drawn anew.
+        self._begun: dict[int, int] = {}
         self._rounds: dict[int, _Round] = {}
 
     @property
@@ -47,7 +51,27 @@ class Sampler:
             return
         if version != self._sent_version:
             self._send_weights(version)
-        config, prompts = self._job.config, self._prompts_of(step)
+        count = self._job.config.prompts_per_step
+        first = self._begun.pop(step) if step in self._begun else self._take(count)
+        self._rounds[step] = _Round(version, first, self._draw(first, count))
+
+    def draw_again(self, step: int, count: int, meanwhile: Callable[[], None] | None = None) -> Rollouts:
+        """Responses to `count` further prompts for round `step`, drawn with the weights that the sampler has."""
+        first = self._take(count)
+        [[sampled]] = wait(
+            self._draw(first, count), timeout_s=self._job.config.stall_after_s, beside=self.in_flight, meanwhile=meanwhile
+        )
+        return collect_rollouts(self._prompts(first, count), sampled, self._renderer, step)
+
+    def _take(self, count: int) -> int:
+        """The place of the next `count` prompts, which nobody else gets."""
+        first = self._next_prompt
+        self._next_prompt += count
+        return first
+
+    def _draw(self, first: int, count: int) -> list[Call]:
+        """Start drawing for `count` prompts from place `first` on."""
+        config = self._job.config
         sampling = Sampling(
             temperature=config.rollout.temperature,
             max_new_tokens=config.rollout.max_new_tokens,
@@ -55,10 +79,10 @@ class Sampler:
             greedy=False,
             stop_ids=tuple(self._renderer.stop_ids),
         )
-        # Rounds are as many seeds apart as they draw responses; runs with neighbouring seeds are far from one another.
-        seed = (self._job.seed * 1_000_003 + step * len(prompts) * config.samples_per_prompt) % 2**31
-        calls = self._workers.rollout.call("generate", [prompt.ids for prompt in prompts], sampling, seed)
-        self._rounds[step] = _Round(version, calls)
+        # Prompts are as many seeds apart as they have responses; runs with neighbouring seeds are far from one another.
+        seed = (self._job.seed * 1_000_003 + first * config.samples_per_prompt) % 2**31
+        ids = [prompt.ids for prompt in self._prompts(first, count)]
+        return self._workers["rollout"].call("generate", ids, sampling, seed)
 
     def collect(self, step: int, meanwhile: Callable[[], None] | None = None) -> Rollouts:
         """The responses of round `step`, which has been begun. Raises `RuntimeError` for weights older than `async_steps`.
@@ -66,7 +90,8 @@ class Sampler:
         `meanwhile` is called while waiting for them, as by `wait`.
         """
         sampled = self._drawn(self._rounds[step], meanwhile)
-        rollouts = collect_rollouts(self._prompts_of(step), sampled, self._renderer, step)
+        prompts = self._prompts(self._rounds[step].first, self._job.config.prompts_per_step)
+        rollouts = collect_rollouts(prompts, sampled, self._renderer, step)
         allowed = range(step - self._job.config.async_steps, step + 1)
         versions = {generation.weight_version for generation in rollouts.generations}
         if not versions <= set(allowed):
@@ -90,18 +115,25 @@ class Sampler:
             if drawn.version < version:
                 self._drawn(drawn)
 
-    def state(self) -> list[dict[str, Any]]:
-        """The rounds that are known to be drawn and not yet trained on, as JSON. They stay to be collected."""
-        return [{"step": step, **asdict(drawn.sampled)} for step, drawn in self._rounds.items() if drawn.sampled]
+    def state(self) -> dict[str, Any]:
+        """Which prompt comes next, and the rounds that are known to be drawn and not yet trained on, as JSON.
 
-    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        They stay to be collected. A round that is still in flight is begun again, on the same prompts.
+        """
+        drawn = [{"step": step, "first": r.first, **asdict(r.sampled)} for step, r in self._rounds.items() if r.sampled]
+        begun = {step: r.first for step, r in self._rounds.items() if not r.sampled}
+        return {"next_prompt": self._next_prompt, "drawn": drawn, "begun": sorted({**self._begun, **begun}.items())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on as if the rounds that `state` describes had just been drawn."""
-        for entry in state:
+        self._next_prompt, self._begun = state["next_prompt"], dict(state["begun"])
+        for entry in state["drawn"]:
             groups = [[Generation(**generation) for generation in group] for group in entry["groups"]]
-            self._rounds[entry["step"]] = _Round(groups[0][0].weight_version, [], Sampled(groups, entry["seconds"]))
+            sampled = Sampled(groups, entry["seconds"])
+            self._rounds[entry["step"]] = _Round(groups[0][0].weight_version, entry["first"], [], sampled)
 
-    def _prompts_of(self, step: int) -> list[Prompt]:
-        return prompts_of_step(self._prompts, step, self._job.config.prompts_per_step, self._job.seed)
+    def _prompts(self, first: int, count: int) -> list[Prompt]:
+        return prompts_at(self._prompts_table, first, count, self._job.seed)
 
     def _drawn(self, drawn: _Round, meanwhile: Callable[[], None] | None = None) -> Sampled:
         if drawn.sampled is None:
@@ -111,6 +143,6 @@ class Sampler:
 
     def _send_weights(self, version: int) -> None:
         """Give the actor the policy's weights; they go from actor to actor, not through this process."""
-        ranks = self._workers.policy.call("weights", self._job.config.engine.precision)
-        wait(self._workers.rollout.call("update_weights", ranks[0].ref, version), timeout_s=self._job.config.stall_after_s)
+        ranks = self._workers["policy"].call("weights", self._job.config.engine.precision)
+        wait(self._workers["rollout"].call("update_weights", ranks[0].ref, version), timeout_s=self._job.config.stall_after_s)
         self._sent_version = version

@@ -9,49 +9,52 @@ import torch
 from torch import Tensor
 
 from rlhf_core.config import OnlineConfig
-from rlhf_core.objectives.advantages import gae, group_advantages, whiten
+from rlhf_core.imported import imported
+from rlhf_core.objectives.advantages import Earned, whiten
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
-from rlhf_core.recipes.online.methods import Method
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """All [B, T], fp32, 0 outside the mask and on responses without a reward; `returns` only with a critic."""
+    """All [B, T], fp32, 0 outside the mask and on responses without a reward; `returns` only with a critic.
+
+    `kl_coef` is this round's, for a KL in the loss.
+    """
 
     token_rewards: Tensor
     advantages: Tensor
     returns: Tensor | None
+    kl_coef: float
 
 
 def compute_targets(
-    method: Method,
     config: OnlineConfig,
     scores: Sequence[float | None],
     *,
     mask: Tensor,
-    logprobs: Tensor | None,
-    reference: Tensor | None,
-    values: Tensor | None,
+    kl_coef: float,
+    logprobs: Tensor | None = None,
+    reference: Tensor | None = None,
+    values: Tensor | None = None,
+    token_rewards: Tensor | None = None,
 ) -> Targets:
     """Targets of a whole rollout of B responses, those to one prompt next to each other.
 
     `scores` are the composed rewards, None where a response has none: it takes no part in any statistic, and all its targets
-    are 0. `logprobs` and `reference` (nats) are those of the trainer's weights before the update
-    and of the reference, for a KL in the rewards; `values` are the critic's, for methods with one.
+    are 0. `token_rewards` [B, T] come on top of them, at the tokens that earned them. `logprobs` and `reference` (nats) are those of
+    the trainer's weights before the update and of the reference, for a KL in the rewards; `values` are the critic's, for methods with one.
     """
+    method = config.row
     valid = torch.tensor([score is not None for score in scores])
     mask = mask * valid[:, None]
     kl = torch.zeros_like(mask)
-    if method.kl_in_rewards(config):
+    if config.kl_in("reward"):
         assert logprobs is not None and reference is not None, "a KL in the rewards needs both scoring passes"
-        kl = kl_estimate(logprobs, reference, method.kl_estimate, mask)
-    token_rewards = shape_rewards(torch.tensor([score or 0.0 for score in scores]), kl, mask, config.kl_coef, config.score_clip)
-    returns = None
-    if method.advantages == "gae":
-        assert values is not None, "gae needs a critic: see METHODS"
-        advantages, returns = gae(token_rewards, values, mask, config.gamma, config.gae_lambda)
-    else:
-        groups = (-1, config.samples_per_prompt)
-        rewards_PK, valid_PK = token_rewards.sum(1).view(groups), valid.view(groups)
-        advantages = group_advantages(rewards_PK, method.advantages, valid_PK).reshape(-1, 1) * mask
-    return Targets(token_rewards, whiten(advantages, mask) if method.whiten else advantages, returns)
+        kl = kl_estimate(logprobs, reference, config.estimate_of_kl, mask)
+    earned = shape_rewards(torch.tensor([score or 0.0 for score in scores]), kl, mask, kl_coef, config.score_clip)
+    if token_rewards is not None:
+        earned = earned + token_rewards * mask
+    estimator = imported(method.advantages, "advantages", "my_estimators:my_advantages")
+    estimate = estimator(Earned(earned, mask, valid, values, config.samples_per_prompt), **config.values(method.advantages_reads))
+    advantages = whiten(estimate.advantages, mask) if method.whiten else estimate.advantages
+    return Targets(earned, advantages, estimate.returns, kl_coef)

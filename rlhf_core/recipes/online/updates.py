@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,7 @@ from rlhf_core.cluster.actors import MiniBatch, UpdateStats
 from rlhf_core.cluster.group import Call
 from rlhf_core.config import OnlineConfig
 from rlhf_core.recipes.online.job import OnlineJob
-from rlhf_core.recipes.online.losses import CriticObjective, PolicyObjective, ResponseLogprobs
-from rlhf_core.recipes.online.methods import Method
+from rlhf_core.recipes.online.losses import LOGPROBS, CriticObjective, PolicyObjective, ResponseLogprobs
 from rlhf_core.recipes.online.metrics import critic_metrics, reference_kl_metrics, sampler_gap_metrics, update_metrics
 from rlhf_core.recipes.online.rollouts import Rollouts, mini_batch_plan, mini_batches
 from rlhf_core.recipes.online.targets import Targets
@@ -39,24 +38,24 @@ class Scored:
     values: Tensor | None
 
 
-def trains_policy(method: Method, config: OnlineConfig, step: int) -> bool:
+def trains_policy(config: OnlineConfig, step: int) -> bool:
     """Whether round `step` (from 0) updates the policy: the first rounds may be the critic's alone."""
-    return not method.critic or step >= config.critic_warmup_steps
+    return not config.has_critic or step >= config.critic.warmup_steps
 
 
-def scores_policy(method: Method, config: OnlineConfig, step: int) -> bool:
+def scores_policy(config: OnlineConfig, step: int) -> bool:
     """Whether the policy's log-probs are computed before the update.
 
     With one mini-batch the first optimizer step sees all rows, and its own forward pass gives them at no cost.
     """
-    return config.mini_batches > 1 or method.kl_in_rewards(config) or not trains_policy(method, config, step)
+    return config.mini_batches > 1 or config.kl_in("reward") or not trains_policy(config, step)
 
 
 class Updates:
     """Trains the run's actors; `wait` gives the results of their calls."""
 
-    def __init__(self, job: OnlineJob, method: Method, workers: Workers, wait: Wait) -> None:
-        self._job, self._config, self._method, self._workers, self._wait = job, job.config, method, workers, wait
+    def __init__(self, job: OnlineJob, workers: Workers, wait: Wait) -> None:
+        self._job, self._config, self._workers, self._wait = job, job.config, workers, wait
 
     def run(self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets) -> dict[str, float]:
         """All updates of round `step` (from 0); returns what they report.
@@ -68,7 +67,7 @@ class Updates:
         metrics = {} if scored.logprobs is None else self._see_logprobs(step, rollouts, scored, scored.logprobs, rollouts.mask)
         plan = self._plan(step, scored.rewards.is_valid)
         critic = self._start_critic(step, rollouts, scored, targets, plan)
-        if trains_policy(self._method, config, step):
+        if trains_policy(config, step):
             metrics |= self._train_policy(step, rollouts, scored, targets, plan)
         if critic:
             assert scored.values is not None and targets.returns is not None, "the critic is trained on both"
@@ -94,17 +93,20 @@ class Updates:
     ) -> list[Call]:
         """The critic's updates under way; none without a critic, or without a response to learn from."""
         batches = mini_batches(plan, rollouts.rows, first_step=step * len(plan))
-        if self._workers.critic is None or scored.values is None or targets.returns is None or not batches:
+        if "critic" not in self._workers or scored.values is None or targets.returns is None or not batches:
             return []
         fields = {"values": scored.values, "returns": targets.returns}
-        return self._workers.critic.call("train", CriticObjective(self._config.value_clip), rollouts.rows, fields, batches)
+        return self._workers["critic"].call(
+            "train", CriticObjective(self._config.critic.value_clip), rollouts.rows, fields, batches
+        )
 
     def _train_policy(
         self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets, plan: Sequence[Sequence[int]]
     ) -> dict[str, float]:
-        every_row = self._method.every_row_has_a_gradient(self._config)
+        objective = PolicyObjective(self._config, targets.kl_coef)
+        every_row = self._config.every_row_has_a_gradient
         has_gradient = None if every_row else targets.advantages.any(1).tolist()
-        rounds_before = step - (self._config.critic_warmup_steps if self._method.critic else 0)
+        rounds_before = step - (self._config.critic.warmup_steps if self._config.has_critic else 0)
         batches = mini_batches(plan, rollouts.rows, has_gradient, first_step=rounds_before * len(plan))
         metrics: dict[str, float] = {
             "policy/skipped_share": 1 - sum(len(batch.rows) for batch in batches) / max(1, sum(map(len, plan))),
@@ -112,19 +114,19 @@ class Updates:
         }
         fields = self._fields(rollouts, scored, targets)
         if scored.logprobs is not None:
-            steps = self._train(rollouts, fields, batches)
+            steps = self._train(objective, rollouts, fields, batches)
         elif batches:
-            steps = self._train(rollouts, fields, batches[:1])
-            fields["old_logprobs"] = logprobs = added([rank[0].outputs for rank in steps])
+            steps = self._train(objective, rollouts, fields, batches[:1])
+            fields["old_logprobs"] = logprobs = added([rank[0].outputs for rank in steps])[LOGPROBS]
             seen = torch.zeros_like(rollouts.mask)
             seen[batches[0].rows] = rollouts.mask[batches[0].rows]
             metrics |= self._see_logprobs(step, rollouts, scored, logprobs, seen)
-            rest = self._train(rollouts, fields, batches[1:])
+            rest = self._train(objective, rollouts, fields, batches[1:])
             steps = [[*first, *more] for first, more in zip(steps, rest, strict=True)]
         else:
             # Nothing is trained, but whether the sampler draws from the policy is still looked at.
-            [ranks] = self._wait(self._workers.policy.call("predict", response_logprobs(self._config), rollouts.rows))
-            metrics |= self._see_logprobs(step, rollouts, scored, added(ranks), rollouts.mask)
+            [ranks] = self._wait(self._workers["policy"].call("predict", response_logprobs(self._config), rollouts.rows))
+            metrics |= self._see_logprobs(step, rollouts, scored, added(ranks)[LOGPROBS], rollouts.mask)
         return metrics | (update_metrics(steps, "policy/") if batches else {"policy/grad_norm": 0.0})
 
     def _fields(self, rollouts: Rollouts, scored: Scored, targets: Targets) -> dict[str, Tensor]:
@@ -132,15 +134,16 @@ class Updates:
         fields = {"advantages": targets.advantages}
         if scored.logprobs is not None:
             fields["old_logprobs"] = scored.logprobs
-        if scored.reference is not None and not self._method.kl_in_rewards(self._config):
+        if scored.reference is not None and self._config.kl_in("loss"):
             fields["reference_logprobs"] = scored.reference
         if self._config.correction is not None:
             fields["sampler_logprobs"] = rollouts.sampler_logprobs
         return fields
 
-    def _train(self, rollouts: Rollouts, fields: dict[str, Tensor], batches: list[MiniBatch]) -> list[list[UpdateStats]]:
-        objective = PolicyObjective(self._method, self._config)
-        return self._wait(self._workers.policy.call("train", objective, rollouts.rows, fields, batches))[0]
+    def _train(
+        self, objective: PolicyObjective, rollouts: Rollouts, fields: dict[str, Tensor], batches: list[MiniBatch]
+    ) -> list[list[UpdateStats]]:
+        return self._wait(self._workers["policy"].call("train", objective, rollouts.rows, fields, batches))[0]
 
     def _see_logprobs(self, step: int, rollouts: Rollouts, scored: Scored, logprobs: Tensor, mask: Tensor) -> dict[str, float]:
         """How far the policy, before its updates, is from the sampler and the reference, over the tokens of `mask`."""
@@ -161,9 +164,10 @@ class Updates:
             )
 
 
-def added(ranks: Sequence[Tensor]) -> Tensor:
-    """One tensor from those of all ranks: each gives its own rows and zeros elsewhere."""
-    return torch.stack(list(ranks)).sum(0)
+def added(ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Of each name one tensor from those of all ranks: each gives its own rows and zeros elsewhere, or nothing where it has none."""
+    names = {name for rank in ranks for name in rank}
+    return {name: torch.stack([rank[name] for rank in ranks if name in rank]).sum(0) for name in names}
 
 
 def _column(flags: Sequence[bool]) -> Tensor:

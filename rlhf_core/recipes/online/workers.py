@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from rlhf_core.cluster.actors import CriticWorker, ModelSetup, PolicyWorker, ScoringWorker
-from rlhf_core.cluster.group import ActorSpec, Call, Group, wait
+from rlhf_core.cluster.group import ActorSpec, Group, wait
 from rlhf_core.cluster.placement import reserved
 from rlhf_core.cluster.reward_actor import RewardSetup, RewardWorker
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
 from rlhf_core.config import OnlineConfig
 from rlhf_core.recipes.online import roles
 from rlhf_core.recipes.online.job import OnlineJob
-from rlhf_core.recipes.online.methods import METHODS, Method
 from rlhf_core.recipes.start import REHEARSAL_NAME
 from rlhf_core.recipes.stop import stop_if_requested_while
 from rlhf_core.rewards.compose import Retries
@@ -24,28 +24,34 @@ from rlhf_core.rewards.compose import Retries
 REWARD_SHARE = 0.9
 
 
+# The roles whose weights change.
+TRAINED = ("policy", "critic")
+
+
 @dataclass(frozen=True)
 class Workers:
-    """The running actors; `critic` only for methods that learn values.
+    """The running actors by role: policy, reward and rollout, those of the method's, and a reference.
 
-    `reference` only where a KL to it is paid for and the policy's own weights change: below adapters it is the policy's base.
+    That is there only where a KL to it is paid for and the policy's own weights change: below adapters it is the policy's base.
 
     `engine` says who generates, and why; `notes` are what all of them tell people, `metrics` the same in numbers.
     """
 
-    policy: Group
-    reference: Group | None
-    reward: Group
-    rollout: Group
-    critic: Group | None
+    groups: dict[str, Group]
     engine: str
     notes: list[str]
     metrics: dict[str, float]
 
+    def __getitem__(self, role: str) -> Group:
+        return self.groups[role]
+
+    def __contains__(self, role: str) -> bool:
+        return role in self.groups
+
     @property
     def trained(self) -> dict[str, Group]:
         """The actors whose weights change, by role."""
-        return {"policy": self.policy} | ({"critic": self.critic} if self.critic is not None else {})
+        return {role: self.groups[role] for role in TRAINED if role in self.groups}
 
 
 @contextmanager
@@ -54,12 +60,11 @@ def start_workers(job: OnlineJob, pad_id: int) -> Iterator[Workers]:
 
     Raises what `reserve` does while there is no room for all of them, and the error of the first that fails to start.
     """
-    method = METHODS[job.config.method]
     with reserved(roles.resources(job.config), job.waiting) as placement:
         groups: dict[str, Group] = {}
         try:
             groups |= {spec.role: Group(spec, placement) for spec in _specs(job.config)}
-            yield _set_up(job, method, groups, pad_id)
+            yield _set_up(job, groups, pad_id)
         finally:
             for group in groups.values():
                 group.kill()
@@ -82,54 +87,52 @@ def _specs(config: OnlineConfig) -> Iterator[ActorSpec]:
         first_bundle += count
 
 
-def _set_up(job: OnlineJob, method: Method, groups: dict[str, Group], pad_id: int) -> Workers:
+def _set_up(job: OnlineJob, groups: dict[str, Group], pad_id: int) -> Workers:
     config = job.config
     stop_if_asked = partial(stop_if_requested_while, job.resume, "the actors were starting")
     wait_for = partial(wait, timeout_s=config.rollout.start_timeout_s, meanwhile=stop_if_asked)
-    trained = [groups[role] for role in ("policy", "critic") if role in groups]
+    trained = [groups[role] for role in TRAINED if role in groups]
     addresses = wait_for(*[group.call("address") for group in trained])
     wait_for(*[group.join(address) for group, [address, *_] in zip(trained, addresses, strict=True)])
-    calls: list[list[Call]] = [
-        groups["rollout"].call("setup", _rollout_setup(job)),
-        groups["policy"].call("setup", _model_setup(job, method, pad_id)),
-        groups["reward"].call(
-            "setup",
-            RewardSetup(
-                config.rewards,
-                job.model,
-                job.reward_model,
-                config.engine,
-                Retries(config.reward_retries, config.reward_retry_wait_s),
-                job.trust_remote_code,
-                REWARD_SHARE * config.stall_after_s,
-            ),
-        ),
-    ]
-    if "reference" in groups:
-        calls.append(groups["reference"].call("setup", _model_setup(job, method, pad_id)))
-    if "critic" in groups:
-        calls.append(groups["critic"].call("setup", _critic_setup(job, method, pad_id)))
-    [[sampler], *told] = wait_for(*calls)
+    setups = _setups(job, pad_id)
+    calls = {role: group.call("setup", setups[role]()) for role, group in groups.items()}
+    told = dict(zip(calls, wait_for(*calls.values()), strict=True))
+    [sampler] = told.pop("rollout")
     [_, [layouts, *_]] = wait_for(
         groups["policy"].call("rehearse", job.resume / REHEARSAL_NAME), groups["policy"].call("layouts")
     )
-    notes = [*sampler.notes, *(note for ranks in told for lines in ranks for note in lines)]
-    return Workers(
-        groups["policy"],
-        groups.get("reference"),
-        groups["reward"],
-        groups["rollout"],
-        groups.get("critic"),
-        sampler.engine,
-        notes,
-        {**layouts, **sampler.metrics},
+    notes = [*sampler.notes, *(note for ranks in told.values() for lines in ranks for note in lines)]
+    return Workers(groups, sampler.engine, notes, {**layouts, **sampler.metrics})
+
+
+def _setups(job: OnlineJob, pad_id: int) -> dict[str, Callable[[], Any]]:
+    """What each role is started with."""
+    return {
+        "policy": partial(_model_setup, job, pad_id),
+        "reference": partial(_model_setup, job, pad_id),
+        "critic": partial(_critic_setup, job, pad_id),
+        "rollout": partial(_rollout_setup, job),
+        "reward": partial(_reward_setup, job),
+    }
+
+
+def _reward_setup(job: OnlineJob) -> RewardSetup:
+    config = job.config
+    return RewardSetup(
+        config.rewards,
+        job.model,
+        job.reward_model,
+        config.engine,
+        Retries(config.reward_retries, config.reward_retry_wait_s),
+        job.trust_remote_code,
+        REWARD_SHARE * config.stall_after_s,
     )
 
 
-def _model_setup(job: OnlineJob, method: Method, pad_id: int) -> ModelSetup:
+def _model_setup(job: OnlineJob, pad_id: int) -> ModelSetup:
     config = job.config
     updates = config.updates_per_step * config.mini_batches
-    policy_rounds = config.steps - (config.critic_warmup_steps if method.critic else 0)
+    policy_rounds = config.steps - (config.critic.warmup_steps if config.has_critic else 0)
     return ModelSetup(
         model=job.model,
         engine=config.engine,
@@ -143,14 +146,14 @@ def _model_setup(job: OnlineJob, method: Method, pad_id: int) -> ModelSetup:
     )
 
 
-def _critic_setup(job: OnlineJob, method: Method, pad_id: int) -> ModelSetup:
+def _critic_setup(job: OnlineJob, pad_id: int) -> ModelSetup:
     """The critic starts from the reward model where there is one, else from the policy with a new head."""
     config = job.config
     return ModelSetup(
         model=job.reward_model or job.model,
         engine=config.engine,
         lora=config.lora,
-        optimizer=config.optimizer.model_copy(update={"learning_rate": config.critic_learning_rate}),
+        optimizer=config.optimizer.model_copy(update={"learning_rate": config.critic.learning_rate}),
         total_steps=config.steps * config.updates_per_step * config.mini_batches,
         pad_id=pad_id,
         seed=job.seed,

@@ -1,0 +1,165 @@
+"""Online methods: a row each. Another of this kind is an estimator or a loss and a row, here or in a package of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlhf_core.methods.row import Row
+
+Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum_mean", "constant_length"]
+KlKind = Literal["k1", "k2", "k3"]
+KlPlace = Literal["reward", "loss"]
+
+_ADVANTAGES, _LOSSES = "rlhf_core.objectives.advantages", "rlhf_core.objectives.policy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineMethod(Row):
+    """What tells one online method from another.
+
+    `advantages` is the import path of an estimator `(Earned, **settings) -> Estimate`, whose keyword parameters `advantages_reads` maps to
+    settings of the stage; `whiten` says whether its advantages are whitened over the whole round. `loss` is that of a loss
+    `(logprobs, old_logprobs, advantages, mask, **settings) -> PolicyLoss`, `loss_reads` likewise, and `aggregation` makes one number of its
+    tokens. `kl_estimate` of the KL to the reference, and where it goes. `roles` are the models that take part beside the policy.
+    A method that compares samples of one prompt needs `min_samples` of them.
+    """
+
+    advantages: str
+    loss: str
+    aggregation: Aggregation
+    kl_estimate: KlKind
+    kl_place: KlPlace
+    whiten: bool = False
+    roles: tuple[Literal["critic"], ...] = ()
+    min_samples: int = 1
+    advantages_reads: Mapping[str, str] = field(default_factory=dict)
+    loss_reads: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """The settings that the estimator, the loss and the further models read."""
+        critic = CRITIC_SETTINGS if "critic" in self.roles else ()
+        return frozenset((*self.advantages_reads.values(), *self.loss_reads.values(), *critic))
+
+
+CRITIC_SETTINGS = ("critic.learning_rate", "critic.value_clip", "critic.warmup_steps")
+
+_GAE = {"gamma": "gamma", "lam": "critic.gae_lambda"}
+_CLIP = {"clip_low": "clip_low", "clip_high": "clip_high"}
+_PPO = {**_CLIP, "dual_clip": "dual_clip"}
+
+ONLINE: dict[str, OnlineMethod] = {
+    "ppo": OnlineMethod(
+        about="a critic spreads credit over tokens; the KL is a penalty a token (arXiv 1707.06347, 2203.02155)",
+        advantages=f"{_ADVANTAGES}:critic_advantages",
+        advantages_reads=_GAE,
+        whiten=True,
+        loss=f"{_LOSSES}:ppo_loss",
+        loss_reads=_PPO,
+        aggregation="token_mean",
+        kl_estimate="k1",
+        kl_place="reward",
+        roles=("critic",),
+        defaults={"kl_coef": 0.01},
+    ),
+    "reinforce": OnlineMethod(
+        about="returns less the mean return of the prompt's other samples, no clipping (Williams 1992; arXiv 2402.14740)",
+        advantages=f"{_ADVANTAGES}:returns_less_others",
+        advantages_reads={"gamma": "gamma"},
+        loss=f"{_LOSSES}:reinforce_loss",
+        aggregation="sequence_mean",
+        kl_estimate="k1",
+        kl_place="reward",
+        defaults={"kl_coef": 0.01},
+    ),
+    "reinforce_pp": OnlineMethod(
+        about="returns whitened over the round, no critic and no groups (REINFORCE++, arXiv 2501.03262)",
+        advantages=f"{_ADVANTAGES}:returns_to_go",
+        advantages_reads={"gamma": "gamma"},
+        whiten=True,
+        loss=f"{_LOSSES}:ppo_loss",
+        loss_reads=_PPO,
+        aggregation="token_mean",
+        kl_estimate="k1",
+        kl_place="reward",
+        defaults={"kl_coef": 0.01},
+    ),
+    "reinforce_pp_baseline": OnlineMethod(
+        about="rewards less their prompt's mean, whitened over the round (REINFORCE++-baseline, arXiv 2501.03262)",
+        advantages=f"{_ADVANTAGES}:group_mean_advantages",
+        whiten=True,
+        min_samples=2,
+        loss=f"{_LOSSES}:ppo_loss",
+        loss_reads=_PPO,
+        aggregation="token_mean",
+        kl_estimate="k2",
+        kl_place="loss",
+        defaults={"kl_coef": 0.01},
+    ),
+    "rloo": OnlineMethod(
+        about="a reward less the mean of the prompt's other samples (arXiv 2402.14740)",
+        advantages=f"{_ADVANTAGES}:rloo_advantages",
+        min_samples=2,
+        loss=f"{_LOSSES}:ppo_loss",
+        loss_reads=_PPO,
+        aggregation="token_mean",
+        kl_estimate="k1",
+        kl_place="reward",
+        defaults={"kl_coef": 0.01},
+    ),
+    "grpo": OnlineMethod(
+        about="a response is as good as it stands out among those to its prompt (arXiv 2402.03300)",
+        advantages=f"{_ADVANTAGES}:group_norm_advantages",
+        min_samples=2,
+        loss=f"{_LOSSES}:ppo_loss",
+        loss_reads=_PPO,
+        aggregation="sequence_mean",
+        kl_estimate="k3",
+        kl_place="loss",
+        defaults={"kl_coef": 0.01},
+    ),
+    "dr_grpo": OnlineMethod(
+        about="GRPO without its two biases: no division by the deviation, none by the length (arXiv 2503.20783)",
+        advantages=f"{_ADVANTAGES}:group_mean_advantages",
+        min_samples=2,
+        loss=f"{_LOSSES}:ppo_loss",
+        loss_reads=_PPO,
+        aggregation="constant_length",
+        kl_estimate="k3",
+        kl_place="loss",
+    ),
+    "dapo": OnlineMethod(
+        about="GRPO over tokens, clipped higher, groups of equal rewards drawn again, long answers paying (arXiv 2503.14476)",
+        advantages=f"{_ADVANTAGES}:group_norm_advantages",
+        min_samples=2,
+        loss=f"{_LOSSES}:ppo_loss",
+        loss_reads=_PPO,
+        aggregation="token_mean",
+        kl_estimate="k3",
+        kl_place="loss",
+        defaults={"clip_high": 0.28, "max_refills": 4, "overlong_penalty.factor": 1.0},
+    ),
+    "gspo": OnlineMethod(
+        about="one ratio a response (arXiv 2507.18071)",
+        advantages=f"{_ADVANTAGES}:group_norm_advantages",
+        min_samples=2,
+        loss=f"{_LOSSES}:gspo_loss",
+        loss_reads=_CLIP,
+        aggregation="sequence_mean",
+        kl_estimate="k3",
+        kl_place="loss",
+        defaults={"clip_low": 3e-4, "clip_high": 4e-4},
+    ),
+    "cispo": OnlineMethod(
+        about="bounded weights on the likelihood, no token without a gradient (arXiv 2506.13585)",
+        advantages=f"{_ADVANTAGES}:group_norm_advantages",
+        min_samples=2,
+        loss=f"{_LOSSES}:cispo_loss",
+        loss_reads={"clip_high": "clip_high"},
+        aggregation="token_mean",
+        kl_estimate="k3",
+        kl_place="loss",
+    ),
+}
