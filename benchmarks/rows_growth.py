@@ -156,7 +156,7 @@ def _epoch(n_rows: int, folder: Path) -> Callable[[], object]:
 
 
 def _rounds(n_rows: int, folder: Path) -> Callable[[], object]:
-    from rlhf_core.recipes.online.rollouts import Prompt, prompts_at
+    from rlhf_core.recipes.prompts import Prompt, prompts_at
 
     prompts = [Prompt(str(i), [], None, [i]) for i in range(n_rows)]
     return lambda: [prompts_at(prompts, 64 * step, 64, 0) for step in range(n_rows // 64)]

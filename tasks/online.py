@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rlhf_core.config import OnlineConfig
+from collections.abc import Sequence
+
+from rlhf_core.config import OnlineConfig, RewardSource
 from rlhf_core.methods.row import modules_of
 from rlhf_core.recipes.online.roles import resources
 from tasks.runtime.contract.context import Input, Stage, StageContext
@@ -32,10 +34,14 @@ def run(context: StageContext[OnlineConfig]) -> None:
         run_online(job)
 
 
+def reward_modules(rewards: Sequence[RewardSource]) -> list[str]:
+    """The modules that hold the Python functions among them."""
+    return [source.function.partition(":")[0] for source in rewards if source.function is not None]
+
+
 def modules(config: OnlineConfig) -> list[str]:
     """The user's modules that the settings name: those of reward functions and of a method."""
-    rewards = [source.function.partition(":")[0] for source in config.rewards if source.function is not None]
-    return [*rewards, *modules_of(config.method, config.row.advantages, config.row.loss)]
+    return [*reward_modules(config.rewards), *modules_of(config.method, config.row.advantages, config.row.loss)]
 
 
 STAGE = Stage(

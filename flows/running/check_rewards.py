@@ -7,10 +7,12 @@ from typing import Any
 
 from data_processing.config import DataConfig
 from data_processing.first_prompts import first_prompts
+from data_processing.settings import Settings
 from flows.graph.nodes import Node
 from flows.graph.plan import Plan
-from rlhf_core.config import OnlineConfig
+from rlhf_core.config import OnlineConfig, RewardSource
 from rlhf_core.rewards.trial import try_function
+from rlhf_core.sample_config import IterativeConfig, SampleSettings
 
 _PROMPTS = 2
 _LOG = logging.getLogger("alignflow")
@@ -22,17 +24,22 @@ def check_rewards(plan: Plan) -> None:
     """
     tried: set[tuple[str, str | None]] = set()
     for planned in plan.values():
-        settings = planned.node.settings
-        if not planned.runs or not isinstance(settings, OnlineConfig):
+        if not planned.runs:
             continue
         data_node = planned.node.inputs.get("data")
-        for source in settings.rewards:
+        for source in _rewards_of(planned.node.settings):
             if source.function is None or (source.function, data_node) in tried:
                 continue
             tried.add((source.function, data_node))
             prompts = _prompts(plan[data_node].node) if data_node else []
             if later := try_function(source.function, prompts):
                 _LOG.warning("warning: %s; it is called again in training", later)
+
+
+def _rewards_of(settings: Settings) -> list[RewardSource]:
+    if isinstance(settings, IterativeConfig):
+        settings = settings.sample
+    return settings.rewards if isinstance(settings, (OnlineConfig, SampleSettings)) else []
 
 
 def _prompts(data: Node) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from rlhf_core.config import (
     SftConfig,
     TrainingConfig,
 )
+from rlhf_core.sample_config import IterativeConfig, SampleConfig
 from tasks.runtime.contract.config import ExecutorKind
 
 # The setting of the built-in task that makes rows of a table.
@@ -52,6 +53,8 @@ def check_tables(plan: Plan) -> None:
 def tables_of(node: Node) -> tuple[TableName, ...]:
     """The tables of which a node needs one, none where it needs no data."""
     settings = node.settings
+    if isinstance(settings, (SampleConfig, IterativeConfig)):
+        return ("prompts",)
     if isinstance(settings, PreferenceConfig) and settings.row.learns_from == "answers":
         return ("preference", "unpaired")
     by_settings: dict[type[Settings], TableName] = {

@@ -19,6 +19,7 @@ from flows.running.check_stages import tables_of
 from flows.running.progress import LOG
 from rlhf_core.config import BaseModelConfig, OnlineConfig, TrainingConfig
 from rlhf_core.recipes.lengths import Found, Window
+from rlhf_core.sample_config import IterativeConfig, SampleConfig
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.store.base import ArtifactStore
 
@@ -78,12 +79,12 @@ def windows_of(node: Node) -> Iterator[Window]:
         )
         if "perplexity" in settings.metrics:
             yield Window(node.name, "sft", "test", None, 0, True, fraction, "the model's positions", most)
-    if not isinstance(settings, TrainingConfig):
+    if not isinstance(settings, (TrainingConfig, SampleConfig)):
         return
     limit, drops, fraction = settings.max_length_tokens, settings.overlong == "drop", settings.max_dropped_fraction
     for table in tables_of(node):
-        if isinstance(settings, OnlineConfig):
-            new = settings.rollout.max_new_tokens
+        if isinstance(settings, (OnlineConfig, SampleConfig, IterativeConfig)):
+            new = (settings.sample if isinstance(settings, IterativeConfig) else settings).rollout.max_new_tokens
             said = f"max_length_tokens={limit} less rollout.max_new_tokens={new}"
             yield Window(node.name, "prompts", "train", limit, new, drops, fraction, said)
         else:

@@ -9,11 +9,12 @@ from typing import Generic, TypeVar
 from rlhf_core.config import TrainingConfig
 from rlhf_core.events import EventLog
 
-ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+# Covariant: what trains under some settings also does under more special ones.
+ConfigT_co = TypeVar("ConfigT_co", bound=TrainingConfig, covariant=True)
 
 
 @dataclass(frozen=True)
-class TrainingJob(Generic[ConfigT]):
+class TrainingJob(Generic[ConfigT_co]):
     """One training run, the same on every rank; it holds only paths and settings, so it can be sent to any process.
 
     `model` is a Hugging Face folder and `data` a prepared data folder, both read-only; `output` becomes the checkpoint
@@ -21,7 +22,7 @@ class TrainingJob(Generic[ConfigT]):
     `model_sha256` tells the model's files apart from others; without it whoever needs to tell reads them.
     """
 
-    config: ConfigT
+    config: ConfigT_co
     model: Path
     data: Path
     output: Path

@@ -17,9 +17,9 @@ from rlhf_core.cluster.placement import reserve
 from rlhf_core.cluster.resources import Bundle, Resources, Waiting
 from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.models.load import load_tokenizer
-from rlhf_core.recipes.online.rollouts import read_prompts
 from rlhf_core.recipes.online.sampler import Sampler
 from rlhf_core.recipes.online.workers import Workers
+from rlhf_core.recipes.prompts import Limits, read_prompts
 from rlhf_core.rollout.base import Generation
 from tests.online.runs import online_job, prompts_folder
 from tests.tiny_models import tiny_model
@@ -60,7 +60,9 @@ def slow_workers(ray_local: None) -> Iterator[Workers]:
 def sampler(folder: Path, workers: Workers = NO_ACTORS, **settings: Any) -> Sampler:
     job = online_job(folder, tiny_model(folder), prompts_folder(folder / "data"), prompts_per_step=1, **settings)
     renderer = Renderer(load_tokenizer(job.model))
-    return Sampler(job, workers, renderer, read_prompts(job, renderer))
+    return Sampler(
+        job, workers, renderer, read_prompts(job.data, Limits.of(job.config, job.config.rollout), job.events, renderer)
+    )
 
 
 def drawn(step: int, version: int) -> dict[str, Any]:

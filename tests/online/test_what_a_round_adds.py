@@ -13,9 +13,10 @@ from rlhf_core.config import OnlineConfig
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
 from rlhf_core.recipes.online.metrics import flat_groups
-from rlhf_core.recipes.online.rollouts import Prompt, Rollouts
+from rlhf_core.recipes.online.rollouts import Rollouts
 from rlhf_core.recipes.online.run import run_online
 from rlhf_core.recipes.online.targets import compute_targets
+from rlhf_core.recipes.prompts import Prompt
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import ComposedReward, Rewards
 from rlhf_core.rewards.overlong import overlong_penalty, with_penalties

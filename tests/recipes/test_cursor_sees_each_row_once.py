@@ -8,7 +8,7 @@ from data_processing.errors import ConfigError, DataError
 from rlhf_core.batching.balance import order
 from rlhf_core.recipes import cursor
 from rlhf_core.recipes.cursor import DataCursor, plan_cursor
-from rlhf_core.recipes.online.rollouts import Prompt, prompts_at
+from rlhf_core.recipes.prompts import Prompt, prompts_at
 
 
 @settings(max_examples=50, deadline=None)

@@ -18,11 +18,11 @@ from rlhf_core.config import BaseModelConfig, ConvertConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
+from rlhf_core.recipes import prompts
 from rlhf_core.recipes.examples import digest, pair, read_examples
 from rlhf_core.recipes.job import TrainingJob
-from rlhf_core.recipes.online import rollouts as online_rollouts
-from rlhf_core.recipes.online.rollouts import read_prompts
 from rlhf_core.recipes.preference import train_preference
+from rlhf_core.recipes.prompts import Limits, read_prompts
 from rlhf_core.recipes.sft import train_sft
 from tasks.base_model import STAGE
 from tasks.runtime.contract.context import StageContext
@@ -128,5 +128,6 @@ def test_prompts_of_an_online_run_are_those_of_the_day_it_began(base: Path, cloc
     for day in (1, 2):
         clock(day)
         run = online_job(tmp_path / str(day), base, prompts_folder(tmp_path / "data"))
-        digests.add(online_rollouts.digest(read_prompts(run, Renderer(load_tokenizer(run.model)))))
+        renderer = Renderer(load_tokenizer(run.model))
+        digests.add(prompts.digest(read_prompts(run.data, Limits.of(run.config, run.config.rollout), run.events, renderer)))
     assert len(digests) == 1

@@ -1,92 +1,25 @@
-"""Prompts of an online run, and one round's responses: which prompts a round takes, and how its rollouts are laid out and kept."""
+"""One round's responses: how they are laid out, cut into mini-batches and kept."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_processing.errors import DataError
-from data_processing.schemas import read_table, to_table, write_table
-from data_processing.turns import extra_of, messages_of, tools_of
+from data_processing.schemas import to_table, write_table
 from rlhf_core.batching.balance import order
-from rlhf_core.batching.chat_template import Message
-from rlhf_core.batching.refused import named, render_rows
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.actors import MiniBatch, Totals
 from rlhf_core.cluster.rollout_actor import Sampled
-from rlhf_core.config import OnlineConfig
-from rlhf_core.recipes.cursor import epoch_order
-from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.recipes.prompts import Prompt, scored_response
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rollout.base import Generation
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One row of the prompts table with the token ids that the sampler is given; `columns` are further ones of its source."""
-
-    id: str
-    messages: Sequence[Message]
-    label: str | None
-    ids: list[int]
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-
-def read_prompts(job: TrainingJob[OnlineConfig], renderer: Renderer) -> list[Prompt]:
-    """The training prompts that leave room for a whole response.
-
-    Raises `DataError` without prompts, for overlong ones as `overlong` and `max_dropped_fraction` say, and as `render_rows` does.
-    """
-    path = job.data / "prompts" / "train.parquet"
-    if not path.is_file():
-        raise DataError(
-            f"{job.data} has no prompts/train.parquet: online training samples from the 'prompts' table; "
-            "set data.procedures.prompt_rows or sources in data.prompts, and run prepare_data again"
-        )
-    table = read_table("prompts", path).to_pylist()
-
-    def render(row: Mapping[str, Any]) -> Prompt:
-        ids = renderer.prompt_ids(messages_of(row, "prompt"), tools_of(row))
-        return Prompt(row["id"], row["prompt"], row["label"], ids, extra_of(row))
-
-    prompts, refused = render_rows("prompts", table, render, job.config.max_dropped_fraction)
-    if refused:
-        job.events.warn(f"{len(refused)} prompts were left out: {named(refused)}")
-    room = job.config.max_length_tokens - job.config.rollout.max_new_tokens
-    overlong = [prompt.id for prompt in prompts if len(prompt.ids) > room]
-    if overlong and (job.config.overlong == "error" or len(overlong) > job.config.max_dropped_fraction * len(prompts)):
-        raise DataError(
-            f"{len(overlong)} of {len(prompts)} prompts ({', '.join(overlong[:5])}, ...) have more than {room} tokens, which is "
-            f"max_length_tokens={job.config.max_length_tokens} less rollout.max_new_tokens={job.config.rollout.max_new_tokens}: "
-            "raise max_length_tokens, lower max_new_tokens, or set overlong to 'drop' and raise max_dropped_fraction"
-        )
-    kept = [prompt for prompt in prompts if len(prompt.ids) <= room]
-    if not kept:
-        raise DataError(f"{path} has no prompt to sample from")
-    return kept
-
-
-def prompts_at(prompts: Sequence[Prompt], first: int, count: int, seed: int) -> list[Prompt]:
-    """`count` prompts from place `first` of a stream on: seeded epochs one after the other, each prompt exactly once in each.
-
-    A pure function of the place, so a resumed run that knows its place goes on where the first one stopped.
-    """
-    places = [divmod(position, len(prompts)) for position in range(first, first + count)]
-    return [prompts[epoch_order(len(prompts), seed, epoch)[place]] for epoch, place in places]
-
-
-def digest(prompts: Sequence[Prompt]) -> str:
-    """sha256 of ids, tokens, labels and further columns: changes with the table, the template and the tokenizer."""
-    return hashlib.sha256(json.dumps([(p.id, p.ids, p.label, dict(p.columns)) for p in prompts]).encode()).hexdigest()
 
 
 def mini_batch_plan(n_rows: int, samples: int, *, passes: int, mini_batches: int, seed: int, step: int) -> list[list[int]]:
@@ -196,14 +129,10 @@ class Rollouts:
 def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Renderer, step: int) -> Rollouts:
     """Lay out what the sampler gave in round `step` (from 0): `sampled.groups[p]` are the responses to `prompts[p]`."""
     pairs = [(prompt, generation) for prompt, group in zip(prompts, sampled.groups, strict=True) for generation in group]
-    texts = [renderer.tokenizer.decode(g.response_ids, skip_special_tokens=True) for _, g in pairs]
     return Rollouts.of(
         [prompt for prompt, _ in pairs],
         [generation for _, generation in pairs],
-        [
-            ScoredResponse(p.id, p.messages, p.label, p.ids, g.response_ids, text, p.columns, step, g.finish_reason)
-            for (p, g), text in zip(pairs, texts, strict=True)
-        ],
+        [scored_response(prompt, generation, renderer.tokenizer, step) for prompt, generation in pairs],
         sampled.seconds,
     )
 

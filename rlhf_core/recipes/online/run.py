@@ -23,11 +23,12 @@ from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
 from rlhf_core.recipes.online.losses import LOGPROBS, VALUES, ResponseValues
 from rlhf_core.recipes.online.metrics import Stopwatch, flat_groups, rollout_metrics, round_line
-from rlhf_core.recipes.online.rollouts import Prompt, Rollouts, digest, read_prompts, write_rollouts
+from rlhf_core.recipes.online.rollouts import Rollouts, write_rollouts
 from rlhf_core.recipes.online.sampler import Sampler
 from rlhf_core.recipes.online.targets import Targets, compute_targets
 from rlhf_core.recipes.online.updates import Scored, Updates, added, response_logprobs, scores_policy
 from rlhf_core.recipes.online.workers import Workers, start_workers
+from rlhf_core.recipes.prompts import Limits, Prompt, digest, read_prompts
 from rlhf_core.recipes.stop import stop_requested
 from rlhf_core.rewards.compose import Rewards
 from rlhf_core.rewards.overlong import with_penalties
@@ -45,7 +46,7 @@ def run_online(job: OnlineJob) -> None:
     check_job(job)
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     renderer = Renderer(tokenizer)
-    prompts = read_prompts(job, renderer)
+    prompts = read_prompts(job.data, Limits.of(job.config, job.config.rollout), job.events, renderer)
     with start_workers(job, tokenizer.pad_token_id) as workers:
         OnlineRun(job, workers, renderer, prompts).train()
 

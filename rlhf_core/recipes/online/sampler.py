@@ -10,8 +10,9 @@ from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import Call, are_done, wait
 from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.recipes.online.job import OnlineJob
-from rlhf_core.recipes.online.rollouts import Prompt, Rollouts, collect_rollouts, prompts_at
+from rlhf_core.recipes.online.rollouts import Rollouts, collect_rollouts
 from rlhf_core.recipes.online.workers import Workers
+from rlhf_core.recipes.prompts import Prompt, prompts_at
 from rlhf_core.rollout.base import Generation, Sampling
 
 

@@ -16,6 +16,8 @@ STAGES = (
     "reward_model",
     "preference",
     "online",
+    "sample",
+    "iterative",
     "convert",
     "evaluate",
     "compare",
