@@ -340,6 +340,14 @@ class RewardSource(Settings):
         description="reward_model: the trained scorer; procedures: the checker; python: a function"
     )
     weight: float = Field(1.0, description="Factor in the weighted sum")
+    final_weight: float | None = Field(
+        None, description="Factor in the last round; it goes there from `weight` in a straight line; null: it stays"
+    )
+    normalise: Literal["group", "running"] | None = Field(
+        None,
+        description="group: less the mean, and divided by the deviation, of the prompt's responses; running: of all responses so "
+        "far; null: as it is",
+    )
     function: str | None = Field(
         None,
         description="Import path module:function for kind python; called with prompts, responses and labels, or as TRL calls its "
@@ -383,6 +391,23 @@ class OverlongPenaltySettings(Settings):
         None, ge=0.0, description="Penalty of an answer as long as can be; null: the method's own (dapo 1)"
     )
     buffer_tokens: int | None = Field(None, ge=1, description="Tokens over which it grows; null: a fifth of max_new_tokens")
+
+
+class GateSettings(Settings):
+    """Signs that a run goes wrong: each warns in a round where it shows, and stops the run after `patience_rounds` of them in a row."""
+
+    patience_rounds: int = Field(3, ge=1, description="Rounds in a row after which a sign stops the run")
+    max_truncated_fraction: float = Field(0.95, gt=0.0, le=1.0, description="Share of the responses cut at max_new_tokens")
+    max_flat_fraction: float = Field(
+        1.0, gt=0.0, le=1.0, description="Share of the prompts whose responses are all worth the same, from which on it is a sign"
+    )
+    max_mismatch_kl_nats: float | None = Field(
+        None, gt=0.0, description="KL of the trainer's policy from what was sampled, nats a token; null: any"
+    )
+    min_entropy_nats: float | None = Field(None, ge=0.0, description="Entropy a token that the sampler draws with; null: any")
+    max_length_growth: float | None = Field(
+        None, gt=1.0, description="Mean length of the responses, as a multiple of the first round's; null: any"
+    )
 
 
 class OnlineConfig(MethodConfig[OnlineMethod]):
@@ -455,7 +480,10 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     critic: CriticSettings = Field(default_factory=CriticSettings, description="What methods with a critic alone read")
     rollout: RolloutSettings = Field(default_factory=RolloutSettings, description="Sampling")
     async_steps: int = Field(
-        0, ge=0, le=1, description="1 samples the next round while this one trains, with weights one round older; 0: in turn"
+        0,
+        ge=0,
+        le=16,
+        description="Rounds that are sampled ahead while one trains, so with weights that many rounds older, and never more; 0: in turn",
     )
     rollout_correction: RolloutCorrection = Field(
         RolloutCorrection.auto,
@@ -464,9 +492,7 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     )
     correction_low: float = Field(0.0, ge=0.0, lt=1.0, description="Lower bound of the correction's weights")
     correction_high: float = Field(2.0, gt=1.0, description="Upper bound of the correction's weights")
-    max_truncated_fraction: float = Field(
-        0.95, gt=0.0, le=1.0, description="Share of responses cut at max_new_tokens, three rounds in a row, that stops the run"
-    )
+    gates: GateSettings = Field(default_factory=GateSettings, description="Signs that a run goes wrong")
 
     @model_validator(mode="after")
     def _groups_need_samples(self) -> OnlineConfig:

@@ -297,7 +297,7 @@ def _online(steps: Sequence[Sequence[Row]], samples: int, new_tokens: int, name:
         "engine": {"dtype": "fp32"},
         "max_length_tokens": _longest(steps) + new_tokens,
         # Random weights hardly ever end a response.
-        "max_truncated_fraction": 1.0,
+        "gates": {"max_truncated_fraction": 1.0},
         "checkpoint_every_steps": 0,
     }
     return Arm(name, "ours", "online", settings | changes)

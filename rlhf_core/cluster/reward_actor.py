@@ -5,7 +5,7 @@ It imports no torch: only a reward model needs that, and a process without one s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from rlhf_core.rewards.compose import ComposedReward, Retries, Rewards
 
 @dataclass(frozen=True, slots=True)
 class RewardSetup:
-    """What the reward worker is started with; a call of a Python function may take `limit_s` seconds."""
+    """What the reward worker is started with; a call of a Python function may take `limit_s` seconds, and there are `rounds` of them."""
 
     sources: list[RewardSource]
     policy_model: Path
@@ -26,6 +26,7 @@ class RewardSetup:
     retries: Retries
     trust_remote_code: bool
     limit_s: float | None = None
+    rounds: int = 1
 
 
 class RewardWorker:
@@ -43,8 +44,13 @@ class RewardWorker:
             retries=setup.retries,
             trust_remote_code=setup.trust_remote_code,
             limit_s=setup.limit_s,
+            rounds=setup.rounds,
         )
         return self.reward.notes
+
+    def restore(self, running: Mapping[str, tuple[int, float, float]]) -> None:
+        """Go on with the statistics of earlier rounds."""
+        self.reward.restore(running)
 
     def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
         """The weighted sum and what it is made of; raises what `ComposedReward.score` raises."""

@@ -10,6 +10,7 @@ from rlhf_core.rewards.base import Scorer
 from rlhf_core.rewards.compose import ComposedReward, Retries
 from rlhf_core.rewards.procedures import ProceduresScorer
 from rlhf_core.rewards.python_function import PythonScorer
+from rlhf_core.rewards.weighing import Weighing
 
 
 def build_reward(
@@ -21,8 +22,9 @@ def build_reward(
     trust_remote_code: bool,
     retries: Retries | None = None,
     limit_s: float | None = None,
+    rounds: int = 1,
 ) -> ComposedReward:
-    """Load every source; a call of a Python function may take `limit_s` seconds.
+    """Load every source, for a run of `rounds`; a call of a Python function may take `limit_s` seconds.
 
     Raises `ConfigError` for a reward model that is asked for but not given.
     """
@@ -32,7 +34,8 @@ def build_reward(
             return PythonScorer(source.function, limit_s)
         return _scorer(source, policy_model, reward_model, engine, trust_remote_code)
 
-    return ComposedReward([(scorer(source), source.weight) for source in sources], retries)
+    weighed = [(scorer(s), Weighing(s.weight, s.final_weight, s.normalise)) for s in sources]
+    return ComposedReward(weighed, retries, rounds)
 
 
 def _scorer(

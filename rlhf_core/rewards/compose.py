@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf_core.rewards.base import ScoredResponse, Scorer
 from rlhf_core.rewards.errors import InfiniteRewardError, TransientRewardError
+from rlhf_core.rewards.weighing import Running, Scale, Weighing
 
 LONGEST_WAIT_S = 60.0
 
@@ -22,7 +23,8 @@ class Rewards:
     A source gives None where it does not apply to a response: the sum is that of the others. It gives NaN where it failed
     on it: the response is invalid, as is one that no source applies to. `asked_again` says which calls were repeated, and why.
     `metrics[source/name]` are further numbers that sources gave, one a response, None where there is none. `tokens[i]` are rewards
-    of the single tokens of response i, weighted and summed, on top of its total; None where no source gave any.
+    of the single tokens of response i, weighted and summed, on top of its total; None where no source gave any. `running` are the
+    statistics by source, after these, of those that are put on a scale of all responses so far.
     """
 
     total: list[float | None]
@@ -30,6 +32,7 @@ class Rewards:
     asked_again: tuple[str, ...] = ()
     metrics: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     tokens: Sequence[Sequence[float] | None] = ()
+    running: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)
 
     @property
     def has_tokens(self) -> bool:
@@ -52,6 +55,7 @@ class Rewards:
             (*self.asked_again, *others.asked_again),
             all_placed(self.metrics, others.metrics),
             placed(self.tokens, others.tokens),
+            others.running,
         )
 
     def with_part(self, name: str, values: Sequence[float]) -> Rewards:
@@ -90,14 +94,20 @@ class Retries:
 
 
 class ComposedReward:
-    """A weighted sum of scorers; a name that repeats gets a number (`length`, `length_2`)."""
+    """A weighted sum of scorers over a run of `rounds`; a name that repeats gets a number (`length`, `length_2`)."""
 
-    def __init__(self, scorers: Sequence[tuple[Scorer, float]], retries: Retries | None = None) -> None:
+    def __init__(self, scorers: Sequence[tuple[Scorer, Weighing]], retries: Retries | None = None, rounds: int = 1) -> None:
         names = [scorer.name for scorer, _ in scorers]
         repeats = [names[:i].count(name) for i, name in enumerate(names)]
         unique = [f"{name}_{n + 1}" if n else name for name, n in zip(names, repeats, strict=True)]
-        self._sources = [(name, scorer, weight) for name, (scorer, weight) in zip(unique, scorers, strict=True)]
-        self._retries = retries or Retries()
+        self._sources = [(name, scorer, Scale(weighing)) for name, (scorer, weighing) in zip(unique, scorers, strict=True)]
+        self._retries, self._last_round = retries or Retries(), max(rounds - 1, 1)
+
+    def restore(self, running: Mapping[str, tuple[int, float, float]]) -> None:
+        """Go on with the statistics of earlier rounds."""
+        for name, _, scale in self._sources:
+            if name in running:
+                scale.running = Running(*running[name])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -113,14 +123,26 @@ class ComposedReward:
         asked_again: list[str] = []
         metrics: dict[str, Sequence[float | None]] = {}
         tokens: list[list[float] | None] = [None] * len(responses)
-        for name, scorer, weight in self._sources:
+        weights: dict[str, float] = {}
+        share = min(responses[0].step / self._last_round, 1.0) if responses else 0.0
+        for name, scorer, scale in self._sources:
+            weights[name] = weight = scale.weighing.at(share)
             by_source[name] = self._ask(name, scorer, responses, asked_again)
             _check_finite(name, by_source[name], responses)
             metrics |= {f"{name}/{what}": values for what, values in getattr(scorer, "metrics", {}).items()}
             for i, values in enumerate(getattr(scorer, "token_rewards", ())):
                 tokens[i] = _summed(tokens[i], values, weight)
-        totals = [self._sum(by_source, i) for i in range(len(responses))]
-        return Rewards(totals, by_source, tuple(asked_again), metrics, tokens)
+            if scale.weighing.final_weight is not None:
+                metrics[f"{name}/weight"] = [weight] * len(responses)
+        prompt_ids = [response.prompt_id for response in responses]
+        scaled = {name: scale(by_source[name], prompt_ids) for name, _, scale in self._sources}
+        totals = [_sum({name: values[i] for name, values in scaled.items()}, weights) for i in range(len(responses))]
+        running = {
+            name: (scale.running.count, scale.running.mean, scale.running.squares)
+            for name, _, scale in self._sources
+            if scale.weighing.normalise == "running"
+        }
+        return Rewards(totals, by_source, tuple(asked_again), metrics, tokens, running)
 
     def _ask(
         self, name: str, scorer: Scorer, responses: Sequence[ScoredResponse], asked_again: list[str]
@@ -138,10 +160,12 @@ class ComposedReward:
                 time.sleep(self._retries.pause_s(tries))
         raise AssertionError("the loop has no other end")
 
-    def _sum(self, by_source: Mapping[str, Sequence[float | None]], i: int) -> float | None:
-        parts = [weight * value for name, _, weight in self._sources if (value := by_source[name][i]) is not None]
-        total = sum(parts)
-        return None if not parts or math.isnan(total) else total
+
+def _sum(values: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """What a response is worth; None where no source applies to it or one failed on it."""
+    parts = [weights[name] * value for name, value in values.items() if value is not None]
+    total = sum(parts)
+    return None if not parts or math.isnan(total) else total
 
 
 def _summed(so_far: list[float] | None, values: Sequence[float] | None, weight: float) -> list[float] | None:

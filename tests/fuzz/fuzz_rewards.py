@@ -20,6 +20,7 @@ from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import ComposedReward
 from rlhf_core.rewards.errors import InfiniteRewardError, TransientRewardError
 from rlhf_core.rewards.python_function import PythonScorer
+from rlhf_core.rewards.weighing import Weighing
 from tests.fuzz.outcome import Finding, outcome
 from tests.fuzz.values import NUMBERS, TEXTS, text, value
 
@@ -62,7 +63,7 @@ def attempt(rng: random.Random, folder: Path) -> None:
 
 
 def _check(responses: list[ScoredResponse]) -> None:
-    rewards = ComposedReward([(PythonScorer(f"{MODULE}:score", limit_s=20.0), 1.0)]).score(responses)
+    rewards = ComposedReward([(PythonScorer(f"{MODULE}:score", limit_s=20.0), Weighing(1.0))]).score(responses)
     if len(rewards.total) != len(responses):
         raise Finding(f"{len(rewards.total)} rewards for {len(responses)} responses")
     if broken := [total for total in rewards.total if total is not None and not math.isfinite(total)]:

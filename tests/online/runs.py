@@ -42,7 +42,7 @@ def online_job(folder: Path, model: Path, data: Path, **settings: Any) -> Online
         "engine": {"dtype": "fp32", "micro_batch_tokens": 256, "zero_stage": 1},
         "rollout": {"engine": "hf", "max_new_tokens": 8},
         "max_length_tokens": 64,
-        "max_truncated_fraction": 1.0,
+        "gates": {"max_truncated_fraction": 1.0},
         "critic": {"learning_rate": 1e-2},
         "checkpoint_every_steps": 0,
         "stall_after_s": 240.0,

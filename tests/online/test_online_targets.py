@@ -11,7 +11,7 @@ import torch
 from data_processing.errors import DivergedError
 from rlhf_core.config import OnlineConfig
 from rlhf_core.events import EventLog
-from rlhf_core.recipes.online.alarms import Alarms, useless_conditions
+from rlhf_core.recipes.online.alarms import Alarms, conditions
 from rlhf_core.recipes.online.rollouts import mini_batch_plan
 from rlhf_core.recipes.online.targets import Targets, compute_targets
 from rlhf_core.recipes.prompts import Prompt, prompts_at
@@ -123,6 +123,9 @@ def test_groups_that_do_not_fit_into_mini_batches_are_cut() -> None:
     assert plan != mini_batch_plan(8, 4, passes=1, mini_batches=4, seed=0, step=1)
 
 
+GATES = {"max_flat_fraction": 0.8, "max_mismatch_kl_nats": 0.1, "min_entropy_nats": 0.05, "max_length_growth": 2.0}
+
+
 @pytest.mark.parametrize(
     ("metrics", "name"),
     [
@@ -130,6 +133,10 @@ def test_groups_that_do_not_fit_into_mini_batches_are_cut() -> None:
         ({"reward/invalid_share": 1.0}, "no response has a valid reward"),
         ({"zero_variance_share": 1.0}, "rewards of each prompt are equal"),
         ({"policy/grad_norm": 0.0}, "gradient is exactly 0"),
+        ({"zero_variance_share": 0.9}, "all rewards of 90% of the prompts each are equal"),
+        ({"mismatch_kl": 0.3}, "0.3 nats a token from what was sampled, more than gates.max_mismatch_kl_nats=0.1"),
+        ({"sampled_entropy": 0.01}, "entropy is 0.01 nats a token, less than gates.min_entropy_nats=0.05"),
+        ({"length_growth": 2.5}, "2.50 times as long as at first, more than gates.max_length_growth=2"),
     ],
 )
 def test_rounds_that_teach_nothing_warn_then_stop(tmp_path: Path, metrics: dict[str, float], name: str) -> None:
@@ -140,11 +147,29 @@ def test_rounds_that_teach_nothing_warn_then_stop(tmp_path: Path, metrics: dict[
         "reward/mean": 0.3,
         "reward/std": 0.1,
         "policy/grad_norm": 0.7,
+        "mismatch_kl": 0.001,
+        "sampled_entropy": 1.0,
+        "length_growth": 1.0,
     }
     log = EventLog(tmp_path / "events.jsonl")
-    alarms, config = Alarms(log), OnlineConfig()
+    config = OnlineConfig(gates=GATES)
+    alarms = Alarms(log, config.gates)
     for step, bad in enumerate([True, True, False, True, True]):
-        alarms.check(step, useless_conditions(config, healthy | metrics if bad else healthy))
+        alarms.check(step, conditions(config, healthy | metrics if bad else healthy))
     assert log.path.read_text().count('"warning"') == 4
     with pytest.raises(DivergedError, match=f"round 6: .*{name}"):
-        alarms.check(5, useless_conditions(config, healthy | metrics))
+        alarms.check(5, conditions(config, healthy | metrics))
+
+
+def test_lengths_grow_from_those_of_the_first_round_also_after_a_resume(tmp_path: Path) -> None:
+    before = Alarms(EventLog(tmp_path / "events.jsonl"), OnlineConfig().gates)
+    assert before.growth({"response_tokens/mean": 20.0}) == 1.0
+    after = Alarms(before.events, before.gates)
+    after.restore(before.state())
+    assert after.growth({"response_tokens/mean": 50.0}) == 2.5
+
+
+def test_patience_is_a_setting(tmp_path: Path) -> None:
+    alarms = Alarms(EventLog(tmp_path / "events.jsonl"), OnlineConfig(gates={"patience_rounds": 1}).gates)
+    with pytest.raises(DivergedError, match="held 1 rounds in a row"):
+        alarms.check(0, {"any": "it is broken."})

@@ -21,6 +21,7 @@ from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import ComposedReward, Rewards
 from rlhf_core.rewards.overlong import overlong_penalty, with_penalties
 from rlhf_core.rewards.python_function import PythonScorer
+from rlhf_core.rewards.weighing import Weighing
 from rlhf_core.rollout.base import Generation
 from tests.online.runs import REWARD, events, final_weights, metric, online_job, prompts_folder, rollouts
 from tests.tiny_models import tiny_model
@@ -87,7 +88,9 @@ def responses(*lengths: int) -> list[ScoredResponse]:
 
 
 def test_a_function_may_reward_tokens() -> None:
-    reward = ComposedReward([(PythonScorer(f"{REWARD}:first_token"), 2.0), (PythonScorer(f"{REWARD}:zero"), 1.0)])
+    reward = ComposedReward(
+        [(PythonScorer(f"{REWARD}:first_token"), Weighing(2.0)), (PythonScorer(f"{REWARD}:zero"), Weighing(1.0))]
+    )
     found = reward.score(responses(3, 2))
     assert found.total == [0.0, 0.0]
     assert found.tokens == [[2.0, 0.0, 0.0], [2.0, 0.0]]
@@ -117,9 +120,10 @@ def dapo_job(folder: Path, model: Path) -> OnlineJob:
         "prompts_per_step": 3,
         "samples_per_prompt": 2,
         "updates_per_step": 1,
-        "rewards": [{"kind": "python", "function": f"{REWARD}:flat_for_some"}],
+        "rewards": [{"kind": "python", "function": f"{REWARD}:flat_for_some", "normalise": "running", "final_weight": 2.0}],
         "overlong_penalty": {"buffer_tokens": 2},
         "checkpoint_every_steps": 1,
+        "async_steps": 2,
     }
     return online_job(folder, model, prompts_folder(folder / "data", count=12, label=str(folder / "calls")), **settings)
 

@@ -17,6 +17,7 @@ from rlhf_core.rewards.build import build_reward
 from rlhf_core.rewards.compose import ComposedReward
 from rlhf_core.rewards.errors import TransientRewardError
 from rlhf_core.rewards.procedures import ProceduresScorer
+from rlhf_core.rewards.weighing import Weighing
 
 MODULE = """
 def length(prompts, responses, labels):
@@ -179,7 +180,7 @@ def test_a_reward_model_that_is_not_given_is_an_error() -> None:
 def test_procedures_reward_is_the_checkers_score() -> None:
     policy = draw_policy(random.Random(3), difficulty=2)
     right = render(optimal_procedure(policy))
-    reward = ComposedReward([(ProceduresScorer(), 2.0)])
+    reward = ComposedReward([(ProceduresScorer(), Weighing(2.0))])
     rewards = reward.score(responses(right, "APPROVE everything", label=policy.model_dump_json()))
     assert rewards.by_source == {"procedures": [1.0, 0.0]}
     assert rewards.total == [2.0, 0.0]
@@ -187,7 +188,7 @@ def test_procedures_reward_is_the_checkers_score() -> None:
 
 def test_procedures_reward_without_a_policy_names_the_prompt() -> None:
     with pytest.raises(ConfigError, match="prompt p0 has none"):
-        ComposedReward([(ProceduresScorer(), 1.0)]).score(responses("A. ..."))
+        ComposedReward([(ProceduresScorer(), Weighing(1.0))]).score(responses("A. ..."))
 
 
 def test_zero_is_a_reward_like_any_other() -> None:
@@ -197,7 +198,7 @@ def test_zero_is_a_reward_like_any_other() -> None:
         def score(self, responses: list[ScoredResponse]) -> list[float]:
             return [0.0] * len(responses)
 
-    rewards = ComposedReward([(Zero(), 1.0)]).score(responses("a"))
+    rewards = ComposedReward([(Zero(), Weighing(1.0))]).score(responses("a"))
     assert rewards.total == [0.0]
 
 

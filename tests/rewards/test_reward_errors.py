@@ -12,6 +12,7 @@ import requests
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import ComposedReward, Retries
 from rlhf_core.rewards.errors import TransientRewardError, is_transient
+from rlhf_core.rewards.weighing import Weighing
 from tasks.runtime.contract.failures import StageFailedError, error_of, failure_of
 
 RESPONSES = [ScoredResponse("p0", [], None, [1], [2], "text")]
@@ -34,7 +35,7 @@ class Away:
 
 def test_a_source_that_is_away_for_a_while_is_asked_again() -> None:
     away = Away(2)
-    rewards = ComposedReward([(away, 1.0)], Retries(count=2, wait_s=0.01)).score(RESPONSES)
+    rewards = ComposedReward([(away, Weighing(1.0))], Retries(count=2, wait_s=0.01)).score(RESPONSES)
     assert rewards.total == [1.0]
     assert away.calls == 3
     assert rewards.asked_again == tuple(f"reward 'judge' is asked again: no answer to call {n}" for n in (1, 2))
@@ -44,7 +45,7 @@ def test_a_source_that_stays_away_ends_the_stage_as_infrastructure_does() -> Non
     with pytest.raises(
         TransientRewardError, match=r"'judge' failed 3 times in a row, at last with: no answer to call 3"
     ) as caught:
-        ComposedReward([(Away(9), 1.0)], Retries(count=2, wait_s=0.01)).score(RESPONSES)
+        ComposedReward([(Away(9), Weighing(1.0))], Retries(count=2, wait_s=0.01)).score(RESPONSES)
     failure = failure_of(caught.value)
     ended_with = error_of(failure.exit_code, failure.message)
     assert isinstance(ended_with, StageFailedError) and not ended_with.final

@@ -13,6 +13,7 @@ from data_processing.errors import ConfigError
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import ComposedReward
 from rlhf_core.rewards.python_function import PythonScorer
+from rlhf_core.rewards.weighing import Weighing
 
 MODULE = """
 import re, time, asyncio
@@ -147,7 +148,7 @@ def test_a_column_that_the_prompts_lack_is_named() -> None:
 
 
 def test_of_a_dict_one_key_counts_and_other_numbers_are_metrics() -> None:
-    rewards = ComposedReward([(scorer("in_a_dict"), 2.0)]).score(responses("a", "b", "c"))
+    rewards = ComposedReward([(scorer("in_a_dict"), Weighing(2.0))]).score(responses("a", "b", "c"))
     assert rewards.total == [2.0, None, None]
     assert rewards.metrics == {"in_a_dict/format": [1.0, 0.5, None]}
     assert math.isnan(rewards.by_source["in_a_dict"][2] or 0.0)

@@ -1,30 +1,31 @@
-"""Conditions under which a run learns nothing: each warns when it holds, and stops the run when it holds again and again."""
+"""Conditions under which a run learns nothing or goes wrong: each warns when it holds, and stops the run when it goes on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_processing.errors import DataError, DivergedError
-from rlhf_core.config import OnlineConfig
+from rlhf_core.config import GateSettings, OnlineConfig
 from rlhf_core.events import EventLog
 from rlhf_core.rewards.compose import Rewards
-
-PATIENCE_ROUNDS = 3
 
 
 @dataclass
 class Alarms:
-    """How many rounds in a row each condition has held; `counts` is part of what a checkpoint keeps."""
+    """How many rounds in a row each condition has held, and how long responses were at first: a checkpoint keeps both."""
 
     events: EventLog
+    gates: GateSettings
     counts: dict[str, int] = field(default_factory=dict)
+    first_length_tokens: float | None = None
 
     def check(self, step: int, conditions: Mapping[str, str | None]) -> None:
         """`conditions` maps names to what is wrong, or None where all is well.
 
-        Warns about each that holds; raises `DivergedError` for one that held `PATIENCE_ROUNDS` rounds in a row.
+        Warns about each that holds; raises `DivergedError` for one that held `patience_rounds` in a row.
         """
         for name, problem in conditions.items():
             self.counts[name] = self.counts.get(name, 0) + 1 if problem else 0
@@ -32,16 +33,23 @@ class Alarms:
                 continue
             message = f"round {step + 1}: {problem}"
             self.events.warn(message)
-            if self.counts[name] >= PATIENCE_ROUNDS:
-                raise DivergedError(f"{message} This held {PATIENCE_ROUNDS} rounds in a row, so the run stops.")
+            if self.counts[name] >= self.gates.patience_rounds:
+                raise DivergedError(f"{message} This held {self.counts[name]} rounds in a row, so the run stops.")
 
-    def state(self) -> dict[str, int]:
+    def growth(self, metrics: Mapping[str, float]) -> float:
+        """Mean length of a round's responses as a multiple of the first round's."""
+        length = metrics["response_tokens/mean"]
+        if self.first_length_tokens is None:
+            self.first_length_tokens = length
+        return length / max(self.first_length_tokens, 1.0)
+
+    def state(self) -> dict[str, Any]:
         """For `restore`."""
-        return self.counts
+        return {"counts": self.counts, "first_length_tokens": self.first_length_tokens}
 
-    def restore(self, state: Mapping[str, int]) -> None:
-        """Go on counting from a checkpoint's numbers."""
-        self.counts = dict(state)
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's numbers."""
+        self.counts, self.first_length_tokens = dict(state["counts"]), state["first_length_tokens"]
 
 
 def check_rewards(step: int, rewards: Rewards, config: OnlineConfig, events: EventLog) -> None:
@@ -60,24 +68,52 @@ def check_rewards(step: int, rewards: Rewards, config: OnlineConfig, events: Eve
     events.warn(f"{found}: they are left out of this round's updates")
 
 
-def useless_conditions(config: OnlineConfig, metrics: Mapping[str, float]) -> dict[str, str | None]:
-    """What would make further rounds useless, in words, by name; None where it does not hold."""
-    truncated, mean_reward = metrics["truncated_share"], metrics.get("reward/mean", math.nan)
+def conditions(config: OnlineConfig, metrics: Mapping[str, float]) -> dict[str, str | None]:
+    """What would make further rounds useless, or shows that they go wrong, in words, by name; None where it does not hold.
+
+    `metrics` are a round's, with its `length_growth`.
+    """
+    gates, truncated, mean_reward = config.gates, metrics["truncated_share"], metrics.get("reward/mean", math.nan)
     grouped = config.samples_per_prompt > 1
     has_rewards = metrics["reward/invalid_share"] < 1.0
-    is_flat = metrics["zero_variance_share"] == 1.0 if grouped else metrics.get("reward/std") == 0.0
+    flat = metrics["zero_variance_share"] if grouped else float(metrics.get("reward/std") == 0.0)
+    of_whom = f"of {flat:.0%} of the prompts each" if grouped and flat < 1 else "of each prompt" if grouped else "of the round"
     problems = {
         "no_rewards": (not has_rewards, "no response has a valid reward: nothing is learnt; look at the reward."),
         "truncated": (
-            truncated > config.max_truncated_fraction,
+            truncated > gates.max_truncated_fraction,
             f"{truncated:.0%} of the responses were cut at {config.rollout.max_new_tokens} tokens: the policy does not end its "
             "answers; raise rollout.max_new_tokens or train it to stop first.",
         ),
         "zero_variance": (
-            is_flat and has_rewards,
-            f"all rewards of {'each prompt' if grouped else 'the round'} are equal (mean {mean_reward:.4g}): nothing tells good "
+            flat >= gates.max_flat_fraction and has_rewards,
+            f"all rewards {of_whom} are equal (mean {mean_reward:.4g}): nothing tells good "
             "responses from bad; look at the reward, or at whether the task is solved already.",
         ),
         "zero_gradient": (metrics.get("policy/grad_norm") == 0.0, "the policy's gradient is exactly 0: nothing is learnt."),
+        "mismatch": _above(
+            metrics.get("mismatch_kl"),
+            gates.max_mismatch_kl_nats,
+            "the trainer's policy is {found:.3g} nats a token from what was sampled, more than gates.max_mismatch_kl_nats={limit:g}: "
+            "lower the learning rate or async_steps, or look at what the sampler computes otherwise.",
+        ),
+        "entropy": _above(
+            -metrics["sampled_entropy"],
+            None if gates.min_entropy_nats is None else -gates.min_entropy_nats,
+            f"the policy's entropy is {metrics['sampled_entropy']:.3g} nats a token, less than gates.min_entropy_nats="
+            f"{gates.min_entropy_nats}: it says the same over and over; raise entropy_coef or kl_coef, or lower the learning rate.",
+        ),
+        "length": _above(
+            metrics["length_growth"],
+            gates.max_length_growth,
+            "responses are {found:.2f} times as long as at first, more than gates.max_length_growth={limit:g}: look at whether "
+            "the reward pays for length; overlong_penalty makes it cost.",
+        ),
     }
     return {name: message if holds else None for name, (holds, message) in problems.items()}
+
+
+def _above(found: float | None, limit: float | None, message: str) -> tuple[bool, str]:
+    if found is None or limit is None:
+        return False, ""
+    return found > limit, message.format(found=found, limit=limit)

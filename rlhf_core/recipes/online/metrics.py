@@ -64,6 +64,8 @@ def sampler_gap_metrics(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor
         "logprob_gap/mean": float(gap.abs().mean()),
         "logprob_gap/max": float(gap.abs().max()),
         "logprob_gap/ratio": float(gap.exp().mean()),
+        # k3 of the trainer's policy from the sampler's, on what that drew: never below 0.
+        "mismatch_kl": float((gap.exp() - 1 - gap).mean()),
     }
 
 

@@ -17,12 +17,13 @@ from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import Call, wait
 from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.load import load_tokenizer
-from rlhf_core.recipes.online.alarms import Alarms, check_rewards, useless_conditions
+from rlhf_core.recipes.online.alarms import Alarms, check_rewards, conditions
 from rlhf_core.recipes.online.checkpoints import Checkpoints
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
 from rlhf_core.recipes.online.losses import LOGPROBS, VALUES, ResponseValues
 from rlhf_core.recipes.online.metrics import Stopwatch, flat_groups, rollout_metrics, round_line
+from rlhf_core.recipes.online.reward_scales import RewardScales
 from rlhf_core.recipes.online.rollouts import Rollouts, write_rollouts
 from rlhf_core.recipes.online.sampler import Sampler
 from rlhf_core.recipes.online.targets import Targets, compute_targets
@@ -84,17 +85,19 @@ class OnlineRun:
     prompts: list[Prompt]
     alarms: Alarms = field(init=False)
     kl: KlCoefficient = field(init=False)
+    scales: RewardScales = field(init=False)
     sampler: Sampler = field(init=False)
     updates: Updates = field(init=False)
     checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
-        self.alarms = Alarms(self.job.events)
+        self.alarms = Alarms(self.job.events, self.job.config.gates)
         self.sampler = Sampler(self.job, self.workers, self.renderer, self.prompts)
         self.kl = KlCoefficient(self.job.config)
+        self.scales = RewardScales(lambda statistics: self._wait(self.workers["reward"].call("restore", statistics)))
         self.updates = Updates(self.job, self.workers, self._wait)
         self.checkpoints = Checkpoints(
-            self.job, self.workers.trained, self.sampler, digest(self.prompts), alarms=self.alarms, kl=self.kl
+            self.job, self.workers.trained, self.sampler, digest(self.prompts), alarms=self.alarms, kl=self.kl, scales=self.scales
         )
 
     def train(self) -> None:
@@ -139,8 +142,10 @@ class OnlineRun:
         metrics = rollout_metrics(rollouts, scored.rewards, config.samples_per_prompt, step)
         metrics |= self._update(step, rollouts, scored, targets)
         metrics |= self.kl.follow(metrics)
+        self.scales.after(scored.rewards.running)
         clock.lap("update")
-        self.alarms.check(step, useless_conditions(config, metrics))
+        metrics["length_growth"] = self.alarms.growth(metrics)
+        self.alarms.check(step, conditions(config, metrics))
         return metrics | clock.seconds()
 
     def _say(self, step: int, what: str, clock: Stopwatch) -> None:
@@ -151,15 +156,15 @@ class OnlineRun:
             self.job.events.progress(step, self.job.config.steps, f"round {step + 1}/{self.job.config.steps}: {what} ({told})")
 
     def _sample(self, step: int, clock: Stopwatch) -> Rollouts:
-        """The round's responses. With `async_steps` the next round is begun, with the weights that this round starts from."""
+        """The round's responses. With `async_steps` as many next rounds are begun, with the weights that this round starts from."""
         config = self.job.config
         self.sampler.begin(step, version=step)
         clock.lap("sync")
         rollouts = self.sampler.collect(step, self._stop_if_asked)
         clock.lap("wait")
-        if config.async_steps and step + 1 < config.steps:
-            self.sampler.begin(step + 1, version=step)
-            clock.lap("sync")
+        for ahead in range(step + 1, min(step + config.async_steps + 1, config.steps)):
+            self.sampler.begin(ahead, version=step)
+        clock.lap("sync")
         return rollouts
 
     def _without_flat_groups(self, step: int, rollouts: Rollouts, clock: Stopwatch) -> tuple[Rollouts, Rewards | None]:

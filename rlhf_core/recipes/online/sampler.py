@@ -1,4 +1,4 @@
-"""Who asks the generation actor for which round, and with which weights: one round at a time, or one ahead of training."""
+"""Who asks the generation actor for which round, and with which weights: one round at a time, or some ahead of training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Round:
 
 
 class Sampler:
-    """Draws the rounds' responses. At most one round is in flight, and weights are sent only while none is.
+    """Draws the rounds' responses. The actor works on calls in their order, so weights reach it between the rounds they belong to.
 
     A round is kept until it was trained on (`forget`). The weights' version is the number of rounds that they have been
     trained for.
@@ -36,6 +36,7 @@ class Sampler:
     def __init__(self, job: OnlineJob, workers: Workers, renderer: Renderer, prompts: Sequence[Prompt]) -> None:
         self._job, self._workers, self._renderer, self._prompts_table = job, workers, renderer, prompts
         self._sent_version = 0
+        self._sending: list[Call] = []
         self._next_prompt = 0
         # Where rounds begin that a checkpoint knows of and that are to be drawn anew.
         self._begun: dict[int, int] = {}
@@ -44,7 +45,10 @@ class Sampler:
     @property
     def in_flight(self) -> list[Call]:
         """The calls that are being worked on, if any: whoever waits for something else should notice when one fails."""
-        return [call for drawn in self._rounds.values() for call in drawn.calls]
+        if self._sending and are_done(self._sending):
+            wait(self._sending, timeout_s=self._job.config.stall_after_s)
+            self._sending = []
+        return [*self._sending, *(call for drawn in self._rounds.values() for call in drawn.calls)]
 
     def begin(self, step: int, version: int) -> None:
         """Start drawing round `step` (from 0) with the policy's present weights, of `version`; nothing if it is begun."""
@@ -143,7 +147,14 @@ class Sampler:
         return drawn.sampled
 
     def _send_weights(self, version: int) -> None:
-        """Give the actor the policy's weights; they go from actor to actor, not through this process."""
+        """Give the actor the policy's weights; they go from actor to actor, not through this process.
+
+        Waited for where the actor has nothing else to do: they would have to be there before anything is drawn.
+        """
+        is_idle = not self.in_flight
         ranks = self._workers["policy"].call("weights", self._job.config.engine.precision)
-        wait(self._workers["rollout"].call("update_weights", ranks[0].ref, version), timeout_s=self._job.config.stall_after_s)
+        self._sending = self._workers["rollout"].call("update_weights", ranks[0].ref, version)
         self._sent_version = version
+        if is_idle:
+            wait(self._sending, timeout_s=self._job.config.stall_after_s)
+            self._sending = []

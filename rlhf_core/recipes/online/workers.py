@@ -126,6 +126,7 @@ def _reward_setup(job: OnlineJob) -> RewardSetup:
         Retries(config.reward_retries, config.reward_retry_wait_s),
         job.trust_remote_code,
         REWARD_SHARE * config.stall_after_s,
+        config.steps,
     )
 
 
