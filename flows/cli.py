@@ -111,6 +111,14 @@ def presets() -> None:
 
 
 @app.command()
+def methods() -> None:
+    """List the methods that `method` of a stage may be; docs/methods.md says what each reads."""
+    from flows.commands.actions import show_methods
+
+    show_methods()
+
+
+@app.command()
 def deploy(
     preset: Annotated[str, typer.Argument(help="The name of a preset, or a YAML file")],
     *,

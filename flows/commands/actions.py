@@ -27,7 +27,9 @@ from flows.services.local import Ports, addresses, down, status, up
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import as_overrides, parse_assignments
 from flows.settings.presets import known_presets, preset_name, read_values, resolve
-from rlhf_core.config import TrainingConfig
+from rlhf_core.config import MethodConfig, OnlineConfig, PreferenceConfig, TrainingConfig
+from rlhf_core.methods.online import ONLINE
+from rlhf_core.methods.preference import PREFERENCE
 from tasks.runtime.contract.home import Home
 
 
@@ -122,13 +124,28 @@ def show_plan(asked: Asked) -> None:
         room = str(planned.resources) if planned.runs and planned.resources.bundles else ""
         table.add_row(name, does, planned.reason, room, memory, seconds if planned.runs else "")
     console().print(table)
-    for line in (*precisions(request.selection.graph), *what_is_compared(request.selection.graph)):
+    graph = request.selection.graph
+    for line in (*methods_of(graph), *precisions(graph), *what_is_compared(graph)):
         print(line)
     work = [p.estimate for p in plan.values() if p.runs]
     known = sum(e.seconds or 0.0 for e in work)
     open_ends = "" if all(e.seconds is not None for e in work) else " and more (GPU stages are not estimated)"
     print(f"{len(work)} of {len(plan)} stages run, about {known:.0f} s of work{open_ends}; nothing was started")
     print(f"free here: {available_memory_gib():.1f} GiB memory, {free_disk_gib(home.root):.1f} GiB disk")
+
+
+def methods_of(graph: Graph) -> Iterator[str]:
+    """A line an entry on how it trains, where its stage has several ways."""
+    entries = {node.entry: node.settings for node in graph.values() if isinstance(node.settings, MethodConfig)}
+    for entry, settings in entries.items():
+        told = [settings.method]
+        if isinstance(settings, PreferenceConfig):
+            told.append("reference log-probs in one pass before" if settings.row.needs_reference else "no reference pass")
+        if isinstance(settings, OnlineConfig):
+            told += ["with a critic"] * settings.has_critic
+            place = "rewards" if settings.kl_in("reward") else "loss"
+            told.append(f"{settings.value('kl_coef'):g} x KL in the {place}" if settings.uses_kl else "no KL")
+        yield f"{entry} trains by {', '.join(told)}"
 
 
 def precisions(graph: Graph) -> Iterator[str]:
@@ -169,6 +186,15 @@ def show_presets() -> None:
     table = table_with("preset", "what it is", "file")
     for preset in known_presets(Home.open(to_read=True).presets).values():
         table.add_row(preset.name, preset.line, str(preset.path))
+    console().print(table)
+
+
+def show_methods() -> None:
+    """`alignflow methods`."""
+    table = table_with("stage", "method", "what it is")
+    for stage, methods in (("preference, iterative", PREFERENCE), ("online", ONLINE)):
+        for name, row in methods.items():
+            table.add_row(stage, name, row.about)
     console().print(table)
 
 

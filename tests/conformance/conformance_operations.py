@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_core.methods.online import Aggregation
-from rlhf_core.objectives.advantages import discounted_returns, gae, group_advantages, whiten
+from rlhf_core.imported import imported
+from rlhf_core.methods.online import ONLINE, Aggregation
+from rlhf_core.methods.preference import PREFERENCE
+from rlhf_core.objectives.advantages import Earned, discounted_returns, gae, group_advantages, whiten
 from rlhf_core.objectives.aggregation import aggregate
 from rlhf_core.objectives.distillation import DistillationKind, distillation_loss
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
@@ -159,6 +162,24 @@ def _distillation_loss(student_logits: Tensor, teacher_logits: Tensor, mask: Ten
     return {"loss": aggregate(distillation_loss(student_logits, teacher_logits, mask, kind), mask, "token_mean")}
 
 
+def _preference_method(
+    name: str, ref_chosen_logps: Tensor | None = None, ref_rejected_logps: Tensor | None = None, **arguments: Any
+) -> Outputs:
+    """The loss of a row, by the parameters that it names."""
+    reads = PREFERENCE[name].reads
+    settings = {parameter: arguments.pop(parameter) for parameter in reads}
+    references = {"reference_chosen": ref_chosen_logps, "reference_rejected": ref_rejected_logps}
+    pairs = _pairs(**arguments, **{key: value for key, value in references.items() if value is not None})
+    losses = imported(PREFERENCE[name].loss, "loss", "")(pairs, **settings)
+    return {"loss": losses.mean(), "losses": losses}
+
+
+def _estimator(path: str, rewards: Tensor, mask: Tensor, valid: Tensor, samples_per_prompt: int, **settings: Any) -> Outputs:
+    """An estimator of advantages, by its import path."""
+    estimate = imported(path, "advantages", "")(Earned(rewards, mask, valid.bool(), None, samples_per_prompt), **settings)
+    return {"advantages": estimate.advantages}
+
+
 OPERATIONS: dict[str, Callable[..., Outputs]] = {
     "token_logprobs": _token_logprobs,
     "aggregate": _aggregate,
@@ -180,4 +201,6 @@ OPERATIONS: dict[str, Callable[..., Outputs]] = {
     "kto_loss": _kto_loss,
     "pairwise_reward_loss": _pairwise_reward_loss,
     "distillation_loss": _distillation_loss,
+    **{f"preference.{name}": partial(_preference_method, name) for name, row in PREFERENCE.items() if row.learns_from == "pairs"},
+    **{f"advantages.{row.advantages.partition(':')[2]}": partial(_estimator, row.advantages) for row in ONLINE.values()},
 }

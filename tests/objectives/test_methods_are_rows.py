@@ -13,12 +13,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from flows.commands.actions import methods_of
+from flows.graph.build import build_graph
+from flows.settings.presets import resolve
 from rlhf_core.config import MethodConfig, OnlineConfig, PreferenceConfig
 from rlhf_core.imported import imported
 from rlhf_core.methods.online import ONLINE
 from rlhf_core.methods.preference import PREFERENCE
 from rlhf_core.methods.row import value_at, without
 from rlhf_core.objectives.advantages import Earned
+from tests.objectives.methods_page import BEGIN, END, PAGE, tables
 
 CONFIGS: dict[str, type[MethodConfig[Any]]] = {
     **dict.fromkeys(PREFERENCE, PreferenceConfig),
@@ -149,3 +153,28 @@ def test_a_method_from_outside_is_one_more_row(tmp_path: Path, monkeypatch: pyte
     assert config.unread() == {}
     with pytest.raises(ValidationError, match=r"method 'my_losses:MINE' reads own.tau: give it a value"):
         PreferenceConfig(method="my_losses:MINE")
+
+
+def test_the_page_has_every_row() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for name, table in tables().items():
+        written = page.partition(BEGIN.format(name=name))[2].partition(END.format(name=name))[0]
+        assert written == table, "run python -m tests.objectives.methods_page"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_name_is_all_that_an_entry_needs(name: str) -> None:
+    stage = "preference" if name in PREFERENCE else "online"
+    graph = build_graph(resolve("tiny", overrides={"pipeline.mine": {"stage": stage, "model": "sft", "set": {"method": name}}}))
+    settings = graph["mine"].settings
+    assert isinstance(settings, MethodConfig)
+    assert settings.method == name
+    assert all(value_at(settings, path) == value for path, value in settings.row.defaults.items()), "settled, so it is shown"
+    assert next(line for line in methods_of(graph) if line.startswith("mine")).startswith(f"mine trains by {name}, ")
+
+
+def test_the_plan_says_where_no_reference_is_asked() -> None:
+    entries = {f"pipeline.{name}": {"stage": "preference", "model": "sft", "set": {"method": name}} for name in ("orpo", "ipo")}
+    lines = list(methods_of(build_graph(resolve("tiny", overrides=entries))))
+    assert "orpo trains by orpo, no reference pass" in lines
+    assert "ipo trains by ipo, reference log-probs in one pass before" in lines
