@@ -61,6 +61,48 @@ def _interval(row: IntervalRow, top: int, x: Callable[[float], str]) -> Markup:
     )
 
 
+@dataclass(frozen=True)
+class Point:
+    """A dot of a scatter plot, with its name and the CSS colour it is drawn in."""
+
+    label: str
+    x: float
+    y: float
+    colour: str
+
+
+def scatter_chart(points: Sequence[Point], title: str, x_title: str, y_title: str, height: int = 320) -> Markup:
+    """Dots with names, over two axes of round numbers."""
+    x_ticks = nice_ticks(min(p.x for p in points), max(p.x for p in points))
+    y_ticks = nice_ticks(min(p.y for p in points), max(p.y for p in points))
+    top, bottom, left, right = 24, height - 40, 8.0, 88.0  # px, px, percent, percent: room for the names on the right
+
+    def x(value: float) -> str:
+        return f"{left + (right - left) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]):.2f}%"
+
+    def y(value: float) -> float:
+        return round(bottom - (bottom - top) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
+
+    grid = [
+        *(tag("line", x1=x(t), x2=x(t), y1=top, y2=bottom, class_="grid") for t in x_ticks),
+        *(tag("line", x1=f"{left}%", x2=f"{right}%", y1=y(t), y2=y(t), class_="grid") for t in y_ticks),
+        *(tag("text", f"{t:g}", x=x(t), y=bottom + 16, class_="tick", text_anchor="middle") for t in x_ticks),
+        *(tag("text", f"{t:g}", x=f"{left - 1}%", y=y(t) + 4, class_="tick", text_anchor="end") for t in y_ticks),
+        tag("text", x_title, x=f"{(left + right) / 2}%", y=height - 4, class_="tick", text_anchor="middle"),
+        tag("text", y_title, x="0", y=12, class_="tick"),
+    ]
+    dots = [
+        tag(
+            "g",
+            tag("circle", cx=x(p.x), cy=y(p.y), r=6, class_="dot", style=f"--c:{p.colour}"),
+            tag("text", p.label, x=x(p.x), y=y(p.y) + 4, dx=10, class_="label"),
+            tag("title", f"{p.label}: {number(p.y)} at {number(p.x)}"),
+        )
+        for p in points
+    ]
+    return tag("svg", tag("title", title), *grid, *dots, class_="chart", width="100%", height=height, role="img")
+
+
 def line_chart(steps: Sequence[float], values: Sequence[float], title: str, colour: str) -> Markup:
     """Values over steps; below it the range of the steps and of the values. Needs at least two points."""
     low, high = min(values), max(values)

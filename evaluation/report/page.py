@@ -18,6 +18,7 @@ from evaluation.report.markup import Markup, join, tag
 from evaluation.report.rows import data_section
 from evaluation.report.style import STYLE
 from evaluation.report.tables import forest_section, metrics_section, tiles, verdict_section
+from evaluation.report.training import training_section
 
 # Even if markup slipped through, a browser would run no script and fetch nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -27,6 +28,7 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[ReportData], Markup]]] = {
     "verdict": ("Verdict", lambda data: join(verdict_section(data), tiles(data))),
     "primary": ("Primary metric", forest_section),
     "metrics": ("Metrics", metrics_section),
+    "training": ("Training", training_section),
     "pipeline": ("Pipeline", pipeline_section),
     "data": ("Data", data_section),
     "samples": ("Answers", samples_section),

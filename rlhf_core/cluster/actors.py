@@ -22,6 +22,7 @@ from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.cluster.distributed import free_address, set_rank_environment
+from rlhf_core.cluster.memory import Measured
 from rlhf_core.cluster.weights import Arrays, to_arrays
 from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings
 from rlhf_core.device import device_for, placed
@@ -115,7 +116,7 @@ class _Values:
             place[numbers, : found.shape[1]] = found.detach().float().cpu()
 
 
-class ScoringWorker:
+class ScoringWorker(Measured):
     """A frozen model that gives values for rows; on its own it is the reference of online training.
 
     It is one process, but `world_size` is that of the policy: it computes what each of the policy's ranks would, in turn.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_core.cluster.memory import Measured
 from rlhf_core.config import EngineSettings, RewardSource
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.build import build_reward
@@ -29,7 +30,7 @@ class RewardSetup:
     rounds: int = 1
 
 
-class RewardWorker:
+class RewardWorker(Measured):
     """All sources of reward in one process."""
 
     reward: ComposedReward

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_core.cluster.memory import Measured
 from rlhf_core.cluster.weights import Arrays, to_tensors
 from rlhf_core.config import RolloutEngine
 from rlhf_core.precision import Dtype
@@ -46,7 +47,7 @@ class Sampled:
     seconds: float
 
 
-class RolloutWorker:
+class RolloutWorker(Measured):
     """The sampler: a generation engine in a process of its own."""
 
     generator: Generator

@@ -24,6 +24,7 @@ from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import line_tokens
+from rlhf_core.cluster.memory import peak_memory_mib
 from rlhf_core.config import EngineSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.engine.engine import TrainingEngine
@@ -120,6 +121,7 @@ class Trainer:
                 "tokens": tokens,
                 "tokens_per_s": tokens / seconds,
                 "seconds": seconds,
+                "memory_mib": self._memory_mib(),
             },
             pace,
         )
@@ -160,6 +162,11 @@ class Trainer:
         loss, speed = f"loss {metrics['loss']:.4f}", f"{metrics['tokens_per_s']:.0f} tokens/s"
         total = self.cursor.total_steps
         self._progress(step, f"step {step} of {total}: {loss}, {speed}{pace.left(step, total)}")
+
+    def _memory_mib(self) -> float:
+        """The most that all ranks together have taken of memory so far; a collective."""
+        own = torch.tensor(peak_memory_mib(), device=self.engine.device)
+        return float(self.engine.all_sum(own))
 
     def _progress(self, step: int, message: str) -> None:
         if self.engine.rank == 0:

@@ -87,7 +87,12 @@ def write_events(folder: Path) -> dict[str, Path]:
                     "response_length": 80 - 9 * fall,
                 }
                 values |= {f"seconds/{phase}": 3 + rng.random() for phase in ("rollout", "score", "update", "sync")}
+                values |= {"reward/mean": 2 - 2 * fall, "kl/sequence": 6 - 6 * fall, "sampled_entropy": 0.4 + 0.3 * fall}
+                values |= {"response_tokens/mean": 80 - 9 * fall, "mismatch_kl": 2e-4, "seconds/round": 12 + rng.random()}
+                values |= {"memory_mib/policy": 1000.0 + step, "memory_mib/reward": 500.0}
                 values |= {"truncated_share": 0.0, "ratio": 1.0, "value_loss": fall}
+            if stage == "preference":
+                values |= {"margin": 1 - fall, "accuracy": 1 - fall / 2, "seconds": 4 + rng.random(), "memory_mib": 1400.0}
             log.metrics(step, values)
     EventLog(paths["preference"]).warn("2 pairs were longer than max_length_tokens and are left out")
     return paths

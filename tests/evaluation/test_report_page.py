@@ -28,7 +28,7 @@ from rlhf_core.events import EventLog
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.store.records import NodeRecord
 
-SECTIONS = ["verdict", "primary", "metrics", "pipeline", "data", "samples", "curves", "timings", "lineage", "config"]
+SECTIONS = ["verdict", "primary", "metrics", "training", "pipeline", "data", "samples", "curves", "timings", "lineage", "config"]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_it_follows_the_reader_into_the_dark_onto_phones_and_onto_paper(page: An
 
 def test_on_a_phone_every_cell_of_a_wide_table_stands_under_its_title_with_the_name_of_its_column(page: Any) -> None:
     wide = page.xpath("//table[@class='folds']")
-    assert len(wide) == 2, "by source, and all metrics"
+    assert len(wide) == 3, "by source, all metrics, and how models were trained"
     for table in wide:
         columns = [text_of(th) for th in table.xpath("thead/tr/th")]
         for row in table.xpath("tbody/tr[td]"):

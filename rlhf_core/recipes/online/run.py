@@ -145,8 +145,15 @@ class OnlineRun:
         self.scales.after(scored.rewards.running)
         clock.lap("update")
         metrics["length_growth"] = self.alarms.growth(metrics)
+        metrics |= self._memory()
         self.alarms.check(step, conditions(config, metrics))
         return metrics | clock.seconds()
+
+    def _memory(self) -> dict[str, float]:
+        """The most that each role has taken of memory so far, MiB, all its processes together; a sampler that is at work is not asked."""
+        asked = {role: group for role, group in self.workers.groups.items() if role != "rollout" or not self.sampler.in_flight}
+        found = self._wait(*(group.call("memory_mib") for group in asked.values()))
+        return {f"memory_mib/{role}": sum(ranks) for role, ranks in zip(asked, found, strict=True)}
 
     def _say(self, step: int, what: str, clock: Stopwatch) -> None:
         """What a round of many seconds is at now."""
