@@ -41,7 +41,7 @@ def _schema(**columns: pa.DataType | tuple[pa.DataType]) -> pa.Schema:
 
 
 SCHEMAS: dict[str, pa.Schema] = {
-    "sft": _schema(id=pa.string(), messages=MESSAGES, turns=(TURNS,), tools=(pa.string(),)),
+    "sft": _schema(id=pa.string(), messages=MESSAGES, turns=(TURNS,), tools=(pa.string(),), condition=(pa.string(),)),
     "preference": _schema(
         id=pa.string(),
         prompt=MESSAGES,

@@ -12,7 +12,8 @@ from typing import Any
 
 Message = dict[str, Any]
 
-# Calls of functions; what the model thought; who speaks; the call that a result answers; 0 for a turn that is not learnt.
+# Calls of functions; what the model thought; who speaks; the call that a result answers; what a turn's tokens count in the loss
+# (none: 1; 0: it is not learnt).
 KEPT = ("tool_calls", "reasoning_content", "name", "tool_call_id", "weight")
 # The role of a text that is no conversation: it is rendered without a template, and learnt whole.
 TEXT_ROLE = "text"

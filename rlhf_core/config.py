@@ -226,12 +226,36 @@ class MethodConfig(TrainingConfig, Generic[RowT]):
 
 
 class SftConfig(TrainingConfig):
-    """Supervised fine-tuning on the assistant turns of the sft table."""
+    """Supervised fine-tuning on the assistant turns of the sft table, and on its texts without turns."""
 
+    loss_on: Literal["all", "last"] = Field(
+        "all",
+        description="Which assistant turns of a conversation are learnt: all, or the last (of those with a weight above 0) only",
+    )
+    condition: str | None = Field(
+        None,
+        description="Line below the first question, with the row's column 'condition' for {condition}: 'Quality: {condition}'; null: "
+        "none",
+    )
+    cut_texts: bool = Field(
+        False, description="Texts without turns are cut into windows of max_length_tokens instead of being too long"
+    )
+    neftune_alpha: float | None = Field(
+        None, gt=0.0, description="Noise on input embeddings while training, +-alpha / sqrt(tokens x width); null: none"
+    )
     batch_size: int = Field(8, ge=1, description="Conversations an optimizer step, over all ranks")
     epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
     eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
+
+    @field_validator("condition")
+    @classmethod
+    def _condition_has_its_place(cls, text: str | None) -> str | None:
+        if text is not None and "{condition}" not in text:
+            raise ValueError(
+                f"'{text}' has no {{condition}}, where the row's own would stand: for example 'Quality: {{condition}}'"
+            )
+        return text
 
 
 class RewardModelConfig(TrainingConfig):

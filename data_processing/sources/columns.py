@@ -25,7 +25,7 @@ _EVERYWHERE = frozenset({"id", "weight", *_TOOLS})
 
 # Columns that a table takes from a row of any shape.
 OWN_COLUMNS: dict[str, frozenset[str]] = {
-    "sft": _EVERYWHERE,
+    "sft": _EVERYWHERE | {"condition"},
     "preference": _EVERYWHERE | {"margin", *_SCORES},
     "prompts": _EVERYWHERE,
     "unpaired": _EVERYWHERE | {*_JUDGEMENTS},
@@ -64,7 +64,7 @@ def json_text(value: Any, column: str) -> str:
 
 
 def _sft_row(record: Record, values: Row) -> Row:
-    return {"messages": [*record.prompt, *(record.response or [])]}
+    return {"messages": [*record.prompt, *(record.response or [])], "condition": _text(values.get("condition"), "condition")}
 
 
 def _preference_row(record: Record, values: Row) -> Row:
@@ -74,7 +74,7 @@ def _preference_row(record: Record, values: Row) -> Row:
 
 def _prompts_row(record: Record, values: Row) -> Row:
     label, _ = _found_label(values)
-    return {"prompt": record.prompt, "label": _label(label)}
+    return {"prompt": record.prompt, "label": _text(label, "label")}
 
 
 def _unpaired_row(record: Record, values: Row) -> Row:
@@ -107,14 +107,14 @@ def _found_label(values: Row) -> tuple[Any, str | None]:
     return next(((values[name], name) for name in _LABELS if values.get(name) is not None), (None, None))
 
 
-def _label(value: Any) -> str | None:
+def _text(value: Any, column: str) -> str | None:
     """Text as it is, anything else as JSON."""
     if value is None or isinstance(value, str):
         return value
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise BadRow(f"'label' cannot be written as JSON: {error}") from error
+        raise BadRow(f"'{column}' cannot be written as JSON: {error}") from error
 
 
 def _flag(values: Row) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from data_processing.schemas import TableName
@@ -37,6 +38,8 @@ def check(record: Record, table: TableName) -> None:
     if record.response is None:
         raise BadRow("has no answer: it ends with a prompt")
     _check_answer(record.response, "response")
+    if table != "sft":
+        _check_weights((*record.response, *(record.rejected or ())), table)
     if table == "preference":
         if record.rejected is None:
             raise BadRow("has no rejected answer (columns chosen + rejected, or question + response_j + response_k)")
@@ -57,5 +60,10 @@ def _check_answer(turns: list[Message], name: str) -> None:
         raise BadRow("the rejected answer has weight 0")
 
 
+def _check_weights(turns: Iterable[Message], table: TableName) -> None:
+    if weights := [weight for message in turns if (weight := message.get("weight", 1)) not in (0, 1)]:
+        raise BadRow(f"has a turn of weight {weights[0]}; other weights than 0 and 1 are for the sft table, not '{table}'")
+
+
 def _is_learnt(message: Message) -> bool:
-    return message["role"] == "assistant" and "weight" not in message
+    return message["role"] == "assistant" and bool(message.get("weight", 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from data_processing.turns import KEPT, PLAIN_KEYS, Message
@@ -126,8 +127,8 @@ def _rich_turn(item: dict[str, Any], name: str, said: Any, place: str, content_p
         keys["tool_calls"] = [_call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(calls)]
     if thoughts := [thought for thought in thoughts if not (isinstance(said, str) and thought in said)]:
         keys["reasoning_content"] = _one_text(thoughts, place)
-    if not _learnt(item, role, place):
-        keys["weight"] = 0
+    if (weight := _weight(item, role, place)) != 1:
+        keys["weight"] = weight or 0
     if role != "assistant" and keys.keys() & {"tool_calls", "reasoning_content"}:
         raise BadRow(f"'{place}' is a {role} turn with calls or reasoning, which only assistant turns have")
     if calls and (said is None or said == ""):
@@ -229,18 +230,17 @@ def _one_text(thoughts: list[str], place: str) -> str:
     return thoughts[0]
 
 
-def _learnt(item: dict[str, Any], role: str, place: str) -> bool:
-    for name in _WEIGHTS:
-        weight = item.get(name)
-        if weight is None:
-            continue
-        if weight not in (0, 1):
-            raise BadRow(f"'{place}.{name}' is {weight!r}, allowed: 0 (not learnt) and 1")
-        if role != "assistant" and weight == 1:
+def _weight(item: dict[str, Any], role: str, place: str) -> float:
+    """What a turn's tokens count in the loss: 1 where it does not say, and for roles that are never learnt."""
+    product = 1.0
+    for name in (name for name in _WEIGHTS if item.get(name) is not None):
+        weight = item[name]
+        if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+            raise BadRow(f"'{place}.{name}' is {weight!r}, allowed: 0 (not learnt), 1, and other numbers above 0")
+        if role != "assistant" and weight:
             raise BadRow(f"'{place}.{name}' is {weight!r}, but only assistant turns are learnt: set it to 0")
-        if role == "assistant" and weight == 0:
-            return False
-    return True
+        product *= weight
+    return product if role == "assistant" else 1.0
 
 
 def _no_text(value: Any, place: str) -> BadRow:

@@ -17,7 +17,7 @@ from flows.graph.nodes import Node, ancestors
 from flows.graph.plan import Plan
 from flows.running.check_stages import tables_of
 from flows.running.progress import LOG
-from rlhf_core.config import BaseModelConfig, OnlineConfig, TrainingConfig
+from rlhf_core.config import BaseModelConfig, OnlineConfig, SftConfig, TrainingConfig
 from rlhf_core.recipes.lengths import Found, Window
 from rlhf_core.sample_config import IterativeConfig, SampleConfig
 from tasks.runtime.contract.context import ArtifactRef
@@ -88,8 +88,10 @@ def windows_of(node: Node) -> Iterator[Window]:
             said = f"max_length_tokens={limit} less rollout.max_new_tokens={new}"
             yield Window(node.name, "prompts", "train", limit, new, drops, fraction, said)
         else:
+            cuts = isinstance(settings, SftConfig) and settings.cut_texts
             for split in ("train", "validation"):
-                yield Window(node.name, table, split, limit, 0, drops, fraction, f"max_length_tokens={limit}")
+                said = f"max_length_tokens={limit}"
+                yield Window(node.name, table, split, limit, 0, drops, fraction, said, cuts_texts=cuts)
 
 
 async def _measured(data: Path, model: Path, windows: list[Window]) -> Found:

@@ -15,11 +15,13 @@ MAX_NAMED_ROWS = 5
 class TokenRow:
     """`ids` of a prompt and what follows; `is_target[i]` says that token i is predicted and enters the loss.
 
-    Both have the same length. Nothing predicts the first token, so `is_target[0]` is always False.
+    Both have the same length, and so have `weights`, where targets do not all count the same: what each counts in the loss, above 0.
+    Nothing predicts the first token, so `is_target[0]` is always False.
     """
 
     ids: list[int]
     is_target: list[bool]
+    weights: list[float] | None = None
 
     def __post_init__(self) -> None:
         if not self.ids or len(self.ids) != len(self.is_target):
@@ -36,6 +38,13 @@ class TokenRow:
     def n_targets(self) -> int:
         """How many tokens enter the loss."""
         return sum(self.is_target)
+
+    @property
+    def target_weights(self) -> list[float]:
+        """What each token that enters the loss counts in it."""
+        if self.weights is None:
+            return [1.0] * self.n_targets
+        return [weight for weight, is_target in zip(self.weights, self.is_target, strict=True) if is_target]
 
     @property
     def prompt_length(self) -> int:

@@ -79,13 +79,17 @@ class Renderer:
         """Prompt, then response; targets are the assistant turns of the response. Starts with `prompt_ids(prompt, tools)`."""
         return self._row([*prompt, *response], len(prompt), tools)
 
-    def conversation(self, messages: Sequence[Message], tools: Tools = None) -> TokenRow:
+    def conversation(self, messages: Sequence[Message], tools: Tools = None, *, last_only: bool = False) -> TokenRow:
         """The conversation up to the end of its last assistant turn; targets are all assistant turns.
 
-        One message of role `text` is rendered without a template, and learnt whole.
+        With `last_only` it ends with the last that is learnt at all, and that is the target. One message of role `text` is rendered
+        without a template, and learnt whole.
         """
         if [message["role"] for message in messages] == [TEXT_ROLE]:
             return self._plain_text(messages[0]["content"])
+        learnt = [i for i, message in enumerate(messages) if message["role"] == "assistant" and message.get("weight", 1) != 0]
+        if last_only and learnt:
+            return self._row(messages[: learnt[-1] + 1], learnt[-1], tools)
         return self._row(messages, 0, tools)
 
     def _row(self, messages: Sequence[Message], first_target: int, tools: Tools) -> TokenRow:
@@ -94,7 +98,7 @@ class Renderer:
         Turns of weight 0 are no targets, but what follows them is behind them.
         """
         text, tokens = "", GrowingTokens(self._literal.encode, self._split)
-        is_target: list[bool] = []
+        weights: list[float] = []
         given, functions = self._given(messages, tools)
         last = 0
         for i in range(first_target, len(given)):
@@ -103,15 +107,16 @@ class Renderer:
             opening, answer = self._text.turn(given[: i + 1], functions)
             if not opening.startswith(text):
                 raise self._text.rewrites(i, text, opening)
-            is_target += [False] * tokens.add(opening.removeprefix(text))
-            is_target += [messages[i].get("weight", 1) != 0] * tokens.add(answer)
+            weights += [0] * tokens.add(opening.removeprefix(text))
+            weights += [messages[i].get("weight", 1)] * tokens.add(answer)
             tokens.end_turn(self._end_id)
             text, last = opening + answer, i + 1
         if not last:
             ids = self.prompt_ids(messages, tools)
             return TokenRow(ids, [False] * len(ids))
         check_shown(given[:last], text, first_target)
-        return TokenRow(tokens.ids, is_target)
+        is_target = [weight != 0 for weight in weights]
+        return TokenRow(tokens.ids, is_target, None if set(weights) <= {0, 1} else weights)
 
     def _given(self, messages: Sequence[Message], tools: Tools) -> tuple[Sequence[Message], Tools]:
         """The messages and tools as the template gets them: control tokens that people typed are broken."""

@@ -19,6 +19,7 @@ from torch.nn import functional
 from rlhf_core.batching.collate import ModelBatch, scatter
 from rlhf_core.config import Packing
 from rlhf_core.models.attention import attend_by_segment, attends_by_segment, segment_arguments
+from rlhf_core.models.embedding_noise import EmbeddingNoise
 from rlhf_core.models.head import LogitTransform
 from rlhf_core.models.layouts import Layouts, named, prove
 from rlhf_core.models.token_logprobs import token_logprobs
@@ -57,13 +58,18 @@ class PolicyModule(nn.Module):
         with_entropy: bool = False,
         entropy_has_grad: bool = True,
         expected_grad: float | Tensor | None = None,
+        *,
+        noise: EmbeddingNoise | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs (nats) of the batch's targets, and entropies (nats) where asked for; fp32 [n_rows, T], 0 elsewhere.
 
         Logits are divided by `temperature`. `entropy_has_grad` False saves work where the entropy is only reported. So does
         `expected_grad`, a number or [n_rows, T], where the loss is known to have this gradient at the log-probs (up to one
-        factor): backward raises `ValueError` if it has another.
+        factor): backward raises `ValueError` if it has another. `noise` is added to the input embeddings.
         """
+        if noise is not None:
+            with noise.on(self.hf, batch):
+                return self.forward(batch, temperature, with_entropy, entropy_has_grad, expected_grad)
         if self._transform is None:
             return self._from_logits(batch, temperature, with_entropy)
         head = self.hf.get_output_embeddings()

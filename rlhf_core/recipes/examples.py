@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from data_processing.errors import DataError
 from data_processing.schemas import read_table
-from data_processing.turns import messages_of, tools_of
+from data_processing.turns import Message, messages_of, tools_of
 from rlhf_core.batching.refused import render_rows
 from rlhf_core.batching.rows import TokenRow, apply_overlong
 from rlhf_core.batching.templates import Renderer
@@ -77,12 +77,41 @@ class Splits:
         )
 
 
-def conversation(renderer: Renderer, row: Mapping[str, Any]) -> Example:
-    """A row of the sft table: the assistant turns are the targets. Raises `DataError` where there is none."""
-    tokens = renderer.conversation(messages_of(row, "messages"), tools_of(row))
+def conversation(renderer: Renderer, row: Mapping[str, Any], *, last_only: bool = False, condition: str | None = None) -> Example:
+    """A row of the sft table: the assistant turns, or the last only, are the targets. Raises `DataError` where there is none.
+
+    `condition` is what stands below the first question, with the row's own condition for `{condition}`.
+    """
+    messages = messages_of(row, "messages")
+    if condition is not None:
+        messages = _conditioned(messages, condition, row.get("condition"))
+    tokens = renderer.conversation(messages, tools_of(row), last_only=last_only)
     if not tokens.n_targets:
         raise DataError("not a single token to learn from: a row needs an assistant turn")
     return Example(row["id"], (tokens,))
+
+
+def _conditioned(messages: Sequence[Message], text: str, condition: str | None) -> list[Message]:
+    if condition is None:
+        raise DataError("it has no condition, and sft.condition is set: give it a column 'condition', or leave sft.condition out")
+    asked = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
+    if asked is None:
+        raise DataError("it has no user turn for sft.condition to stand in: take it out, or leave sft.condition out")
+    content = f"{messages[asked]['content']}\n\n{text.replace('{condition}', condition)}"
+    return [*messages[:asked], {**messages[asked], "content": content}, *messages[asked + 1 :]]
+
+
+def windows(example: Example, tokens: int) -> list[Example]:
+    """A text without turns in pieces of at most `tokens` tokens; anything else, and what is no longer, as it is.
+
+    Each piece begins with the last token of the one before, so every token but the text's first is learnt once.
+    """
+    [row] = example.rows
+    if len(row) <= tokens or not all(row.is_target[1:]):
+        return [example]
+    pieces = [row.ids[start : start + tokens] for start in range(0, len(row) - 1, tokens - 1)]
+    rows = [TokenRow.from_prompt_response(ids[:1], ids[1:]) for ids in pieces]
+    return [Example(f"{example.id}[{number}]", (piece,)) for number, piece in enumerate(rows)]
 
 
 def pair(renderer: Renderer, row: Mapping[str, Any]) -> Example:
@@ -126,13 +155,14 @@ def read_examples(
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """sha256 of ids, tokens, targets, margins and judgements: changes with the table, the template and the tokenizer."""
+    """sha256 of ids, tokens, targets, weights, margins and judgements: changes with the table, the template and the tokenizer."""
     sha = hashlib.sha256()
     for example in examples:
         sha.update(json.dumps([example.id, [len(row) for row in example.rows], example.margin, example.desirable]).encode())
         for row in example.rows:
             sha.update(array("q", row.ids))
             sha.update(bytes(row.is_target))
+            sha.update(array("d", row.weights or ()))
     return sha.hexdigest()
 
 

@@ -46,9 +46,9 @@ def kto_totals(
         return Totals(
             len(examples),
             sum(row.n_targets for row, good in judged if good),
-            kto_reference(ratios, engine.all_sum).item(),
-            n_desirable,
-            len(judged) - n_desirable,
+            reference_point=kto_reference(ratios, engine.all_sum).item(),
+            desirable=n_desirable,
+            undesirable=len(judged) - n_desirable,
         )
 
     return totals

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from data_processing.errors import AlignflowError
 from data_processing.schemas import TableName, read_table
-from data_processing.turns import messages_of, tools_of
+from data_processing.turns import TEXT_ROLE, messages_of, tools_of
 
 MOST_ROWS = 20_000
 _NAMED_ROWS = 5
@@ -29,7 +29,8 @@ class Window:
     """What node `node` takes of a table's split: rows of at most `tokens` (None: the model's positions) less `answer_tokens`.
 
     Longer rows are an error where `drops` is false, and where they are more than `max_dropped_fraction` of the rows; but not in a
-    split of more than `draws` rows (None: of any), of which the node draws that many. `setting` names what the limit comes from.
+    split of more than `draws` rows (None: of any), of which the node draws that many. Where it `cuts_texts`, texts without turns are
+    never too long. `setting` names what the limit comes from.
     """
 
     node: str
@@ -41,6 +42,13 @@ class Window:
     max_dropped_fraction: float
     setting: str
     draws: int | None = None
+    cuts_texts: bool = False
+
+
+class _Row(NamedTuple):
+    name: str
+    tokens: int
+    is_text: bool
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def find_overlong(data: Path, model: Path, windows: Sequence[Window]) -> Found:
     from rlhf_core.models.load import load_tokenizer
 
     renderer, positions = Renderer(load_tokenizer(model, trust_remote_code=True)), max_positions(model)
-    measured: dict[tuple[TableName, Split], list[tuple[str, int]]] = {}
+    measured: dict[tuple[TableName, Split], list[_Row]] = {}
     lines, errors = list[str](), list[str]()
     for window in windows:
         place = window.table, window.split
@@ -69,12 +77,12 @@ def find_overlong(data: Path, model: Path, windows: Sequence[Window]) -> Found:
             if not (path := data / window.table / f"{window.split}.parquet").is_file():
                 continue
             measured[place] = list(_lengths(window.table, path, renderer))
-            lines.append(_histogram(place, [tokens for _, tokens in measured[place]]))
+            lines.append(_histogram(place, [row.tokens for row in measured[place]]))
         tokens = window.tokens or positions
         if tokens is None:
             continue
         room = tokens - window.answer_tokens
-        overlong = [(name, length) for name, length in measured[place] if length > room]
+        overlong = [row for row in measured[place] if row.tokens > room and not (window.cuts_texts and row.is_text)]
         if overlong:
             text = _told(window, room, overlong, len(measured[place]))
             n_rows = len(measured[place])
@@ -84,15 +92,15 @@ def find_overlong(data: Path, model: Path, windows: Sequence[Window]) -> Found:
     return Found(lines, errors)
 
 
-def _lengths(table: TableName, path: Path, renderer: Any) -> Iterator[tuple[str, int]]:
-    """Id and tokens of each row, of the longer side of a pair; of a seeded sample where there are more than `MOST_ROWS`."""
+def _lengths(table: TableName, path: Path, renderer: Any) -> Iterator[_Row]:
+    """The tokens of each row, of the longer side of a pair; of a seeded sample where there are more than `MOST_ROWS`."""
     rows = read_table(table, path)
     if rows.num_rows > MOST_ROWS:
         rows = rows.take(sorted(random.Random(0).sample(range(rows.num_rows), MOST_ROWS)))
     measure = _MEASURES[table]
     for row in rows.to_pylist():
         try:
-            yield row["id"], measure(renderer, row)
+            yield _Row(row["id"], measure(renderer, row), table == "sft" and row["messages"][0]["role"] == TEXT_ROLE)
         except AlignflowError:
             continue
 
@@ -139,9 +147,9 @@ def _histogram(place: tuple[str, str], lengths: Sequence[int]) -> str:
     return f"lengths of {table}/{split}, {len(lengths)} rows in tokens: median {ordered[len(ordered) // 2]}, longest {ordered[-1]}; {ranges}"
 
 
-def _told(window: Window, room: int, overlong: Sequence[tuple[str, int]], n_rows: int) -> str:
-    longest = sorted(overlong, key=lambda row: -row[1])
-    names = ", ".join(f"'{name}' ({tokens} tokens)" for name, tokens in longest[:_NAMED_ROWS])
+def _told(window: Window, room: int, overlong: Sequence[_Row], n_rows: int) -> str:
+    longest = sorted(overlong, key=lambda row: -row.tokens)
+    names = ", ".join(f"'{row.name}' ({row.tokens} tokens)" for row in longest[:_NAMED_ROWS])
     more = ", ..." if len(longest) > _NAMED_ROWS else ""
     return (
         f"{window.node}: {len(overlong)} of {n_rows} rows of {window.table}/{window.split} have more than {room} tokens "

@@ -40,12 +40,14 @@ BAD_BATCH_NAME = "bad_batch.json"
 class Totals:
     """What a global batch tells each of its micro-batches.
 
-    Denominators: its examples, and the targets in their first rows (conversation or chosen). KTO has the targets of desirable
-    answers instead, how many answers are `desirable` and how many `undesirable`, and its `reference_point` (nats).
+    Denominators: its examples, and the targets in their first rows (conversation or chosen), or what these count together
+    (`weight`). KTO has the targets of desirable answers instead, how many answers are `desirable` and how many `undesirable`, and its
+    `reference_point` (nats).
     """
 
     examples: int
     targets: int
+    weight: float = 0.0
     reference_point: float = 0.0
     desirable: int = 0
     undesirable: int = 0
@@ -53,7 +55,8 @@ class Totals:
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Totals:
         """Count `examples`, which are the whole global batch."""
-        return cls(len(examples), sum(sum(example.rows[0].is_target) for example in examples))
+        rows = [example.rows[0] for example in examples]
+        return cls(len(examples), sum(row.n_targets for row in rows), math.fsum(w for row in rows for w in row.target_weights))
 
 
 class Loss(Protocol):

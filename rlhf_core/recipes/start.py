@@ -35,12 +35,21 @@ def check_and_load_tokenizer(job: TrainingJob[Any]) -> Any:
     return load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
 
 
-def load_examples(job: TrainingJob[Any], table: TrainingTable, render: Callable[[Mapping[str, Any]], Example]) -> Splits:
-    """Training and validation rows, rendered, without the refused ones, and without the overlong where the settings drop those."""
+def load_examples(
+    job: TrainingJob[Any],
+    table: TrainingTable,
+    render: Callable[[Mapping[str, Any]], Example],
+    cut: Callable[[Example], list[Example]] = lambda example: [example],
+) -> Splits:
+    """Training and validation rows, rendered, without the refused ones, and without the overlong where the settings drop those.
+
+    `cut` makes pieces of what would be too long.
+    """
     limit = job.config.max_dropped_fraction
-    (train, refused), (validation, also_refused) = (
+    (whole, refused), (whole_validation, also_refused) = (
         read_examples(job.data, table, split, render, limit) for split in ("train", "validation")
     )
+    train, validation = ([piece for example in examples for piece in cut(example)] for examples in (whole, whole_validation))
     kept_train, kept_validation = keep_fitting(train, job.config), keep_fitting(validation, job.config)
     n_dropped = len(train) + len(validation) - len(kept_train) - len(kept_validation)
     return Splits(kept_train, kept_validation, n_dropped, (*refused, *also_refused))

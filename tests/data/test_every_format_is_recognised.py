@@ -74,7 +74,8 @@ def test_columns_and_keys_that_are_not_used_are_named_once_and_those_of_prompts_
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": [user("Why?"), assistant("So.", weight=0.5)]}, "weight' is 0.5, allowed: 0"),
+        ({"messages": [user("Why?"), assistant("So.", weight=-0.5)]}, "weight' is -0.5, allowed: 0"),
+        ({"messages": [user("Why?"), assistant("So.", weight=float("nan"))]}, "weight' is nan, allowed: 0"),
         ({"messages": [user("Why?"), assistant("So.", train=False)]}, "every assistant turn has weight 0"),
         ({"messages": [{**user("Why?"), "weight": 1}, assistant("So.")]}, "only assistant turns are learnt"),
         ({"messages": [user("Why?"), assistant("So.")], "weight": 0.5}, "'weight' is 0.5: rows have no weights"),
@@ -98,6 +99,32 @@ def test_columns_and_keys_that_are_not_used_are_named_once_and_those_of_prompts_
 def test_what_carries_a_meaning_is_used_or_refused(tmp_path: Path, row: Row, reason: str) -> None:
     with pytest.raises(DataError, match=f"line 1: .*{reason}"):
         prepared(tmp_path, "sft", [row])
+
+
+def test_weights_of_turns_and_conditions_of_rows_reach_the_sft_table(tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [user("Why?"), assistant("So.", weight=0.5), user("And?"), assistant("No.", weight=2, train=1)],
+            "condition": 0.8,
+        },
+        {"messages": [user("When?"), assistant("So.", weight=3, train=0), user("And?"), assistant("No.")], "condition": "good"},
+    ]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_source("sft", TableSource(path=str(source)), "data.sft[0]", max_bad_fraction=0)
+    assert [[message.get("weight") for message in messages_of(row, "messages")] for row in read.rows] == [
+        [None, 0.5, None, 2],
+        [None, 0, None, None],
+    ]
+    assert [row["condition"] for row in read.rows] == ["0.8", "good"]
+    assert read.notes == []
+
+
+def test_a_weight_that_only_sft_has_a_use_for_is_refused_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"weight 0\.5; other weights than 0 and 1 are for the sft table, not 'preference'"):
+        prepared(
+            tmp_path, "preference", [{"prompt": [user("Why?")], "chosen": [assistant("So.", weight=0.5)], "rejected": "No."}]
+        )
 
 
 def test_a_system_prompt_that_says_the_same_twice_stands_once_and_an_empty_one_nowhere(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ def test_what_a_stage_would_refuse_is_an_error(window: Window, refused: bool, mo
     assert found.lines[0].startswith("lengths of")
 
 
+def test_texts_that_are_cut_are_never_too_long(model: Path, tmp_path: Path) -> None:
+    text = {"id": "t", "messages": [{"role": "text", "content": "yes " * 200}]}
+    write_table("sft", to_table("sft", [text, conversation(1, 200)]), tmp_path / "sft" / "train.parquet")
+    [error] = find_overlong(tmp_path, model, [replace(SFT, drops=False, cuts_texts=True)]).errors
+    assert "1 of 2 rows" in error and "'r1'" in error
+    assert "2 of 2 rows" in find_overlong(tmp_path, model, [replace(SFT, drops=False)]).errors[0]
+
+
 def test_a_window_without_a_number_is_the_models(model: Path, tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     room = config["max_position_embeddings"]

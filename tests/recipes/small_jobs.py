@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_processing.schemas import to_table, write_table
+from data_processing.turns import pack_turns
 from rlhf_core.cluster.distributed import rank
 from rlhf_core.config import (
     EngineSettings,
@@ -46,6 +47,22 @@ def write_data(folder: Path, train_rows: int = 10, validation_rows: int = 5) -> 
 def sft_row(number: int) -> Settings:
     """One question and answer."""
     return {"id": f"row{number}", "messages": [_question(number), *_answer(ANSWERS[number % 4])]}
+
+
+def weighted_row(number: int) -> Settings:
+    """Two questions and answers that do not count the same; now and then the first is not learnt."""
+    first, second = sft_row(number)["messages"], sft_row(number + 1)["messages"]
+    first[1]["weight"], second[1]["weight"] = (0, 0.25, 1)[number % 3], 2.5
+    return {"id": f"row{number}", "messages": [*first, *second]}
+
+
+def write_sft(folder: Path, rows: Sequence[Settings]) -> Path:
+    """A data artifact with these rows to train on."""
+    rows = [{**row, "messages": [dict(message) for message in row["messages"]]} for row in rows]
+    for row in rows:
+        pack_turns(row)
+    write_table("sft", to_table("sft", rows), folder / "sft" / "train.parquet")
+    return folder
 
 
 def preference_row(number: int) -> Settings:

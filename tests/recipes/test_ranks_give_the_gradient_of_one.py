@@ -25,15 +25,26 @@ from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
 from rlhf_core.recipes.sft import train_sft
 from tests.recipes.gradients import ActorRun, gradients_of
-from tests.recipes.small_jobs import FULL, engine, job, preference_config, reward_config, sft_config, write_data
+from tests.recipes.small_jobs import (
+    FULL,
+    engine,
+    job,
+    preference_config,
+    reward_config,
+    sft_config,
+    weighted_row,
+    write_data,
+    write_sft,
+)
 from tests.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 # Each loss with the ZeRO stage of its two ranks; one rank has stage 1.
-ZERO_STAGES = {"sft": 1, "reward_model": 2, "preference": 3, "policy": 1, "critic": 3}
+ZERO_STAGES = {"sft": 1, "weighted sft with noise": 3, "reward_model": 2, "preference": 3, "policy": 1, "critic": 3}
 RECIPES: dict[str, tuple[Any, Any]] = {
     "sft": (train_sft, sft_config),
+    "weighted sft with noise": (train_sft, partial(sft_config, neftune_alpha=5.0)),
     "reward_model": (train_reward_model, reward_config),
     # Both denominators: pairs, and the chosen responses' tokens.
     "preference": (train_preference, partial(preference_config, nll_coef=0.1)),
@@ -83,7 +94,8 @@ def recipe_runs(model: Path, data: Path, work: Path, world_size: int) -> Runs:
     for name, (train, config) in RECIPES.items():
         layout = engine(world_size=world_size, zero_stage=ZERO_STAGES[name] if world_size > 1 else 1)
         settings = config(lora=FULL, optimizer=OPTIMIZER, batch_size=BATCH_SIZE, max_steps=N_STEPS, engine=layout)
-        runs[name] = partial(train, job(settings, model, data, work / f"{name}-{world_size}"))
+        table = data / "weighted" if "weighted" in name else data
+        runs[name] = partial(train, job(settings, model, table, work / f"{name}-{world_size}"))
     return runs
 
 
@@ -92,6 +104,7 @@ def gradients(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> list
     """All gradients on one rank, and on two; the ranks start once for all losses."""
     work = tmp_path_factory.mktemp("ranks")
     model, data = tiny_model(work), write_data(work / "data", validation_rows=0)
+    write_sft(data / "weighted", [weighted_row(number) for number in range(10)])
     found = []
     for n in (1, 2):
         runs = recipe_runs(model, data, work, n) | actor_runs(model, n)

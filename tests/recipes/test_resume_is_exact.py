@@ -76,11 +76,12 @@ def same_weights(one: Job, other: Job) -> bool:
     ("train", "config"),
     [
         (train_sft, sft_config),
+        (train_sft, partial(sft_config, neftune_alpha=5.0)),
         (train_reward_model, reward_config),
         (train_preference, preference_config),
         (train_preference, partial(preference_config, method="kto", kto={"undesirable_weight": 0.1})),
     ],
-    ids=["sft", "reward_model", "preference", "kto"],
+    ids=["sft", "noisy sft", "reward_model", "preference", "kto"],
 )
 def test_a_crashed_run_ends_with_the_same_weights(
     train: Any, config: Any, lora: LoraSettings, models: Models, data: Path, tmp_path: Path
