@@ -171,6 +171,38 @@ class TrainingConfig(Settings):
 OwnSettings = dict[str, bool | int | float | str]
 
 
+class TableConfig(TrainingConfig):
+    """What training on a table has in common: how long it goes, what it is measured by on the way, and which step's weights stay."""
+
+    batch_size: int = Field(8, ge=1, description="Conversations, pairs or judged answers an optimizer step, over all ranks")
+    epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
+    max_samples: int | None = Field(None, ge=1, description="Rows of the training split that are used, drawn by seed; null: all")
+    eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
+    keep_best: str | None = Field(
+        None,
+        description="Metric of the validation split by which the best step's weights are kept: eval_loss (the lower the better), "
+        "eval_accuracy, eval_margin (the higher); null: the last step's are",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Passes over the validation split without a better keep_best after which training ends; null: never",
+    )
+
+    @model_validator(mode="after")
+    def _the_best_is_looked_for(self) -> Self:
+        if self.keep_best is not None and not self.eval_every_steps:
+            raise ValueError(
+                f"keep_best='{self.keep_best}' with eval_every_steps=0: only the last step is measured; say how often"
+            )
+        if self.keep_best is not None and not self.keep_best.startswith("eval_"):
+            raise ValueError(f"keep_best='{self.keep_best}' is no metric of the validation split: their names begin with eval_")
+        if self.patience is not None and self.keep_best is None:
+            raise ValueError(f"patience={self.patience} without keep_best: say by which metric it is judged")
+        return self
+
+
 class MethodConfig(TrainingConfig, Generic[RowT]):
     """Settings of a stage whose method is a row of a table; settings that are null are the method's own to choose."""
 
@@ -225,7 +257,7 @@ class MethodConfig(TrainingConfig, Generic[RowT]):
         return self
 
 
-class SftConfig(TrainingConfig):
+class SftConfig(TableConfig):
     """Supervised fine-tuning on the assistant turns of the sft table, and on its texts without turns."""
 
     loss_on: Literal["all", "last"] = Field(
@@ -243,10 +275,6 @@ class SftConfig(TrainingConfig):
     neftune_alpha: float | None = Field(
         None, gt=0.0, description="Noise on input embeddings while training, +-alpha / sqrt(tokens x width); null: none"
     )
-    batch_size: int = Field(8, ge=1, description="Conversations an optimizer step, over all ranks")
-    epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
-    eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
 
     @field_validator("condition")
     @classmethod
@@ -258,13 +286,9 @@ class SftConfig(TrainingConfig):
         return text
 
 
-class RewardModelConfig(TrainingConfig):
+class RewardModelConfig(TableConfig):
     """A scalar reward head trained on pairs (Bradley-Terry)."""
 
-    batch_size: int = Field(8, ge=1, description="Pairs an optimizer step, over all ranks")
-    epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
-    eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
     center_coef: float = Field(
         0.01, ge=0.0, description="Weight of the penalty (chosen + rejected)^2 that keeps scores centred at 0"
     )
@@ -289,7 +313,7 @@ class OrpoSettings(Settings):
     odds_ratio_weight: float = Field(0.1, gt=0.0, description="Weight of the odds ratio's loss beside the likelihood's (lambda)")
 
 
-class PreferenceConfig(MethodConfig[PreferenceMethod]):
+class PreferenceConfig(MethodConfig[PreferenceMethod], TableConfig):
     """Direct preference optimisation and kin, against a reference whose log-probs are computed once and kept, or against none."""
 
     methods = PREFERENCE
@@ -310,10 +334,6 @@ class PreferenceConfig(MethodConfig[PreferenceMethod]):
     kto: KtoSettings = Field(default_factory=KtoSettings, description="What KTO alone reads")
     simpo: SimpoSettings = Field(default_factory=SimpoSettings, description="What SimPO alone reads")
     orpo: OrpoSettings = Field(default_factory=OrpoSettings, description="What ORPO alone reads")
-    batch_size: int = Field(8, ge=1, description="Pairs (and with method kto single answers) an optimizer step, over all ranks")
-    epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
-    eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
 
     @model_validator(mode="after")
     def _answers_need_neighbours(self) -> PreferenceConfig:

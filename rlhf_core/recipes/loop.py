@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from rlhf_core.cluster.memory import peak_memory_mib
 from rlhf_core.config import EngineSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.engine.engine import TrainingEngine
+from rlhf_core.recipes.best import Best
 from rlhf_core.recipes.cursor import DataCursor
 from rlhf_core.recipes.examples import Example, Splits, digest
 from rlhf_core.recipes.job import TrainingJob
@@ -86,21 +88,37 @@ class Trainer:
 
         Raises `PreemptedError` after saving when asked to stop, `DivergedError` after keeping the batch that did it.
         """
+        if self.job.config.keep_best is not None and not self.splits.validation:
+            raise ConfigError(
+                f"keep_best='{self.job.config.keep_best}' without validation rows: give the data some (data.validation_fraction), or "
+                "leave it out"
+            )
         done = self._resume()
         pace = Pace(done)
         try:
             for step in range(done, self.cursor.total_steps):
                 if step and _due(step, self.job.config.eval_every_steps):
-                    self._evaluate(step)
+                    self.best.see(step, self._evaluate(step))
+                    if self.best.is_over:
+                        return self._ended_early(step)
                 stop_if_requested(self.engine, self.job.resume)
                 self._train(step, pace)
                 done = step + 1
                 if _due(done, self.job.config.checkpoint_every_steps):
                     self._save(done)
-            return self._evaluate(done)
+            last = self._evaluate(done)
+            self.best.see(done, last)
+            return self.best.metrics or last
         except PreemptedError:
             self._save(done)
             raise
+
+    def _ended_early(self, step: int) -> dict[str, float]:
+        name, patience = self.job.config.keep_best, self.job.config.patience
+        self._progress(
+            step, f"ended after step {step}: {name} was no better than at step {self.best.step} in {patience} passes in a row"
+        )
+        return self.best.metrics
 
     def _train(self, step: int, pace: Pace) -> None:
         """One optimizer step and its line of metrics."""
@@ -122,6 +140,7 @@ class Trainer:
                 "learning_rate": stats.learning_rate,
                 "epoch": (step + 1) / self.cursor.steps_per_epoch,
                 "tokens": tokens,
+                "seen_tokens": self._seen[step + 1],
                 "tokens_per_s": tokens / seconds,
                 "seconds": seconds,
                 "memory_mib": self._memory_mib(),
@@ -191,11 +210,23 @@ class Trainer:
             raise ConfigError(
                 f"checkpoint {folder} was made with other values of {changed}: remove {self.job.resume} or set them back"
             )
+        self.best.restore(state["best"])
         return int(state["step"])
 
     def _save(self, done: int) -> None:
-        state = {"step": done, "data_sha256": self._data_sha256, "settings": self._settings}
+        state = {"step": done, "best": self.best.state(), "data_sha256": self._data_sha256, "settings": self._settings}
         self.engine.save(self.job.resume / f"step_{done:08d}", state)
+
+    @cached_property
+    def best(self) -> Best:
+        """The best step so far."""
+        return Best(self.job, self.engine)
+
+    @cached_property
+    def _seen(self) -> list[int]:
+        """Tokens of the rows that the first n steps train on, for every n."""
+        steps = ([self.splits.train[i].length_tokens for i in self.cursor.batch(n)] for n in range(self.cursor.total_steps))
+        return [0, *accumulate(map(sum, steps))]
 
     @cached_property
     def _data_sha256(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -9,6 +11,7 @@ import torch
 
 from rlhf_core.batching.refused import named
 from rlhf_core.device import placed
+from rlhf_core.engine.checkpoint import MANIFEST_NAME
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.engine.rehearsal import rehearse_convert
 from rlhf_core.models.folder import check_model_folder
@@ -16,6 +19,7 @@ from rlhf_core.models.load import load_tokenizer
 from rlhf_core.models.lora import add_lora
 from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.precision import Dtype
+from rlhf_core.recipes.best import kept_weights
 from rlhf_core.recipes.examples import Example, Splits, TrainingTable, keep_fitting, read_examples
 from rlhf_core.recipes.job import TrainingJob
 
@@ -52,6 +56,9 @@ def load_examples(
     train, validation = ([piece for example in examples for piece in cut(example)] for examples in (whole, whole_validation))
     kept_train, kept_validation = keep_fitting(train, job.config), keep_fitting(validation, job.config)
     n_dropped = len(train) + len(validation) - len(kept_train) - len(kept_validation)
+    most = job.config.max_samples
+    if most is not None and most < len(kept_train):
+        kept_train = [kept_train[i] for i in sorted(random.Random(job.seed).sample(range(len(kept_train)), most))]
     return Splits(kept_train, kept_validation, n_dropped, (*refused, *also_refused))
 
 
@@ -87,9 +94,13 @@ def start_engine(job: TrainingJob[Any], module: PolicyModule | ScoreModule, tota
 
 def finish(job: TrainingJob[Any], engine: TrainingEngine, splits: Splits, facts: Mapping[str, float]) -> None:
     """Write the checkpoint artifact and report what it was trained on, with `facts` of the final evaluation."""
-    engine.save_final(job.output)
+    best = kept_weights(job.resume)
+    if best is None:
+        engine.save_final(job.output)
     if engine.rank:
         return
+    if best is not None:
+        shutil.copytree(best, job.output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_NAME))
     if splits.n_dropped:
         limit = job.config.max_length_tokens
         job.events.warn(f"{splits.n_dropped} rows longer than max_length_tokens={limit} were dropped")
