@@ -20,7 +20,7 @@ from tests.recipes.test_resume_is_exact import crash
 from tests.tiny_models import tiny_model
 
 # So steep that the validation loss falls at first and rises after.
-STEEP = {"optimizer": {"learning_rate": 0.03, "schedule": "constant", "warmup_fraction": 0.0}, "lora": {"rank": 0}}
+STEEP = {"optimizer": {"learning_rate": 1.0, "schedule": "constant", "warmup_fraction": 0.0}, "lora": {"rank": 0}}
 
 
 @pytest.fixture(scope="module")
