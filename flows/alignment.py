@@ -29,7 +29,15 @@ from flows.services.told_later import server_name
 from flows.settings.config import RunConfig
 from flows.settings.entries import Entries
 from flows.settings.presets import DEFAULT, resolve
-from rlhf_core.config import BaseModelConfig, ConvertConfig, OnlineConfig, PreferenceConfig, RewardModelConfig, SftConfig
+from rlhf_core.config import (
+    BaseModelConfig,
+    ConvertConfig,
+    DistillConfig,
+    OnlineConfig,
+    PreferenceConfig,
+    RewardModelConfig,
+    SftConfig,
+)
 from tasks.runtime.contract.config import RuntimeConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageObserver, StageRequest
@@ -97,6 +105,7 @@ async def align(
     reward_model: RewardModelConfig = RewardModelConfig(),  # noqa: B008
     preference: PreferenceConfig = PreferenceConfig(),  # noqa: B008
     online: OnlineConfig = OnlineConfig(),  # noqa: B008
+    distill: DistillConfig = DistillConfig(),  # noqa: B008
     convert: ConvertConfig = ConvertConfig(),  # noqa: B008
     evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
     compare: CompareConfig = CompareConfig(),  # noqa: B008
@@ -118,6 +127,7 @@ async def align(
         reward_model: The scorer.
         preference: Direct preference optimisation.
         online: Online training.
+        distill: Learning from a teacher's distributions.
         convert: Checkpoints to Hugging Face folders.
         evaluate: Measuring each model.
         compare: Setting the models against each other.
@@ -129,7 +139,8 @@ async def align(
     """
     sections = {
         **{"run": run, "model": model, "data": data, "sft": sft, "reward_model": reward_model, "preference": preference},
-        **{"online": online, "convert": convert, "evaluate": evaluate, "compare": compare, "runtime": runtime},
+        **{"online": online, "distill": distill, "convert": convert, "evaluate": evaluate, "compare": compare},
+        "runtime": runtime,
     }
     home = Home.open()
     deployed = await _of_deployment()

@@ -258,6 +258,22 @@ class SftConfig(TrainingConfig):
         return text
 
 
+DistillationKind = Literal["forward_kl", "reverse_kl", "jsd"]
+
+
+class DistillConfig(SftConfig):
+    """Knowledge distillation: SFT's rows and options, with a teacher's next-token distributions instead of the rows' own tokens."""
+
+    divergence: DistillationKind = Field(
+        "forward_kl",
+        description="forward_kl: KL(teacher || student); reverse_kl: KL(student || teacher); jsd: from both to their mixture",
+    )
+    jsd_beta: float = Field(
+        0.5, gt=0.0, lt=1.0, description="Share of the teacher in the mixture of jsd, and of its KL in the loss"
+    )
+    temperature: float = Field(1.0, gt=0.0, description="Both models' logits are divided by it")
+
+
 class RewardModelConfig(TrainingConfig):
     """A scalar reward head trained on pairs (Bradley-Terry)."""
 

@@ -10,7 +10,15 @@ from data_processing.config import DataConfig
 from data_processing.settings import Settings, operational
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.settings.entries import Entries, name_problem
-from rlhf_core.config import BaseModelConfig, ConvertConfig, OnlineConfig, PreferenceConfig, RewardModelConfig, SftConfig
+from rlhf_core.config import (
+    BaseModelConfig,
+    ConvertConfig,
+    DistillConfig,
+    OnlineConfig,
+    PreferenceConfig,
+    RewardModelConfig,
+    SftConfig,
+)
 from tasks.runtime.contract.config import RuntimeConfig
 
 # What MLflow refuses in the name of a registered model, or cannot be asked for by afterwards.
@@ -51,6 +59,7 @@ class PipelineConfig(Settings):
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="The scorer")
     preference: PreferenceConfig = Field(default_factory=PreferenceConfig, description="Direct preference optimisation")
     online: OnlineConfig = Field(default_factory=OnlineConfig, description="Online training (PPO, GRPO)")
+    distill: DistillConfig = Field(default_factory=DistillConfig, description="Learning from a teacher's distributions")
     convert: ConvertConfig = Field(default_factory=ConvertConfig, description="Checkpoints to Hugging Face folders")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Measuring each model")
     compare: CompareConfig = Field(default_factory=CompareConfig, description="Setting the models against each other")

@@ -16,6 +16,7 @@ STAGES = (
     "reward_model",
     "preference",
     "online",
+    "distill",
     "convert",
     "evaluate",
     "compare",
