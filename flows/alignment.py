@@ -33,6 +33,7 @@ from rlhf_core.config import (
     BaseModelConfig,
     ConvertConfig,
     DistillConfig,
+    MergeConfig,
     OnlineConfig,
     PreferenceConfig,
     RewardModelConfig,
@@ -106,6 +107,7 @@ async def align(
     preference: PreferenceConfig = PreferenceConfig(),  # noqa: B008
     online: OnlineConfig = OnlineConfig(),  # noqa: B008
     distill: DistillConfig = DistillConfig(),  # noqa: B008
+    merge: MergeConfig = MergeConfig(),  # noqa: B008
     convert: ConvertConfig = ConvertConfig(),  # noqa: B008
     evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
     compare: CompareConfig = CompareConfig(),  # noqa: B008
@@ -128,6 +130,7 @@ async def align(
         preference: Direct preference optimisation.
         online: Online training.
         distill: Learning from a teacher's distributions.
+        merge: Several models to one, without training.
         convert: Checkpoints to Hugging Face folders.
         evaluate: Measuring each model.
         compare: Setting the models against each other.
@@ -139,7 +142,7 @@ async def align(
     """
     sections = {
         **{"run": run, "model": model, "data": data, "sft": sft, "reward_model": reward_model, "preference": preference},
-        **{"online": online, "distill": distill, "convert": convert, "evaluate": evaluate, "compare": compare},
+        **{"online": online, "distill": distill, "merge": merge, "convert": convert, "evaluate": evaluate, "compare": compare},
         "runtime": runtime,
     }
     home = Home.open()

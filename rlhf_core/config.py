@@ -590,6 +590,20 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
         return None if self.rollout_correction is RolloutCorrection.none else self.rollout_correction.value
 
 
+class MergeConfig(Settings):
+    """Several models to one."""
+
+    method: Literal["linear", "ties", "dare_linear", "dare_ties"] = Field(
+        "linear",
+        description="linear: the mean of the models; ties, dare_linear, dare_ties: the input 'base' and what becomes of the models' "
+        "differences from it",
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="Weights of the models by the names of the inputs; 1 for those that are not named"
+    )
+    density: float = Field(0.5, gt=0.0, le=1.0, description="Share of each difference that stays (all but linear)")
+
+
 class ConvertConfig(Settings):
     """Training checkpoint to Hugging Face folder."""
 

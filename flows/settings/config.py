@@ -14,6 +14,7 @@ from rlhf_core.config import (
     BaseModelConfig,
     ConvertConfig,
     DistillConfig,
+    MergeConfig,
     OnlineConfig,
     PreferenceConfig,
     RewardModelConfig,
@@ -60,6 +61,7 @@ class PipelineConfig(Settings):
     preference: PreferenceConfig = Field(default_factory=PreferenceConfig, description="Direct preference optimisation")
     online: OnlineConfig = Field(default_factory=OnlineConfig, description="Online training (PPO, GRPO)")
     distill: DistillConfig = Field(default_factory=DistillConfig, description="Learning from a teacher's distributions")
+    merge: MergeConfig = Field(default_factory=MergeConfig, description="Several models to one, without training")
     convert: ConvertConfig = Field(default_factory=ConvertConfig, description="Checkpoints to Hugging Face folders")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Measuring each model")
     compare: CompareConfig = Field(default_factory=CompareConfig, description="Setting the models against each other")

@@ -17,6 +17,7 @@ STAGES = (
     "preference",
     "online",
     "distill",
+    "merge",
     "convert",
     "evaluate",
     "compare",
