@@ -29,7 +29,16 @@ from flows.services.told_later import server_name
 from flows.settings.config import RunConfig
 from flows.settings.entries import Entries
 from flows.settings.presets import DEFAULT, resolve
-from rlhf_core.config import BaseModelConfig, ConvertConfig, OnlineConfig, PreferenceConfig, RewardModelConfig, SftConfig
+from rlhf_core.config import (
+    BaseModelConfig,
+    ConvertConfig,
+    DistillConfig,
+    MergeConfig,
+    OnlineConfig,
+    PreferenceConfig,
+    RewardModelConfig,
+    SftConfig,
+)
 from rlhf_core.sample_config import IterativeConfig, SampleConfig
 from tasks.runtime.contract.config import RuntimeConfig
 from tasks.runtime.contract.home import Home
@@ -100,6 +109,8 @@ async def align(
     online: OnlineConfig = OnlineConfig(),  # noqa: B008
     sample: SampleConfig = SampleConfig(),  # noqa: B008
     iterative: IterativeConfig = IterativeConfig(),  # noqa: B008
+    distill: DistillConfig = DistillConfig(),  # noqa: B008
+    merge: MergeConfig = MergeConfig(),  # noqa: B008
     convert: ConvertConfig = ConvertConfig(),  # noqa: B008
     evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
     compare: CompareConfig = CompareConfig(),  # noqa: B008
@@ -123,6 +134,8 @@ async def align(
         online: Online training.
         sample: Tables from a model's own answers.
         iterative: Preference training on own answers.
+        distill: Learning from a teacher's distributions.
+        merge: Several models to one, without training.
         convert: Checkpoints to Hugging Face folders.
         evaluate: Measuring each model.
         compare: Setting the models against each other.
@@ -134,15 +147,8 @@ async def align(
     """
     sections = {
         **{"run": run, "model": model, "data": data, "sft": sft, "reward_model": reward_model, "preference": preference},
-        **{
-            "online": online,
-            "sample": sample,
-            "iterative": iterative,
-            "convert": convert,
-            "evaluate": evaluate,
-            "compare": compare,
-            "runtime": runtime,
-        },
+        **{"online": online, "sample": sample, "iterative": iterative, "distill": distill, "merge": merge, "convert": convert},
+        **{"evaluate": evaluate, "compare": compare, "runtime": runtime},
     }
     home = Home.open()
     deployed = await _of_deployment()

@@ -286,6 +286,22 @@ class SftConfig(TableConfig):
         return text
 
 
+DistillationKind = Literal["forward_kl", "reverse_kl", "jsd"]
+
+
+class DistillConfig(SftConfig):
+    """Knowledge distillation: SFT's rows and options, with a teacher's next-token distributions instead of the rows' own tokens."""
+
+    divergence: DistillationKind = Field(
+        "forward_kl",
+        description="forward_kl: KL(teacher || student); reverse_kl: KL(student || teacher); jsd: from both to their mixture",
+    )
+    jsd_beta: float = Field(
+        0.5, gt=0.0, lt=1.0, description="Share of the teacher in the mixture of jsd, and of its KL in the loss"
+    )
+    temperature: float = Field(1.0, gt=0.0, description="Both models' logits are divided by it")
+
+
 class RewardModelConfig(TableConfig):
     """A scalar reward head trained on pairs (Bradley-Terry)."""
 
@@ -618,6 +634,20 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
         if self.rollout_correction is RolloutCorrection.auto:
             return "truncate" if self.async_steps else None
         return None if self.rollout_correction is RolloutCorrection.none else self.rollout_correction.value
+
+
+class MergeConfig(Settings):
+    """Several models to one."""
+
+    method: Literal["linear", "ties", "dare_linear", "dare_ties"] = Field(
+        "linear",
+        description="linear: the mean of the models; ties, dare_linear, dare_ties: the input 'base' and what becomes of the models' "
+        "differences from it",
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="Weights of the models by the names of the inputs; 1 for those that are not named"
+    )
+    density: float = Field(0.5, gt=0.0, le=1.0, description="Share of each difference that stays (all but linear)")
 
 
 class ConvertConfig(Settings):

@@ -1,4 +1,4 @@
-"""What the sft, reward_model and preference stages share: from a stage's context to ranks that run one recipe."""
+"""What the stages of offline training share: from a stage's context to ranks that run one recipe."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def run_training(recipe: Callable[[TrainingJob[ConfigT]], None], context: StageC
         # The base_model stage refuses folders with code unless it is trusted, so what is in the store has been allowed.
         trust_remote_code=True,
         model_sha256=context.refs["model"].sha256 if "model" in context.refs else None,
+        teacher=context.inputs.get("teacher"),
     )
     with stop_file_on_sigterm(context.resume):
         launch(

@@ -14,7 +14,7 @@ from data_processing.config import DataConfig
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.graph.nodes import Node
 from flows.settings.config import PipelineConfig
-from rlhf_core.config import EngineSettings, OnlineConfig, TrainingConfig
+from rlhf_core.config import EngineSettings, OnlineConfig, SftConfig, TrainingConfig
 from rlhf_core.models.packaged import parameters_of_named
 from rlhf_core.models.weight_files import parameters_in
 
@@ -102,13 +102,13 @@ def _steps(settings: TrainingConfig, data: DataConfig) -> float:
     steps: int | None = getattr(settings, "max_steps", None)
     if steps is not None or data.procedures is None:
         return float(steps or 100)
-    rows = data.procedures.sft_rows if type(settings).__name__ == "SftConfig" else data.procedures.preference_pairs
+    rows = data.procedures.sft_rows if isinstance(settings, SftConfig) else data.procedures.preference_pairs
     return rows * float(getattr(settings, "epochs", 1.0)) / float(getattr(settings, "batch_size", 1))
 
 
 def _rows_a_step(settings: TrainingConfig) -> float:
     """Sequences through the model a step: pairs have two, and the preference loss asks the reference once more."""
-    passes = {"SftConfig": 1.0, "RewardModelConfig": 2.0, "PreferenceConfig": 2.7}
+    passes = {"SftConfig": 1.0, "DistillConfig": 2.0, "RewardModelConfig": 2.0, "PreferenceConfig": 2.7}
     return float(getattr(settings, "batch_size", 1)) * passes[type(settings).__name__]
 
 

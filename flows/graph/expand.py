@@ -24,7 +24,7 @@ from flows.settings.layers import merge, set_nested
 from flows.settings.messages import validation_message
 from rlhf_core.config import MethodConfig
 from rlhf_core.methods.row import no_reader, without
-from tasks.runtime.contract.context import Input, Stage
+from tasks.runtime.contract.context import ANY, Input, Stage
 from tasks.runtime.contract.registry import load_stage
 
 CHECKPOINT, POLICY = "checkpoint", "policy"  # a kind of artifact, and a role
@@ -80,6 +80,7 @@ class Expansion:
         entry = self.entries[name]
         settings = {name_of(name, labels(name, axes)): self._settings(name, values) for axes, values in points(name, entry.each)}
         references = self._references(name, list(settings.values()))
+        self._check_inputs(name, references, list(settings.values()))
         for reference in references.values():
             self._add(reference.entry, (*above, name))
         found: list[Variant] = []
@@ -134,22 +135,32 @@ class Expansion:
     def _references(self, name: str, settings: Sequence[Settings]) -> dict[str, Reference]:
         """What each input of the entry is taken from: what it names, the stage's default, or the only entry of the right kind."""
         entry, stage = self.entries[name], self.stages[name]
-        if unknown := [given for given in entry.inputs if given not in stage.inputs]:
-            allowed = [*stage.inputs, *Entry.model_fields]
+        inputs = {given: what for given, what in stage.inputs.items() if given != ANY}
+        if ANY in stage.inputs:
+            inputs |= {given: stage.inputs[ANY] for given in entry.inputs if given not in inputs}
+        if unknown := [given for given in entry.inputs if given not in inputs]:
+            allowed = [*inputs, *Entry.model_fields]
             raise ConfigError(
                 f"pipeline.{name}: stage '{stage.name}' has no input '{unknown[0]}'; {did_you_mean(unknown[0], allowed)}"
-                f"its inputs are {', '.join(stage.inputs) or 'none'}, other fields {', '.join(Entry.model_fields)}"
+                f"its inputs are {', '.join(inputs) or 'none'}, other fields {', '.join(Entry.model_fields)}"
             )
         wanted = {wish for own in settings for wish in (*stage.wants(own), *stage.needs(own))}
         needed = {wish for own in settings for wish in stage.needs(own)}
         references: dict[str, Reference] = {}
-        for given, what in stage.inputs.items():
+        for given, what in inputs.items():
             text = entry.inputs.get(given) or what.default
             if text is None and (given in wanted or not what.optional):
                 text = self._only_entry(name, given, what, given in needed or not what.optional)
             if text is not None:
                 references[given] = self._reference(f"pipeline.{name}.{given}", text, what.role)
         return references
+
+    def _check_inputs(self, name: str, inputs: Collection[str], settings: Sequence[Settings]) -> None:
+        for own in settings:
+            try:
+                self.stages[name].check(own, inputs)
+            except ConfigError as error:
+                raise ConfigError(f"pipeline.{name}: {error}") from error
 
     def _only_entry(self, name: str, given: str, what: Input, needed: bool) -> str | None:
         """The one entry that makes what the input takes; None where there is none and it can be done without."""

@@ -10,7 +10,16 @@ from data_processing.config import DataConfig
 from data_processing.settings import Settings, operational
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.settings.entries import Entries, name_problem
-from rlhf_core.config import BaseModelConfig, ConvertConfig, OnlineConfig, PreferenceConfig, RewardModelConfig, SftConfig
+from rlhf_core.config import (
+    BaseModelConfig,
+    ConvertConfig,
+    DistillConfig,
+    MergeConfig,
+    OnlineConfig,
+    PreferenceConfig,
+    RewardModelConfig,
+    SftConfig,
+)
 from rlhf_core.sample_config import IterativeConfig, SampleConfig
 from tasks.runtime.contract.config import RuntimeConfig
 
@@ -54,6 +63,8 @@ class PipelineConfig(Settings):
     online: OnlineConfig = Field(default_factory=OnlineConfig, description="Online training (PPO, GRPO)")
     sample: SampleConfig = Field(default_factory=SampleConfig, description="Tables from a model's own answers")
     iterative: IterativeConfig = Field(default_factory=IterativeConfig, description="Preference training on own answers")
+    distill: DistillConfig = Field(default_factory=DistillConfig, description="Learning from a teacher's distributions")
+    merge: MergeConfig = Field(default_factory=MergeConfig, description="Several models to one, without training")
     convert: ConvertConfig = Field(default_factory=ConvertConfig, description="Checkpoints to Hugging Face folders")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Measuring each model")
     compare: CompareConfig = Field(default_factory=CompareConfig, description="Setting the models against each other")

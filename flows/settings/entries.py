@@ -24,7 +24,7 @@ class Entry(Settings):
     __pydantic_extra__: dict[str, str] = Field(init=False)
 
     stage: str = Field(
-        description="A stage (sft, reward_model, preference, online, prepare_data, ...) or your own: module:attribute"
+        description="A stage (sft, distill, reward_model, preference, online, merge, prepare_data, ...) or your own: module:attribute"
     )
     set: dict[str, JsonValue] = Field(
         default_factory=dict, description="Fields of the stage's section, laid over that section for this entry alone"

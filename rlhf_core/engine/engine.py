@@ -39,7 +39,7 @@ class StepStats:
 
 
 class TrainingEngine:
-    """A module (`PolicyModule` or `ScoreModule`) with its optimizer, sharded as `engine` says. Every method is collective."""
+    """A module (`LanguageModule` or `ScoreModule`) with its optimizer, sharded as `engine` says. Every method is collective."""
 
     module: Any
 

@@ -71,7 +71,7 @@ def convert_checkpoint(
     _check_reloaded(model, reloaded, output)
     if policy.head == "lm":
         tell(generating)
-        facts["generated_tokens"] = _check_generates(reloaded, output)
+        facts["generated_tokens"] = check_generates(reloaded, output)
     return facts
 
 
@@ -211,7 +211,7 @@ def _check_reloaded(model: Any, reloaded: Any, output: Path) -> None:
 
 
 @torch.no_grad()
-def _check_generates(reloaded: Any, output: Path) -> int:
+def check_generates(reloaded: Any, output: Path) -> int:
     """Have a written folder answer a question as its own settings say; the number of tokens that came."""
     tokenizer = load_tokenizer(output, trust_remote_code=True)
     prompt = torch.tensor([Renderer(tokenizer).prompt_ids([{"role": "user", "content": "Hello"}])])

@@ -130,14 +130,38 @@ class Head:
     def add_gradients(self, chunk: Chunk, grad: Tensor, entropy_grad: Tensor | None, scratch: Tensor, into: Gradients) -> None:
         """Add the gradients of sum(grad * log-probs + entropy_grad * entropies), both [C]. Uses up the exponentials."""
         for k, words in enumerate(self.blocks):
-            gradient = self._logit_gradient(chunk, k, grad, entropy_grad, scratch)
-            into.hidden.addmm_(gradient, self.weight[words], beta=float(k > 0))
-            if into.weight is not None and into.weight.dtype == gradient.dtype:
-                into.weight[words].addmm_(gradient.T, chunk.hidden)
-            elif into.weight is not None:
-                into.weight[words] += gradient.T @ chunk.hidden
-            if into.bias is not None:
-                into.bias[words] += gradient.sum(0, dtype=self.dtype)
+            self._add(self._logit_gradient(chunk, k, grad, entropy_grad, scratch), words, chunk.hidden, into)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits at `hidden` [C, H] of all words, [C, V]."""
+        return self._logits(
+            hidden, slice(0, len(self.weight)), self.weight.new_empty(len(hidden), len(self.weight), dtype=self.dtype)
+        )
+
+    def pull_back(self, hidden: Tensor, logits: Tensor, gradient: Tensor, into: Gradients) -> None:
+        """Add the gradients of a loss that has `gradient` at the `logits` of `hidden`, both [C, V]. Uses both up."""
+        slope = self._slope_at(logits)
+        if slope is not None:
+            gradient *= slope
+        self._add(gradient.to(self.weight.dtype), slice(0, len(self.weight)), hidden, into)
+
+    def new_gradients(self, hidden: Tensor) -> Gradients:
+        """Room for those of a head that is trained, zero where they are added to.
+
+        Chunks are added up in fp32, so that how many there are leaves no trace in a bf16 gradient.
+        """
+        bias = None if self.bias is None else torch.zeros_like(self.bias, dtype=self.dtype)
+        return Gradients(torch.empty_like(hidden), torch.zeros_like(self.weight, dtype=self.dtype), bias)
+
+    def _add(self, gradient: Tensor, words: slice, hidden: Tensor, into: Gradients) -> None:
+        """Add what a gradient at the head's output for some words [C, words] makes of hidden states, weight and bias."""
+        into.hidden.addmm_(gradient, self.weight[words], beta=float(words.start > 0))
+        if into.weight is not None and into.weight.dtype == gradient.dtype:
+            into.weight[words].addmm_(gradient.T, hidden)
+        elif into.weight is not None:
+            into.weight[words] += gradient.T @ hidden
+        if into.bias is not None:
+            into.bias[words] += gradient.sum(0, dtype=self.dtype)
 
     def _logit_gradient(self, chunk: Chunk, k: int, grad: Tensor, entropy_grad: Tensor | None, scratch: Tensor) -> Tensor:
         """The same gradient at the head's output for the words of block `k`, [C, words], in the head's precision."""
@@ -187,11 +211,16 @@ class Head:
 
     def _slope(self, exponentials: Tensor, shift: Tensor) -> Tensor | float | None:
         """d logit / d head output: a number (None for 1), or [C, words] where a soft cap makes it differ."""
+        if self.transform.softcap is None:
+            return self._slope_at(exponentials)
+        # An exponential that is 0 has gradient 0, so any finite slope will do there.
+        return self._slope_at(exponentials.clamp(min=torch.finfo(self.dtype).tiny).log_().add_(shift[:, None]))
+
+    def _slope_at(self, logits: Tensor) -> Tensor | float | None:
+        """The same from logits, which a soft cap uses up."""
         constant = self.transform.scale / self.transform.temperature
         if self.transform.softcap is None:
             return None if constant == 1.0 else constant
-        # An exponential that is 0 has gradient 0, so any finite slope will do there.
-        logits = exponentials.clamp(min=torch.finfo(self.dtype).tiny).log_().add_(shift[:, None])
         return logits.mul_(self.transform.temperature / self.transform.softcap).square_().neg_().add_(1.0).mul_(constant)
 
     def _own(self, ids: Tensor, words: slice) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""What the training engine wraps: a policy that gives log-probs, a scorer that gives scores and values.
+"""What the training engine wraps: a policy that gives log-probs, a student that gives divergences, a scorer that gives scores and
+values.
 
 Both run the backbone once over a `ModelBatch` and touch only the hidden states that are asked for.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_core.batching.collate import ModelBatch, scatter
-from rlhf_core.config import Packing
+from rlhf_core.config import DistillationKind, Packing
 from rlhf_core.models.attention import attend_by_segment, attends_by_segment, segment_arguments
+from rlhf_core.models.divergence import Outputs, token_divergences
 from rlhf_core.models.embedding_noise import EmbeddingNoise
-from rlhf_core.models.head import LogitTransform
+from rlhf_core.models.head import Head, LogitTransform
 from rlhf_core.models.layouts import Layouts, named, prove
 from rlhf_core.models.token_logprobs import token_logprobs
 
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
-class PolicyModule(nn.Module):
-    """A causal LM as a function from batches to log-probs of their targets; the model itself is `hf`.
+class LanguageModule(nn.Module):
+    """A causal LM as a function from batches to its distributions at their targets; the model itself is `hf`.
 
     `layouts` says how its batches are to be made, as proven on the model (see `layouts.prove`, also for what is raised).
     """
@@ -44,12 +46,39 @@ class PolicyModule(nn.Module):
         attend_by_segment(hf)
         # None: what becomes of the head's outputs is not known, and the model's own logits are taken.
         transforms = [*head_transforms(hf.config), None]
-        number, layouts = prove(hf, [partial(self._logprobs, transform) for transform in transforms], self._said, packing)
+        number, layouts = prove(hf, [partial(self._trial, transform) for transform in transforms], self._said, packing)
         self._transform = transforms[number]
         notes = (*layouts.notes, *_attention_note(hf))
         self.layouts = (
             replace(layouts, notes=notes) if self._transform else replace(layouts, own_head=False, notes=(*notes, _slower(hf)))
         )
+
+    def outputs(self, batch: ModelBatch, temperature: float = 1.0, noise: EmbeddingNoise | None = None) -> Outputs:
+        """The distributions of the batch's N targets, logits divided by `temperature`; `noise` is added to the input embeddings."""
+        with nullcontext() if noise is None else noise.on(self.hf, batch):
+            if self._transform is None:
+                logits = self.hf(**_inputs(self.hf, batch)).logits.flatten(0, 1)[batch.target_index]
+                return Outputs(logits.float() / temperature, None)
+            hidden = _hidden_states(self.hf, batch)[batch.target_index]
+        head = self.hf.get_output_embeddings()
+        return Outputs(hidden, Head(head.weight, head.bias, replace(self._transform, temperature=temperature)))
+
+    def borrowed_parameters(self) -> list[nn.Parameter]:
+        """Parameters that `forward` uses without calling the module that owns them; ZeRO 3 has to be told."""
+        return list(self.hf.get_output_embeddings().parameters()) if self.layouts.own_head else []
+
+    def _trial(self, transform: LogitTransform | None, batch: ModelBatch) -> Tensor:
+        self._transform = transform
+        logprobs, _ = _logprobs(self.outputs(batch), batch)
+        return logprobs
+
+    def _said(self, ids: Tensor) -> Tensor:
+        every: Tensor = self.hf(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        return every.gather(-1, ids[0, 1:, None])[:, 0]
+
+
+class PolicyModule(LanguageModule):
+    """A causal LM as a function from batches to log-probs of their targets."""
 
     def forward(
         self,
@@ -67,43 +96,25 @@ class PolicyModule(nn.Module):
         `expected_grad`, a number or [n_rows, T], where the loss is known to have this gradient at the log-probs (up to one
         factor): backward raises `ValueError` if it has another. `noise` is added to the input embeddings.
         """
-        if noise is not None:
-            with noise.on(self.hf, batch):
-                return self.forward(batch, temperature, with_entropy, entropy_has_grad, expected_grad)
-        if self._transform is None:
-            return self._from_logits(batch, temperature, with_entropy)
-        head = self.hf.get_output_embeddings()
-        logprobs, entropy = token_logprobs(
-            _hidden_states(self.hf, batch)[batch.target_index],
-            head.weight,
-            head.bias,
-            batch.target_ids,
-            replace(self._transform, temperature=temperature),
-            with_entropy=with_entropy,
-            entropy_has_grad=entropy_has_grad,
-            expected_grad_N=None if expected_grad is None else _at_targets(batch, expected_grad),
-        )
-        return scatter(batch, logprobs), None if entropy is None else scatter(batch, entropy)
+        expected = None if expected_grad is None else _at_targets(batch, expected_grad)
+        return _logprobs(self.outputs(batch, temperature, noise), batch, with_entropy, entropy_has_grad, expected)
 
-    def borrowed_parameters(self) -> list[nn.Parameter]:
-        """Parameters that `forward` uses without calling the module that owns them; ZeRO 3 has to be told."""
-        return list(self.hf.get_output_embeddings().parameters()) if self.layouts.own_head else []
 
-    def _from_logits(self, batch: ModelBatch, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """The same from the model's own logits of all positions, as plainly as it can be said."""
-        logits = self.hf(**_inputs(self.hf, batch)).logits.flatten(0, 1)[batch.target_index]
-        every = (logits.float() / temperature).log_softmax(-1)
-        logprobs = scatter(batch, every.gather(-1, batch.target_ids[:, None])[:, 0])
-        return logprobs, scatter(batch, torch.special.entr(every.exp()).sum(-1)) if with_entropy else None
+class StudentModule(LanguageModule):
+    """A causal LM as a function from batches and a teacher's outputs to divergences from it."""
 
-    def _logprobs(self, transform: LogitTransform | None, batch: ModelBatch) -> Tensor:
-        self._transform = transform
-        logprobs, _ = self.forward(batch)
-        return logprobs
-
-    def _said(self, ids: Tensor) -> Tensor:
-        every: Tensor = self.hf(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-        return every.gather(-1, ids[0, 1:, None])[:, 0]
+    def forward(
+        self,
+        batch: ModelBatch,
+        teacher: Outputs,
+        *,
+        kind: DistillationKind,
+        beta: float,
+        temperature: float,
+        noise: EmbeddingNoise | None,
+    ) -> Tensor:
+        """Divergences (nats) at the batch's targets, fp32 [n_rows, T], 0 elsewhere; see `objectives.distillation.divergence`."""
+        return scatter(batch, token_divergences(self.outputs(batch, temperature, noise), teacher, kind, beta))
 
 
 class ScoreModule(nn.Module):
@@ -141,6 +152,33 @@ class ScoreModule(nn.Module):
         # The value of the last token is the score of the row before it.
         score: Tensor = self.hf(input_ids=ids[:, :-1], use_cache=False).logits[0]
         return score
+
+
+def _logprobs(
+    outputs: Outputs,
+    batch: ModelBatch,
+    with_entropy: bool = False,
+    entropy_has_grad: bool = True,
+    expected_grad_N: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of the batch's targets and perhaps entropies, [n_rows, T]; from full logits as plainly as it can be said."""
+    if outputs.head is None:
+        every = outputs.values.log_softmax(-1)
+        logprobs = every.gather(-1, batch.target_ids[:, None])[:, 0]
+        entropy = torch.special.entr(every.exp()).sum(-1) if with_entropy else None
+    else:
+        head = outputs.head
+        logprobs, entropy = token_logprobs(
+            outputs.values,
+            head.weight,
+            head.bias,
+            batch.target_ids,
+            head.transform,
+            with_entropy=with_entropy,
+            entropy_has_grad=entropy_has_grad,
+            expected_grad_N=expected_grad_N,
+        )
+    return scatter(batch, logprobs), None if entropy is None else scatter(batch, entropy)
 
 
 def head_transforms(config: Any) -> list[LogitTransform]:

@@ -145,7 +145,7 @@ class _EarlyGradients(_Plan):
     def __init__(self, head: Head, hidden: Tensor, expected_grad: Tensor) -> None:
         super().__init__(head, hidden)
         self.expected = expected_grad.to(head.dtype)
-        self.sums = _new_gradients(head, hidden)
+        self.sums = head.new_gradients(hidden)
         self.used_room = head.room(self.largest)
 
     def take(self, chunk: Chunk, rows: slice, scratch: Tensor) -> None:
@@ -172,17 +172,11 @@ class _LateGradients(_Plan):
         self.chunks.append((rows, chunk))
 
     def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
-        sums, scratch = _new_gradients(self.head, self.hidden), self.head.scratch(self.largest)
+        sums, scratch = self.head.new_gradients(self.hidden), self.head.scratch(self.largest)
         for rows, chunk in self.chunks:
             entropy_part = None if entropy_grad is None else entropy_grad[rows]
             self.head.add_gradients(chunk, grad[rows], entropy_part, scratch, sums.of(rows))
         return sums.to(self.dtype)
-
-
-def _new_gradients(head: Head, hidden: Tensor) -> Gradients:
-    """Chunks are added up in fp32, so that how many there are leaves no trace in a bf16 gradient."""
-    bias = None if head.bias is None else torch.zeros_like(head.bias, dtype=head.dtype)
-    return Gradients(torch.empty_like(hidden), torch.zeros_like(head.weight, dtype=head.dtype), bias)
 
 
 def _factor(grad: Tensor, expected: Tensor) -> float:

@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 import torch
 from torch import Tensor
 
+from rlhf_core.config import DistillationKind
 from rlhf_core.objectives.aggregation import masked
 from rlhf_core.objectives.logprobs import LOWEST_LOGIT
 
-DistillationKind = Literal["forward_kl", "reverse_kl"]
 
-
-def distillation_loss(student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT: Tensor, kind: DistillationKind) -> Tensor:
-    """`forward_kl` KL(teacher || student) or `reverse_kl` KL(student || teacher), nats, [B, T], 0 outside the mask.
+def distillation_loss(
+    student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT: Tensor, kind: DistillationKind, beta: float = 0.5
+) -> Tensor:
+    """`divergence` under logits, nats, [B, T], 0 outside the mask.
 
     The teacher carries no gradient. Meant for chunks: fp32 copies of the logits are made.
     """
     student, teacher = (_log_softmax(x, mask_BT) for x in (student_logits_BTV, teacher_logits_BTV.detach()))
-    first, second = (teacher, student) if kind == "forward_kl" else (student, teacher)
-    return masked((first.exp() * (first - second)).sum(dim=-1), mask_BT)
+    return masked(divergence(student, teacher, kind, beta), mask_BT)
+
+
+def divergence(student: Tensor, teacher: Tensor, kind: DistillationKind, beta: float = 0.5) -> Tensor:
+    """Of a student q from a teacher p, given as log-probs [..., V]; nats, [...].
+
+    `forward_kl` KL(p || q), `reverse_kl` KL(q || p), or `jsd` beta KL(p || m) + (1 - beta) KL(q || m) with the mixture
+    m = beta p + (1 - beta) q, the generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649, equation 1).
+    """
+    if kind == "forward_kl":
+        return _kl(teacher, student)
+    if kind == "reverse_kl":
+        return _kl(student, teacher)
+    mixture = _mixture(student, teacher, beta)
+    return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
+
+
+def slope(student: Tensor, teacher: Tensor, kind: DistillationKind, beta: float = 0.5) -> Tensor:
+    """The gradient of `divergence` at the student's logits, [..., V], in closed form."""
+    if kind == "forward_kl":
+        return student.exp() - teacher.exp()
+    other, factor = (teacher, 1.0) if kind == "reverse_kl" else (_mixture(student, teacher, beta), 1 - beta)
+    probs = student.exp()
+    terms = probs * (student - other)
+    return factor * (terms - probs * terms.sum(dim=-1, keepdim=True))
+
+
+def _kl(first: Tensor, second: Tensor) -> Tensor:
+    return (first.exp() * (first - second)).sum(dim=-1)
+
+
+def _mixture(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """Log-probs of beta teacher + (1 - beta) student."""
+    return torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
 
 
 def _log_softmax(logits_BTV: Tensor, mask_BT: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ class TrainingJob(Generic[ConfigT_co]):
 
     `model` is a Hugging Face folder and `data` a prepared data folder, both read-only; `output` becomes the checkpoint
     artifact; `resume` outlives attempts and holds checkpoints, caches and, after a divergence, `bad_batch.json`.
-    `model_sha256` tells the model's files apart from others; without it whoever needs to tell reads them.
+    `model_sha256` tells the model's files apart from others; without it whoever needs to tell reads them. `teacher` is the Hugging Face
+    folder that is learnt from, where there is one.
     """
 
     config: ConfigT_co
@@ -31,3 +32,4 @@ class TrainingJob(Generic[ConfigT_co]):
     events: EventLog
     trust_remote_code: bool = False
     model_sha256: str | None = None
+    teacher: Path | None = None

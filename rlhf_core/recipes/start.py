@@ -17,7 +17,7 @@ from rlhf_core.engine.rehearsal import rehearse_convert
 from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.models.lora import add_lora
-from rlhf_core.models.modules import PolicyModule, ScoreModule
+from rlhf_core.models.modules import LanguageModule, ScoreModule
 from rlhf_core.precision import Dtype
 from rlhf_core.recipes.best import kept_weights
 from rlhf_core.recipes.examples import Example, Splits, TrainingTable, keep_fitting, read_examples
@@ -80,7 +80,7 @@ def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
     return placed(model, config.engine)
 
 
-def start_engine(job: TrainingJob[Any], module: PolicyModule | ScoreModule, total_steps: int) -> TrainingEngine:
+def start_engine(job: TrainingJob[Any], module: LanguageModule | ScoreModule, total_steps: int) -> TrainingEngine:
     """The engine that trains `module`, once it is seen that it can be converted; says what is not as usual about its batches."""
     engine = TrainingEngine(module, optimizer=job.config.optimizer, engine=job.config.engine, total_steps=total_steps)
     if engine.rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from typing import Any
 
@@ -480,3 +481,51 @@ def test_a_section_may_have_settings_of_several_methods_and_each_entry_has_its_o
     settings = graph["kto"].settings
     assert isinstance(settings, PreferenceConfig)
     assert settings.kto.desirable_weight == 2.0
+
+
+# --- merges and teachers
+
+
+MERGED: dict[str, Any] = {"sft": {"stage": "sft"}, "dpo": {"stage": "preference", "model": "sft"}}
+
+
+def test_a_merge_takes_any_number_of_models_under_any_names() -> None:
+    graph = _graph({**MERGED, "both": {"stage": "merge", "first": "sft", "second": "dpo", "set": {"weights": {"first": 2.0}}}})
+    assert dict(graph["both"].inputs) == {"base": "base", "first": "convert_sft", "second": "convert_dpo"}
+    assert "convert_both" not in graph
+    assert dict(graph["evaluate_both"].inputs)["model"] == "both"
+    key = stage_key("merge", graph["both"].settings, dict.fromkeys(graph["both"].inputs, "k"), 0)
+    assert key.key
+
+
+def test_what_starts_from_a_merge_takes_its_folder() -> None:
+    graph = _graph(
+        {**MERGED, "both": {"stage": "merge", "first": "sft", "second": "dpo"}, "again": {"stage": "sft", "model": "both"}}
+    )
+    assert graph["again"].inputs["model"] == "both"
+    assert dict(graph["convert_again"].inputs) == {"checkpoint": "again", "base": "both"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"first": "sft"}, r"pipeline\.both: merge takes at least two models beside 'base', got \['first'\]"),
+        ({"first": "sft", "second": "data"}, r"pipeline\.both\.second: 'data' makes a data, and a policy is expected"),
+        (
+            {"first": "sft", "second": "dpo", "set": {"weights": {"frist": 2.0}}},
+            r"pipeline\.both: weights names 'frist', which is no input; did you mean 'first'\?",
+        ),
+        ({"first": "sft", "second": "dpo", "set": {"weights": {"first": -1.0}}}, r"weights add up to 0 with method 'linear'"),
+    ],
+)
+def test_a_merge_that_cannot_be_is_refused_before_anything_runs(entry: dict[str, Any], reason: str) -> None:
+    assert re.search(reason, _refusal({**MERGED, "both": {"stage": "merge", **entry}}))
+
+
+def test_a_student_has_a_teacher() -> None:
+    graph = _graph({**MERGED, "student": {"stage": "distill", "teacher": "dpo"}})
+    assert dict(graph["student"].inputs) == {"model": "base", "data": "data", "teacher": "convert_dpo"}
+    assert dict(graph["convert_student"].inputs) == {"checkpoint": "student", "base": "base"}
+    assert "pipeline.student: say which 'teacher' it takes; base, sft, dpo make one" in _refusal(
+        {**MERGED, "student": {"stage": "distill"}}
+    )

@@ -6,14 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from evaluation.config import CompareConfig
 from flows.graph.build import build_graph
 from flows.graph.nodes import Graph
 from flows.settings.presets import resolve
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
-PIPELINES = dict(re.findall(r"<!-- (\w+) -->\n```yaml\n(.*?)```", PAGE, flags=re.DOTALL))
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE, METHODS = ((DOCS / name).read_text(encoding="utf-8") for name in ("pipelines.md", "methods.md"))
+PIPELINES, OF_METHODS = (
+    dict(re.findall(r"<!-- (\w+) -->\n```yaml\n(.*?)```", page, flags=re.DOTALL)) for page in (PAGE, METHODS)
+)
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _graph(name: str, tmp_path: Path) -> Graph:
     file = tmp_path / f"{name}.yaml"
-    file.write_text(PIPELINES[name], encoding="utf-8")
+    file.write_text((PIPELINES | OF_METHODS)[name], encoding="utf-8")
     return build_graph(resolve(str(file)))
 
 
@@ -50,6 +54,12 @@ def test_each_has_as_many_nodes_as_the_page_says(name: str, tmp_path: Path) -> N
     before = PAGE.partition(f"<!-- {name} -->")[0]
     told = re.findall(r"(\d+) nodes", before)[-1]
     assert len(_graph(name, tmp_path)) == int(told)
+
+
+@pytest.mark.parametrize("name", OF_METHODS)
+def test_the_pipelines_of_methods_can_be_planned(name: str, tmp_path: Path) -> None:
+    graph = _graph(name, tmp_path)
+    assert {node.entry for node in graph.values()} >= set(yaml.safe_load(OF_METHODS[name])["pipeline"])
 
 
 def test_a_chain_starts_each_from_the_one_before(tmp_path: Path) -> None:

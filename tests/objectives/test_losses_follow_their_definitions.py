@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf_core.methods.online import Aggregation, KlKind
 from rlhf_core.objectives.aggregation import aggregate, denominator
-from rlhf_core.objectives.distillation import distillation_loss
+from rlhf_core.objectives.distillation import distillation_loss, divergence, slope
 from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.logprobs import token_logprobs
 from rlhf_core.objectives.policy import CorrectionKind, cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
@@ -336,10 +336,10 @@ def test_the_pairwise_margin_asks_for_more() -> None:
     assert pairwise_reward_loss(chosen, rejected, torch.tensor([1.0])).item() == pytest.approx(math.log(2))
 
 
-def test_distillation_vanishes_at_the_teacher_and_its_two_kinds_differ() -> None:
+def test_distillation_vanishes_at_the_teacher_and_its_kinds_differ() -> None:
     torch.manual_seed(0)
     student, teacher, mask = torch.randn(2, 3, 5).double(), torch.randn(2, 3, 5).double(), torch.ones(2, 3)
-    kinds: list[Any] = ["forward_kl", "reverse_kl"]
+    kinds: list[Any] = ["forward_kl", "reverse_kl", "jsd"]
     for kind in kinds:
         assert distillation_loss(teacher, teacher, mask, kind).abs().max() < 1e-12
     assert_all_differ(
@@ -348,6 +348,25 @@ def test_distillation_vanishes_at_the_teacher_and_its_two_kinds_differ() -> None
     # cross-entropy to the teacher's distribution: softmax(student) - softmax(teacher)
     _, gradient = loss_and_gradient(lambda x: distillation_loss(x, teacher, mask, "forward_kl").sum(), student)
     torch.testing.assert_close(gradient, student.softmax(-1) - teacher.softmax(-1))
+
+
+def test_the_jensen_shannon_divergence_lies_between_the_two_directions() -> None:
+    torch.manual_seed(0)
+    student, teacher, mask = torch.randn(2, 3, 5).double(), torch.randn(2, 3, 5).double(), torch.ones(2, 3)
+    at = lambda kind, beta=0.5: distillation_loss(student, teacher, mask, kind, beta)  # noqa: E731
+    # Divided by beta (or 1 - beta) it becomes the KL from the teacher (to it) at either end: GKD, section 3.
+    torch.testing.assert_close(at("jsd", 1e-6) / 1e-6, at("forward_kl"), rtol=1e-4, atol=0)
+    torch.testing.assert_close(at("jsd", 1 - 1e-6) / 1e-6, at("reverse_kl"), rtol=1e-4, atol=0)
+    assert at("jsd").max() <= math.log(2)
+    torch.testing.assert_close(at("jsd"), distillation_loss(teacher, student, mask, "jsd"))
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+def test_the_slope_of_a_divergence_is_its_gradient(kind: Any) -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4, 7).double(), torch.randn(4, 7).double().log_softmax(-1)
+    _, gradient = loss_and_gradient(lambda x: divergence(x.log_softmax(-1), teacher, kind, 0.2).sum(), student)
+    torch.testing.assert_close(slope(student.log_softmax(-1), teacher, kind, 0.2), gradient)
 
 
 def test_token_logprobs_have_the_gradients_of_their_definition() -> None:

@@ -176,7 +176,7 @@ def test_words_ruled_out_have_no_part_in_the_entropy() -> None:
     _assert_finite_gradient(logprobs + entropy, logits)
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
 @given(student=any_grid, teacher=any_grid, mask=st.lists(st.booleans(), min_size=B, max_size=B))
 def test_distillation(kind: Any, student: Tensor, teacher: Tensor, mask: list[bool]) -> None:
     valid = torch.tensor(mask)

@@ -15,6 +15,7 @@ from data_processing.schemas import to_table, write_table
 from data_processing.turns import pack_turns
 from rlhf_core.cluster.distributed import rank
 from rlhf_core.config import (
+    DistillConfig,
     EngineSettings,
     LoraSettings,
     OptimizerSettings,
@@ -102,6 +103,11 @@ def sft_config(learning_rate: float = 1e-2, **changes: Any) -> SftConfig:
     return SftConfig(**_common(learning_rate, changes))
 
 
+def distill_config(learning_rate: float = 1e-2, **changes: Any) -> DistillConfig:
+    """A short run; `changes` replace fields."""
+    return DistillConfig(**_common(learning_rate, changes))
+
+
 def reward_config(learning_rate: float = 1e-2, **changes: Any) -> RewardModelConfig:
     """A short run; `changes` replace fields."""
     return RewardModelConfig(**_common(learning_rate, changes))
@@ -152,6 +158,12 @@ def summary(run: TrainingJob[Any]) -> Settings:
     [event] = events(run, "summary")
     values: Settings = event["values"]
     return values
+
+
+def same_weights(one: TrainingJob[Any], other: TrainingJob[Any]) -> bool:
+    """Whether two runs ended in the same weights, to the bit."""
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def weights(run: TrainingJob[Any]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlhf_core.cluster.resources import ranks
 from rlhf_core.config import OnlineConfig, OptimizerSettings
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
+from rlhf_core.recipes.distill import train_distill
 from rlhf_core.recipes.online.losses import CriticObjective, PolicyObjective
 from rlhf_core.recipes.online.rollouts import mini_batches
 from rlhf_core.recipes.preference import train_preference
@@ -27,6 +29,7 @@ from rlhf_core.recipes.sft import train_sft
 from tests.recipes.gradients import ActorRun, gradients_of
 from tests.recipes.small_jobs import (
     FULL,
+    distill_config,
     engine,
     job,
     preference_config,
@@ -41,9 +44,11 @@ from tests.tiny_models import tiny_model
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 # Each loss with the ZeRO stage of its two ranks; one rank has stage 1.
-ZERO_STAGES = {"sft": 1, "weighted sft with noise": 3, "reward_model": 2, "preference": 3, "policy": 1, "critic": 3}
+ZERO_STAGES = {"sft": 1, "distill": 3, "weighted sft with noise": 3, "reward_model": 2, "preference": 3, "policy": 1, "critic": 3}
 RECIPES: dict[str, tuple[Any, Any]] = {
     "sft": (train_sft, sft_config),
+    # Its teacher is the model with other weights.
+    "distill": (train_distill, partial(distill_config, divergence="jsd")),
     "weighted sft with noise": (train_sft, partial(sft_config, neftune_alpha=5.0)),
     "reward_model": (train_reward_model, reward_config),
     # Both denominators: pairs, and the chosen responses' tokens.
@@ -95,7 +100,8 @@ def recipe_runs(model: Path, data: Path, work: Path, world_size: int) -> Runs:
         layout = engine(world_size=world_size, zero_stage=ZERO_STAGES[name] if world_size > 1 else 1)
         settings = config(lora=FULL, optimizer=OPTIMIZER, batch_size=BATCH_SIZE, max_steps=N_STEPS, engine=layout)
         table = data / "weighted" if "weighted" in name else data
-        runs[name] = partial(train, job(settings, model, table, work / f"{name}-{world_size}"))
+        run = job(settings, model, table, work / f"{name}-{world_size}")
+        runs[name] = partial(train, replace(run, teacher=model.with_name("llama-tied-1")))
     return runs
 
 
@@ -104,6 +110,7 @@ def gradients(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> list
     """All gradients on one rank, and on two; the ranks start once for all losses."""
     work = tmp_path_factory.mktemp("ranks")
     model, data = tiny_model(work), write_data(work / "data", validation_rows=0)
+    tiny_model(work, seed=1)
     write_sft(data / "weighted", [weighted_row(number) for number in range(10)])
     found = []
     for n in (1, 2):

@@ -31,6 +31,7 @@ from tests.recipes.small_jobs import (
     job,
     preference_config,
     reward_config,
+    same_weights,
     sft_config,
     weights,
     write_data,
@@ -64,11 +65,6 @@ class CrashingLog(EventLog):
 def crash(train: Any, run: Job, at: int) -> None:
     with pytest.raises(Crash):
         train(replace(run, events=CrashingLog(run.events.path, crash_at=at)))
-
-
-def same_weights(one: Job, other: Job) -> bool:
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @pytest.mark.parametrize("lora", [DROPOUT, FULL], ids=["lora", "full"])

@@ -80,6 +80,10 @@ def _none(config: Any) -> Collection[str]:
     return ()
 
 
+def _any(config: Any, inputs: Collection[str]) -> None:
+    return None
+
+
 def _nothing(config: Any) -> Resources:
     return Resources()
 
@@ -90,7 +94,7 @@ class Stage(Generic[ConfigT]):
 
     `kind` is where the store keeps what it makes, `role` what that is to other stages ("policy", "scorer", "data"; where it is
     not given, the kind). Of the optional inputs, a config `wants` those that it would use and `needs` those that it cannot do
-    without. `schema_version` is raised when the meaning of the output changes. `libraries` are the distributions whose versions
+    without; `check` raises `ConfigError` for a config that does not fit the names of its inputs. `schema_version` is raised when the meaning of the output changes. `libraries` are the distributions whose versions
     can change the result. `resources` is what it reserves on the cluster under a config: runs are planned by it, wait by it, and
     are refused by it where there can never be so much. `fingerprint` describes what the stage reads from outside the store (files
     named in its config), as JSON; it enters the key. `modules` are those of the user's that the config names: their code is in the
@@ -105,6 +109,7 @@ class Stage(Generic[ConfigT]):
     role: str = ""
     wants: Callable[[ConfigT], Collection[str]] = _none
     needs: Callable[[ConfigT], Collection[str]] = _none
+    check: Callable[[ConfigT, Collection[str]], None] = _any
     resources: Callable[[ConfigT], Resources] = _nothing
     schema_version: int = 1
     libraries: tuple[str, ...] = ()

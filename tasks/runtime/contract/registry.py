@@ -18,6 +18,8 @@ STAGES = (
     "online",
     "sample",
     "iterative",
+    "distill",
+    "merge",
     "convert",
     "evaluate",
     "compare",
