@@ -22,7 +22,7 @@ from evaluation.config import CompareConfig, EvaluateConfig
 from flows.graph.build import build_graph, pinned
 from flows.graph.plan import make_plan
 from flows.graph.selection import select
-from flows.running.code import frozen_code
+from flows.running.code import frozen_code, native_there
 from flows.running.pipeline import run_pipeline
 from flows.services.run_processes import serves_one_run
 from flows.services.told_later import server_name
@@ -153,7 +153,7 @@ async def align(
         )
     below = {name: value for name, value in deployed.items() if name in sections}
     config = resolve(preset, sections, overrides, pipeline=pipeline, below=below, home_presets=home.presets)
-    selection = select(pinned(build_graph(config)), from_stage, until_stage, force)
+    selection = select(pinned(build_graph(config, native_there(config, home))), from_stage, until_stage, force)
     code = frozen_code(config, selection.graph, home)
     plan = make_plan(config, selection, home, code)
     return await run_pipeline(config, selection, plan, home, InPrefect(home), preset=preset, code=code)

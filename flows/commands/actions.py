@@ -19,6 +19,7 @@ from flows.graph.build import build_graph, deciding_metric, pinned, unused_entri
 from flows.graph.nodes import Graph
 from flows.graph.selection import Selection, select
 from flows.running.check_servers import check_prefect
+from flows.running.code import native_there
 from flows.running.dead_runs import close_dead_runs, look_after
 from flows.running.locally import FlowFunction, run_locally
 from flows.running.run_folder import RunFolder
@@ -68,9 +69,8 @@ def read_request(asked: Asked, home: Home) -> Request:
     if asked.no_check:
         overrides["runtime.check_rewards"] = False
     config = resolve(asked.preset, overrides=overrides, home_presets=home.presets)
-    return Request(
-        asked.preset, overrides, config, select(pinned(build_graph(config)), asked.from_stage, asked.until_stage, asked.force)
-    )
+    graph = pinned(build_graph(config, native_there(config, home)))
+    return Request(asked.preset, overrides, config, select(graph, asked.from_stage, asked.until_stage, asked.force))
 
 
 def run_here(asked: Asked) -> None:
