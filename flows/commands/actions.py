@@ -25,6 +25,7 @@ from flows.running.locally import FlowFunction, run_locally
 from flows.running.run_folder import RunFolder
 from flows.services import environment
 from flows.services.local import Ports, addresses, down, status, up
+from flows.services.processes import ServiceError
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import as_overrides, parse_assignments
 from flows.settings.presets import known_presets, preset_name, read_values, resolve
@@ -185,7 +186,15 @@ def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str
     build_graph(config)
     schedule = Schedule(cron, timezone) if cron else None
     called = name or preset_name(preset)
-    deploy(called, source, config, schedule=schedule, pool=pool)
+    from httpx import HTTPError
+
+    try:
+        deploy(called, source, config, schedule=schedule, pool=pool)
+    except HTTPError as error:
+        raise ServiceError(
+            f"PREFECT_API_URL: what answers at {os.environ['PREFECT_API_URL']} did not take the deployment "
+            f"({' '.join(str(error).split())}); name a Prefect server's address, which ends in /api, and a work pool that it has"
+        ) from error
     print(f"deployed {FLOW}/{called}{f', runs at {cron} ({timezone})' if cron else ''}; one run at a time, others wait")
     print(f"run it with: prefect deployment run {FLOW}/{called} --watch")
 
