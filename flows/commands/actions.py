@@ -258,3 +258,4 @@ def print_progress() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    logging.raiseExceptions = False  # what a handler cannot send, to a server that is gone, is no word to the user
