@@ -77,8 +77,8 @@ def _in_prefect(prepared: Prepared, parameters: Mapping[str, Any], load_flow: Ca
             with handing_over(prepared):
                 result = asyncio.run(flow(**parameters))
         except (KeyboardInterrupt, TerminationSignal):
-            send_what_is_left()
-            show_waiting(home)
+            # Also where the pipeline has kept it for Prefect: another process may have told it by now, and Prefect called it a crash since.
+            _tell_end(prepared)
             raise _cancelled() from None
         except HTTPError as error:  # Prefect's client could not say something; what else goes wrong has names of its own
             return _without_prefect(prepared, os.environ["PREFECT_API_URL"], error)
@@ -113,11 +113,15 @@ def _without_prefect(prepared: Prepared, address: str, error: Exception) -> dict
 
 
 def _tell_end(prepared: Prepared) -> None:
-    """Tell Prefect how the run ended, and its tasks, where it missed that; later, where no server answers now."""
-    state = RunState.failed if prepared.error else RunState.finished
-    message = str(prepared.error or "finished while this server was away")
-    assert prepared.server
-    tell_later(prepared.home, UntoldEnd(flow_run=UUID(prepared.flow_run), server=prepared.server, state=state, message=message))
+    """Tell Prefect how the run ended that has begun, and its tasks; later, where no server answers now."""
+    if prepared.server:
+        error = prepared.error
+        state = RunState.finished if error is None else RunState.failed if isinstance(error, Exception) else RunState.cancelled
+        words = {RunState.finished: "finished while this server was away", RunState.failed: str(error)}
+        end = UntoldEnd(
+            flow_run=UUID(prepared.flow_run), server=prepared.server, state=state, message=words.get(state, state.value)
+        )
+        tell_later(prepared.home, end)
     send_what_is_left()
     if responds(f"{os.environ['PREFECT_API_URL'].rstrip('/')}/health"):
         show_waiting(prepared.home)

@@ -81,7 +81,7 @@ def _tell(client: SyncPrefectClient, end: UntoldEnd) -> None:
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[end.flow_run]))
     for task_run in client.read_task_runs(flow_run_filter=wanted):
         if _is_open(task_run.state):
-            unknown = Crashed(message="this server was away when it ended")
+            unknown: State[Any] = Crashed(message="this server was away when it ended")
             client.set_task_run_state(task_run.id, unknown if end.state is RunState.failed else state, force=True)
     # One that has finished and could not say so, its server being away, has failed in Prefect's eyes.
     if _is_open(flow_run.state) or end.state is RunState.finished:

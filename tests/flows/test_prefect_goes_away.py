@@ -56,8 +56,13 @@ def home(tmp_path: Path) -> Home:
     return Home.open(tmp_path / "home")
 
 
-def _run(home: Home, address: str, monkeypatch: pytest.MonkeyPatch, **came_of_it: object) -> dict[str, Any]:
-    """A run of which `came_of_it`, in a flow whose end Prefect does not take."""
+GONE = httpx.ConnectError("All connection attempts failed")
+
+
+def _run(
+    home: Home, address: str, monkeypatch: pytest.MonkeyPatch, ends: BaseException = GONE, **came_of_it: object
+) -> dict[str, Any]:
+    """A run of which `came_of_it`, in a flow that `ends` so: Prefect does not take its end, unless something else is said."""
     config, selection = PipelineConfig(), Selection({}, frozenset(), frozenset())
     monkeypatch.setattr(locally, "prepare", lambda *given: Prepared(config, selection, home, {}, Code()))
     monkeypatch.setattr(locally, "responds", lambda url: False)
@@ -69,7 +74,7 @@ def _run(home: Home, address: str, monkeypatch: pytest.MonkeyPatch, **came_of_it
             prepared.flow_run, prepared.server = str(uuid.uuid4()), address
         for name, value in came_of_it.items():
             setattr(prepared, name, value)
-        raise httpx.ConnectError("All connection attempts failed")
+        raise ends
 
     return run_locally(config, selection, home, {}, lambda: flow)
 
@@ -97,6 +102,15 @@ def test_a_run_that_has_failed_says_why(home: Home, address: str, monkeypatch: p
 def test_a_run_that_was_cancelled_is_cancelled(home: Home, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CancelledError):
         _run(home, address, monkeypatch, error=asyncio.CancelledError())
+
+
+def test_a_run_that_was_cancelled_is_told_after_its_flow_has_ended(
+    home: Home, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect calls it a crash when the flow ends, and another process may have told it before that."""
+    with pytest.raises(CancelledError):
+        _run(home, address, monkeypatch, ends=KeyboardInterrupt(), error=asyncio.CancelledError())
+    assert _told(home) == [(address, RunState.cancelled)]
 
 
 def test_a_run_that_never_began_says_who_went_away(home: Home, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
