@@ -10,7 +10,7 @@ from pydantic import Field
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings, operational
 from rlhf_core.config import ChosenDtype, RolloutEngine
-from rlhf_core.precision import Dtype, native_dtype
+from rlhf_core.precision import Dtype, Native, native_dtype
 
 Metric = Literal["procedures", "reward", "kl", "length", "perplexity"]
 
@@ -62,7 +62,11 @@ class EvaluateConfig(Settings):
     @property
     def precision(self) -> Dtype:
         """The dtype that is computed in: what `auto` means for this device."""
-        return native_dtype(self.gpus > 0) if self.dtype == "auto" else self.dtype
+        return self.precision_by(native_dtype)
+
+    def precision_by(self, native: Native) -> Dtype:
+        """The same for a device of a machine that computes `native`."""
+        return native(self.gpus > 0) if self.dtype == "auto" else self.dtype
 
 
 # What decides where nothing is named, the first that is measured.

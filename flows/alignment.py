@@ -5,10 +5,12 @@ The story of one run is `flows.running.pipeline`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect import flow, get_client, get_run_logger
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.runtime import deployment, flow_run
@@ -20,10 +22,10 @@ from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.graph.build import build_graph, pinned
-from flows.graph.plan import make_plan
 from flows.graph.selection import select
-from flows.running.code import frozen_code
-from flows.running.pipeline import run_pipeline
+from flows.running.code import native_there
+from flows.running.prepared import handed_over, prepare
+from flows.running.progress import LOG
 from flows.services.run_processes import serves_one_run
 from flows.services.told_later import server_name
 from flows.settings.config import RunConfig
@@ -49,7 +51,10 @@ from tasks.runtime.tracking.tracker import Tracker
 
 
 class InPrefect:
-    """The `Display` of a run inside a Prefect flow run: nodes are task runs, links and verdict are artifacts."""
+    """The `Display` of a run inside a Prefect flow run: nodes are task runs, links and verdict are artifacts.
+
+    A server that goes away meanwhile stops no run; it shows less.
+    """
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -71,8 +76,9 @@ class InPrefect:
 
     async def begin(self, run: str, tags: Sequence[str]) -> None:
         """The flow run is called as the run's folder is."""
-        async with get_client() as client:
-            await client.update_flow_run(UUID(self.run_id), name=run, tags=list(dict.fromkeys([*flow_run.tags, *tags])))
+        with _said_if_not_shown("the name of this run"):
+            async with get_client() as client:
+                await client.update_flow_run(UUID(self.run_id), name=run, tags=list(dict.fromkeys([*flow_run.tags, *tags])))
 
     async def node(
         self,
@@ -92,7 +98,16 @@ class InPrefect:
     async def verdict(self, text: str, run: str) -> None:
         """A Markdown artifact, and the same in the log, for whoever watches the run."""
         get_run_logger().info("\n%s", text)
-        await acreate_markdown_artifact(text, key="verdict", description=f"Verdict of {run}")
+        with _said_if_not_shown("the verdict"):
+            await acreate_markdown_artifact(text, key="verdict", description=f"Verdict of {run}")
+
+
+@contextmanager
+def _said_if_not_shown(what: str) -> Iterator[None]:
+    try:
+        yield
+    except HTTPError as error:
+        LOG.warning("Prefect does not show %s: %s", what, error)
 
 
 @flow(name="align", persist_result=False, retries=0)
@@ -151,6 +166,8 @@ async def align(
         **{"evaluate": evaluate, "compare": compare, "runtime": runtime},
     }
     home = Home.open()
+    if prepared := handed_over():
+        return await prepared.run(InPrefect(home), preset)
     deployed = await _of_deployment()
     if preset != deployed.get("preset", preset):
         raise ConfigError(
@@ -159,10 +176,8 @@ async def align(
         )
     below = {name: value for name, value in deployed.items() if name in sections}
     config = resolve(preset, sections, overrides, pipeline=pipeline, below=below, home_presets=home.presets)
-    selection = select(pinned(build_graph(config)), from_stage, until_stage, force)
-    code = frozen_code(config, selection.graph, home)
-    plan = make_plan(config, selection, home, code)
-    return await run_pipeline(config, selection, plan, home, InPrefect(home), preset=preset, code=code)
+    selection = select(pinned(build_graph(config, native_there(config, home))), from_stage, until_stage, force)
+    return await prepare(config, selection, home).run(InPrefect(home), preset)
 
 
 async def _of_deployment() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from data_processing.settings import Settings, local_path, operational
 from rlhf_core.methods.online import ONLINE, Aggregation, KlKind, KlPlace, OnlineMethod
 from rlhf_core.methods.preference import PREFERENCE, PreferenceMethod
 from rlhf_core.methods.row import RowT, check, row, unread, value_at, with_value
-from rlhf_core.precision import Dtype, native_dtype
+from rlhf_core.precision import Dtype, Native, native_dtype
 
 ChosenDtype = Literal["auto", "bf16", "fp32"]
 TemplateArgument = bool | int | float | str | None
@@ -134,9 +134,13 @@ class EngineSettings(Settings):
     @property
     def precision(self) -> Dtype:
         """The dtype that is computed in: what `auto` means for this device."""
+        return self.precision_by(native_dtype)
+
+    def precision_by(self, native: Native) -> Dtype:
+        """The same for a device of a machine that computes `native`."""
         if self.dtype != "auto":
             return self.dtype
-        return native_dtype(self.gpus_per_rank > 0) if self.zero_stage else "fp32"
+        return native(self.gpus_per_rank > 0) if self.zero_stage else "fp32"
 
     @model_validator(mode="after")
     def _bf16_needs_master_weights(self) -> EngineSettings:

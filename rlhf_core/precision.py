@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 Dtype = Literal["bf16", "fp32"]
+Native = Callable[[bool], Dtype]  # what a GPU (True), or the CPU, of some machine computes natively
 
 _CPUINFO = Path("/proc/cpuinfo")
 # What oneDNN, which multiplies torch's matrices on CPUs, asks of a processor: AVX-512, the bf16 part of AVX2, or Arm's.

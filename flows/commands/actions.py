@@ -19,11 +19,13 @@ from flows.graph.build import build_graph, deciding_metric, pinned, unused_entri
 from flows.graph.nodes import Graph
 from flows.graph.selection import Selection, select
 from flows.running.check_servers import check_prefect
+from flows.running.code import native_there
 from flows.running.dead_runs import close_dead_runs, look_after
 from flows.running.locally import FlowFunction, run_locally
 from flows.running.run_folder import RunFolder
 from flows.services import environment
 from flows.services.local import Ports, addresses, down, status, up
+from flows.services.processes import ServiceError
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import as_overrides, parse_assignments
 from flows.settings.presets import known_presets, preset_name, read_values, resolve
@@ -70,9 +72,8 @@ def read_request(asked: Asked, home: Home) -> Request:
     if asked.no_check:
         overrides["runtime.check_rewards"] = False
     config = resolve(asked.preset, overrides=overrides, home_presets=home.presets)
-    return Request(
-        asked.preset, overrides, config, select(pinned(build_graph(config)), asked.from_stage, asked.until_stage, asked.force)
-    )
+    graph = pinned(build_graph(config, native_there(config, home)))
+    return Request(asked.preset, overrides, config, select(graph, asked.from_stage, asked.until_stage, asked.force))
 
 
 def run_here(asked: Asked) -> None:
@@ -211,7 +212,15 @@ def deploy_preset(preset: str, name: str | None, cron: str | None, timezone: str
     build_graph(config)
     schedule = Schedule(cron, timezone) if cron else None
     called = name or preset_name(preset)
-    deploy(called, source, config, schedule=schedule, pool=pool)
+    from httpx import HTTPError
+
+    try:
+        deploy(called, source, config, schedule=schedule, pool=pool)
+    except HTTPError as error:
+        raise ServiceError(
+            f"PREFECT_API_URL: what answers at {os.environ['PREFECT_API_URL']} did not take the deployment "
+            f"({' '.join(str(error).split())}); name a Prefect server's address, which ends in /api, and a work pool that it has"
+        ) from error
     print(f"deployed {FLOW}/{called}{f', runs at {cron} ({timezone})' if cron else ''}; one run at a time, others wait")
     print(f"run it with: prefect deployment run {FLOW}/{called} --watch")
 
@@ -275,3 +284,4 @@ def print_progress() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    logging.raiseExceptions = False  # what a handler cannot send, to a server that is gone, is no word to the user

@@ -16,13 +16,17 @@ from flows.graph.variants import Variant
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import BASE, DATA
 from rlhf_core.config import EngineSettings, MethodConfig
+from rlhf_core.precision import Native, native_dtype
 from tasks.runtime.contract.registry import load_stage
 
 _SCORER, _SCORER_INPUT = "scorer", "reward_model"
 
 
-def build_graph(config: PipelineConfig) -> Graph:
-    """The nodes of a run by name, each after the nodes it is made from. Raises what `Expansion` does."""
+def build_graph(config: PipelineConfig, native: Native = native_dtype) -> Graph:
+    """The nodes of a run by name, each after the nodes it is made from. Raises what `Expansion` does.
+
+    `native` says what the machines compute that stages run on; this one, where nothing is said.
+    """
     entries = Expansion(config)
     nodes = dict(entries.nodes)
     if models := _models(entries):
@@ -30,10 +34,10 @@ def build_graph(config: PipelineConfig) -> Graph:
         nodes["compare"] = _comparison(entries, models)
     taken = {made_by for node in nodes.values() for made_by in node.inputs.values()}
     unused = {source for source in (BASE, DATA) if source not in config.pipeline and source not in taken}
-    return {name: replace(node, settings=settled(node.settings)) for name, node in nodes.items() if name not in unused}
+    return {name: replace(node, settings=settled(node.settings, native)) for name, node in nodes.items() if name not in unused}
 
 
-def settled(settings: Settings) -> Settings:
+def settled(settings: Settings, native: Native = native_dtype) -> Settings:
     """The same with `dtype: auto` replaced, at any depth, by what is computed in, and nulls by what the method takes for them.
 
     So it is planned with and part of the key.
@@ -41,9 +45,9 @@ def settled(settings: Settings) -> Settings:
     if isinstance(settings, MethodConfig):
         settings = settings.settled()
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
-    changed: dict[str, Any] = {name: settled(value) for name, value in values.items() if isinstance(value, Settings)}
+    changed: dict[str, Any] = {name: settled(value, native) for name, value in values.items() if isinstance(value, Settings)}
     if isinstance(settings, (EngineSettings, EvaluateConfig)):
-        changed["dtype"] = settings.precision
+        changed["dtype"] = settings.precision_by(native)
     return settings.model_copy(update={name: value for name, value in changed.items() if value != values[name]})
 
 

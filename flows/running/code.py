@@ -1,4 +1,4 @@
-"""The code that a run runs, and the libraries it meets: those of the cluster where stages run on other machines."""
+"""The code that a run runs, and the libraries and processors it meets: those of the cluster where stages run on other machines."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flows.graph.nodes import Graph
+from flows.running.check_servers import check_ray
 from flows.services.run_processes import is_ours
 from flows.settings.config import PipelineConfig
+from rlhf_core.precision import Native, native_dtype
 from tasks.runtime.contract.config import ExecutorKind, ShipCode
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.registry import load_stage, module_of
@@ -31,13 +33,22 @@ def frozen_code(config: PipelineConfig, graph: Graph, home: Home) -> Code:
     return Code(take_snapshot(home.code, modules), _libraries_there(config, home))
 
 
+def native_there(config: PipelineConfig, home: Home) -> Native:
+    """Which precision is computed natively where stages run."""
+    if (cluster := _other_cluster(config, home)) is None:
+        return native_dtype
+    from tasks.runtime.execution.cluster_facts import facts_of
+
+    return facts_of(cluster, home).native_dtype
+
+
 def _libraries_there(config: PipelineConfig, home: Home) -> Mapping[str, str] | None:
     """Versions by distribution where stages run; None where that is this interpreter's environment."""
     if (cluster := _other_cluster(config, home)) is None:
         return None
-    from tasks.runtime.execution.cluster_libraries import libraries_of
+    from tasks.runtime.execution.cluster_facts import facts_of
 
-    return libraries_of(cluster, home)
+    return facts_of(cluster, home).libraries
 
 
 def _other_cluster(config: PipelineConfig, home: Home) -> RayJobsExecutor | None:
@@ -47,6 +58,7 @@ def _other_cluster(config: PipelineConfig, home: Home) -> RayJobsExecutor | None
         return None
     if settings.ship_code is ShipCode.auto and is_ours(home, address):
         return None  # a head of our own; Ray's client takes a while to load
+    check_ray()
     from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 
     cluster = RayJobsExecutor(address, settings)

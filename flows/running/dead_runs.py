@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
+from flows.running.old_code import remove_old_code
 from flows.running.run_folder import RunFolder
 from flows.services.environment import enter
 from flows.services.run_processes import living
@@ -42,13 +43,15 @@ def close_dead_runs(home: Home) -> list[str]:
 
 
 def look_after(home: Home, *, also_unsent: bool = False) -> list[str]:
-    """Close dead runs and have servers told how runs ended, by a process of its own; `also_unsent`: of all that waits.
+    """Close dead runs, remove old code, and have servers told how runs ended, by a process of its own; `also_unsent`: of all that waits.
 
     In a home that can only be read nothing is done.
     """
     if not home.writable:
         return []
     closed = close_dead_runs(home)
+    with suppress(OSError):
+        remove_old_code(home)
     for name in closed:
         LOG.warning("run %s was gone without an end; it is closed as %s", name, read_facts(home.runs / name)["status"])
     if closed or waiting_ends(home) or (also_unsent and (waits(home) or is_anything_unsent(home) or waiting_orders(home))):

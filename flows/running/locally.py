@@ -6,19 +6,24 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
+from uuid import UUID
 
 from data_processing.errors import AlignflowError
-from flows.graph.plan import Plan, has_work, make_plan
+from flows.graph.plan import has_work
 from flows.graph.selection import Selection
 from flows.running.check_servers import check_prefect
-from flows.running.code import frozen_code
-from flows.running.pipeline import run_pipeline
+from flows.running.prepared import Prepared, handing_over, prepare
+from flows.running.progress import LOG
+from flows.services.health import responds
 from flows.services.prefect_server import prefect_for_run, send_what_is_left
+from flows.services.processes import ServiceError
 from flows.services.ray_head import ray_for_run
 from flows.services.shown_later import Unshown, show_waiting
+from flows.services.told_later import UntoldEnd, tell_later
 from flows.settings.config import PipelineConfig
 from tasks.runtime.contract.config import ExecutorKind
 from tasks.runtime.contract.home import Home
+from tasks.runtime.contract.run_state import RunState
 
 FlowFunction = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
@@ -37,14 +42,11 @@ def run_locally(
     Raises `ConfigError` where `PREFECT_API_URL` names a server that does not answer. `load_flow` imports the Prefect flow that takes `parameters`, which say the same as `config` and `selection`.
     """
     check_prefect()
-    code = frozen_code(config, selection.graph, home)
-    plan = make_plan(config, selection, home, code)
-    if has_work(plan) or os.environ.get("PREFECT_API_URL"):
-        return _in_prefect(plan, config, home, parameters, load_flow)
-    preset = str(parameters.get("preset", ""))
+    prepared = prepare(config, selection, home)
+    if has_work(prepared.plan) or os.environ.get("PREFECT_API_URL"):
+        return _in_prefect(prepared, parameters, load_flow)
     display = Unshown(parameters)
-    run = run_pipeline(config, selection, plan, home, display, preset=preset, code=code)
-    return _unshown(run, home, display)
+    return _unshown(prepared.run(display, str(parameters.get("preset", ""))), home, display)
 
 
 def _unshown(run: Coroutine[Any, Any, dict[str, Any]], home: Home, display: Unshown) -> dict[str, Any]:
@@ -60,25 +62,69 @@ def _unshown(run: Coroutine[Any, Any, dict[str, Any]], home: Home, display: Unsh
     return result
 
 
-def _in_prefect(
-    plan: Plan, config: PipelineConfig, home: Home, parameters: Mapping[str, Any], load_flow: Callable[[], FlowFunction]
-) -> dict[str, Any]:
+def _in_prefect(prepared: Prepared, parameters: Mapping[str, Any], load_flow: Callable[[], FlowFunction]) -> dict[str, Any]:
     """The flow. Its servers start together, and while they do this process imports what it needs."""
-    on_ray = config.runtime.executor is ExecutorKind.ray and has_work(plan)
-    with prefect_for_run(home) as wait_for_prefect, ray_for_run(home, on_ray) as wait_for_ray:
+    home = prepared.home
+    on_ray = prepared.config.runtime.executor is ExecutorKind.ray and has_work(prepared.plan)
+    with prefect_for_run(home, prepared.was_missed) as wait_for_prefect, ray_for_run(home, on_ray) as wait_for_ray:
+        from httpx import HTTPError
         from prefect.exceptions import TerminationSignal
 
         flow = load_flow()
         try:
             wait_for_prefect()
             wait_for_ray()
-            result = asyncio.run(flow(**parameters))
+            with handing_over(prepared):
+                result = asyncio.run(flow(**parameters))
         except (KeyboardInterrupt, TerminationSignal):
-            send_what_is_left()
-            show_waiting(home)
+            # Also where the pipeline has kept it for Prefect: another process may have told it by now, and Prefect called it a crash since.
+            _tell_end(prepared)
             raise _cancelled() from None
+        except HTTPError as error:  # Prefect's client could not say something; what else goes wrong has names of its own
+            return _without_prefect(prepared, os.environ["PREFECT_API_URL"], error)
+        except AlignflowError:
+            if prepared.missed:
+                _tell_end(prepared)
+            raise
+        if prepared.missed:
+            _tell_end(prepared)
         show_waiting(home)
         return result
+
+
+def _without_prefect(prepared: Prepared, address: str, error: Exception) -> dict[str, Any]:
+    """What came of the run, although the Prefect server at `address` did not take its end.
+
+    Raises what the run did, and `ServiceError` for one that never began.
+    """
+    ended = prepared.error
+    if prepared.result is None and ended is None:
+        raise ServiceError(
+            f"the Prefect server at {address} went away before the run began ({error}); see that it is up, and start the run again"
+        ) from None
+    if isinstance(ended, asyncio.CancelledError):
+        raise _cancelled() from None
+    LOG.warning("the Prefect server at %s went away; what is done is kept, and Prefect is told when it answers again", address)
+    _tell_end(prepared)
+    if ended:
+        raise ended from None
+    assert prepared.result
+    return prepared.result
+
+
+def _tell_end(prepared: Prepared) -> None:
+    """Tell Prefect how the run ended that has begun, and its tasks; later, where no server answers now."""
+    if prepared.server:
+        error = prepared.error
+        state = RunState.finished if error is None else RunState.failed if isinstance(error, Exception) else RunState.cancelled
+        words = {RunState.finished: "finished while this server was away", RunState.failed: str(error)}
+        end = UntoldEnd(
+            flow_run=UUID(prepared.flow_run), server=prepared.server, state=state, message=words.get(state, state.value)
+        )
+        tell_later(prepared.home, end)
+    send_what_is_left()
+    if responds(f"{os.environ['PREFECT_API_URL'].rstrip('/')}/health"):
+        show_waiting(prepared.home)
 
 
 def _cancelled() -> CancelledError:

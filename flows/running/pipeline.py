@@ -28,6 +28,7 @@ from flows.running.failures import explained
 from flows.running.finish import finish
 from flows.running.lengths import LengthCheck
 from flows.running.links import link, mlflow_note
+from flows.running.old_code import CODE_FACT
 from flows.running.progress import LOG, ProgressLines
 from flows.running.run_folder import NodeTimes, RunFolder
 from flows.services.machine import available_memory_gib
@@ -118,7 +119,7 @@ class _Run:
         self._at_work: dict[str, ProgressLines] = {}
         self._lengths = LengthCheck(plan, store_of(home))
         self.folder.write_config(config)
-        self.folder.begin(flow_run=display.run_id, prefect_server=display.server, began=began)
+        self.folder.begin(flow_run=display.run_id, prefect_server=display.server, began=began, **{CODE_FACT: code.root.name})
         cached = sum(not planned.runs for planned in plan.values())
         LOG.info("run %s: %d stages, %d of them cached", self.folder.name, len(plan), cached)
 

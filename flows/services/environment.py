@@ -62,9 +62,14 @@ def changed_environment() -> Iterator[None]:
 
 
 def quiet_prefect(environment: MutableMapping[str, str] | None = None) -> None:
-    """Keep Prefect's own lines off the terminal of a run that prints its own; they still reach the server."""
+    """Keep Prefect's own lines off the terminal of a run that prints its own; they still reach the server.
+
+    Nor is a server that went away waited for as long as Prefect would: the run goes on without it.
+    """
     environment = os.environ if environment is None else environment
     environment.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    environment.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    environment.setdefault("PREFECT_CLIENT_MAX_RETRIES", "4")  # half a minute, where 5 is a whole one
 
 
 def local_settings(home: Home) -> dict[str, str]:

@@ -1,23 +1,30 @@
-"""A Prefect server for one run, for those who have none. It starts while the run is still importing."""
+"""A Prefect server for one run, for those who have none. It starts while the run is still importing, and again where it died."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from flows.services.environment import ROOT, changed_environment, service_environment
 from flows.services.health import wait_until_answers
-from flows.services.processes import LOOPBACK, ProcessRecord, free_port, start_process
-from flows.services.run_processes import run_process_name, serving_this_run, taken_over
+from flows.services.processes import LOOPBACK, ProcessRecord, ServiceError, free_port, start_process
+from flows.services.run_processes import owned, run_process_name, serving_this_run, taken_over
 from tasks.runtime.contract.home import Home
 
 HEALTH = "/api/health"
 _STOP_GRACE_S = 5.0
 _FLUSH_LIMIT_S = 5.0
+_LOOK_EVERY_S = 1.0
+_RESTARTS = 3
+_OPTIONS = ("--no-ui",)
+_LOG = logging.getLogger("alignflow")
 
 
 def start_server(home: Home, name: str, port: int, options: Sequence[str] = ()) -> ProcessRecord:
@@ -35,11 +42,12 @@ def start_server(home: Home, name: str, port: int, options: Sequence[str] = ()) 
 
 
 @contextmanager
-def prefect_for_run(home: Home) -> Iterator[Callable[[], None]]:
+def prefect_for_run(home: Home, when_it_died: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
     """A server for as long as the block lasts, none where `PREFECT_API_URL` is set.
 
     Yields a function that returns when the server answers: call it before the flow, and import what the flow needs
     between the two, while the server does the same. It raises `ServiceError` with the log of a server that does not come up.
+    One that dies later is started again where it was, which Prefect's client waits for, and `when_it_died` is called.
     """
     if os.environ.get("PREFECT_API_URL"):
         yield lambda: None
@@ -48,13 +56,18 @@ def prefect_for_run(home: Home) -> Iterator[Callable[[], None]]:
     starting = FileLock(home.prefect / "start.lock")
     starting.acquire()
     try:
-        server = taken_over(home, "prefect-") or start_server(home, run_process_name("prefect"), free_port(), ["--no-ui"])
-        with serving_this_run(home, server, _STOP_GRACE_S), changed_environment():
+        server = taken_over(home, "prefect-") or start_server(home, run_process_name("prefect"), free_port(), _OPTIONS)
+        with (
+            serving_this_run(home, server, _STOP_GRACE_S),
+            changed_environment(),
+            _kept_up(home, server, when_it_died) as keep_up,
+        ):
             os.environ["PREFECT_API_URL"] = server.url
 
             def wait_until_ready() -> None:
                 wait_until_answers(server, HEALTH)
                 starting.release()
+                keep_up()
 
             try:
                 yield wait_until_ready
@@ -62,6 +75,32 @@ def prefect_for_run(home: Home) -> Iterator[Callable[[], None]]:
                 send_what_is_left()
     finally:
         starting.release(force=True)
+
+
+@contextmanager
+def _kept_up(home: Home, server: ProcessRecord, when_it_died: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Yields a function from whose call on, until the end of the block, a server that dies is started again."""
+    over = threading.Event()
+
+    def keep_up() -> None:
+        current, left = server, _RESTARTS
+        while left and not over.wait(_LOOK_EVERY_S):
+            if current.process is None:
+                left -= 1
+                when_it_died()
+                _LOG.warning("the Prefect server of this run died; it is started again, and its log is %s", server.log)
+                port = urlsplit(server.url).port
+                assert port
+                with suppress(ServiceError):
+                    current = owned(home, start_server(home, server.name, port, _OPTIONS))
+
+    keeper = threading.Thread(target=keep_up, name="prefect-keeper", daemon=True)
+    try:
+        yield keeper.start
+    finally:
+        over.set()
+        if keeper.ident:
+            keeper.join()
 
 
 def send_what_is_left() -> None:

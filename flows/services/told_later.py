@@ -64,9 +64,13 @@ def tell_ends(home: Home, client: SyncPrefectClient) -> None:
 
 
 def _tell(client: SyncPrefectClient, end: UntoldEnd) -> None:
-    """The flow run, unless the server has an end of its own for it that is no crash, and its tasks that have none."""
+    """The flow run, unless the server has an end of its own for it that is no crash, and its tasks that have none.
+
+    How those ended of a run that failed is not known here.
+    """
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.exceptions import ObjectNotFound
+    from prefect.states import Crashed
 
     state = _state(end)
     try:
@@ -77,8 +81,10 @@ def _tell(client: SyncPrefectClient, end: UntoldEnd) -> None:
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[end.flow_run]))
     for task_run in client.read_task_runs(flow_run_filter=wanted):
         if _is_open(task_run.state):
-            client.set_task_run_state(task_run.id, state, force=True)
-    if _is_open(flow_run.state):
+            unknown: State[Any] = Crashed(message="this server was away when it ended")
+            client.set_task_run_state(task_run.id, unknown if end.state is RunState.failed else state, force=True)
+    # One that has finished and could not say so, its server being away, has failed in Prefect's eyes.
+    if _is_open(flow_run.state) or end.state is RunState.finished:
         client.set_flow_run_state(end.flow_run, state, force=True)
 
 
@@ -88,10 +94,10 @@ def _is_open(state: State[Any] | None) -> bool:
 
 
 def _state(end: UntoldEnd) -> State[Any]:
-    from prefect.states import Cancelled, Crashed
+    from prefect.states import Cancelled, Completed, Crashed, Failed
 
-    make = Cancelled if end.state is RunState.cancelled else Crashed
-    return make(message=end.message)
+    words = {RunState.finished: Completed, RunState.failed: Failed, RunState.cancelled: Cancelled}
+    return words.get(end.state, Crashed)(message=end.message)
 
 
 def _folder(home: Home) -> Path:

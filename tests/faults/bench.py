@@ -27,7 +27,7 @@ pipeline:
   preference: null
   online: null
   base: {{stage: base_model, evaluate: false}}
-  trained: {{stage: "tests.faults.fault_stages:TRAIN", set: {{actor: {actor}}}}}
+  trained: {{stage: "tests.faults.fault_stages:TRAIN", set: {{actor: {actor}, opened_by: {opened_by}}}}}
   read: {{stage: "tests.faults.fault_stages:READ"}}
 runtime: {{min_free_disk_gib: 0, preemption_wait_s: 1, stop_grace_s: 10}}
 """
@@ -37,14 +37,18 @@ _LIMIT_S = 240.0
 class Bench:
     """One home. `run` starts `alignflow run` on the two stages of `fault_stages`."""
 
-    def __init__(self, home: Path, *, actor: bool = False) -> None:
+    def __init__(self, home: Path, *, actor: bool = False, held: bool = False) -> None:
         self.home = home
+        self._key = home.parent / "key"
         self._pipeline = home.parent / "faults.yaml"
-        self._pipeline.write_text(_PIPELINE.format(actor=str(actor).lower()))
+        opened_by = self._key if held else "null"
+        self._pipeline.write_text(_PIPELINE.format(actor=str(actor).lower(), opened_by=opened_by))
 
     def run(self, *before: str, **variables: str) -> subprocess.Popen[bytes]:
         """A run, in a session of its own; `before` are words of a command that starts it."""
-        command = [*before, sys.executable, "-m", "flows.cli", "run", "--preset", str(self._pipeline)]
+        # What a shell starts in the background ignores Ctrl-C, and so does all that comes of it.
+        hearing = ["env", "--default-signal=INT"]
+        command = [*hearing, *before, sys.executable, "-m", "flows.cli", "run", "--preset", str(self._pipeline)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PREFECT_", "MLFLOW_"))}
         environment |= {"ALIGNFLOW_HOME": str(self.home), "PYTHONPATH": str(REPOSITORY), **variables}
         with (self.home.parent / "runs.log").open("ab") as log:
@@ -55,6 +59,10 @@ class Bench:
     def log(self) -> str:
         """What all runs printed."""
         return (self.home.parent / "runs.log").read_text(errors="replace")
+
+    def open(self) -> None:
+        """Let a stage that is held do its last step."""
+        self._key.touch()
 
     def until_step(self, step: int) -> None:
         """Return when a stage says that it has done `step` steps."""
@@ -97,10 +105,13 @@ def wait_for(condition: Callable[[], bool], what: str, log: Callable[[], str], l
 
 
 @contextmanager
-def bench(*, actor: bool = False) -> Iterator[Bench]:
-    """A bench in a short folder, since sockets live below it; everything of it is ended at the end."""
+def bench(*, actor: bool = False, held: bool = False) -> Iterator[Bench]:
+    """A bench in a short folder, since sockets live below it; everything of it is ended at the end.
+
+    Where it is `held`, no stage comes to its end before `open` is called.
+    """
     folder = Path(tempfile.mkdtemp(prefix="aff", dir="/tmp"))
-    made = Bench(folder / "h", actor=actor)
+    made = Bench(folder / "h", actor=actor, held=held)
     try:
         yield made
     finally:

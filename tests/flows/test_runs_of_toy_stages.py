@@ -185,13 +185,29 @@ def test_a_killed_run_is_crashed_everywhere_soon_after_the_next_look(home: Home)
         worker.kill()  # it lives on, for the next run to find
 
 
-def _waiting_run(home: Home) -> tuple[subprocess.Popen[bytes], Path]:
+def test_a_prefect_server_that_dies_is_started_again_and_knows_how_everything_ended(home: Home, tmp_path: Path) -> None:
+    process, output = _waiting_run(home, "waits_for_key", TOY_KEY=str(tmp_path / "key"))
+    (server,) = [record.process for record in Records(home.pids).all() if record.name.startswith("prefect-")]
+    assert server
+    server.kill()
+    (tmp_path / "key").touch()
+    assert process.wait(timeout=240) == 0, output.read_text()
+    assert "the Prefect server of this run died; it is started again" in output.read_text()
+    assert "Traceback" not in output.read_text() and "Error" not in output.read_text()
+    run, status = _newest(home)
+    assert status["status"] == "finished"
+    shown, tasks = _in_prefect(home, run)
+    assert (shown, tasks["w"]) == ("Completed", "Completed")
+    assert Records(home.pids).all() == []
+
+
+def _waiting_run(home: Home, stage: str = "waits", **variables: str) -> tuple[subprocess.Popen[bytes], Path]:
     """A run that waits in its second stage, and what it prints."""
     output = home.root / f"waiting-{time.monotonic_ns()}.txt"
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            _command("base_model=writes", "w=waits:base_model"),
-            env=_environment(home),
+            _command("base_model=writes", f"w={stage}:base_model"),
+            env={**_environment(home), **variables},
             stdout=stream,
             stderr=stream,
             # A shell has what it starts in the background ignore SIGINT, and that is inherited: the tests may run there.

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +250,31 @@ def test_a_prefect_that_is_gone_is_told_in_a_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PREFECT_API_URL", address)
     with pytest.raises(ConfigError, match=f"PREFECT_API_URL: nothing answers at {address}; start that server, or unset"):
         check_prefect()
-    done = command(tmp_path / "h", "run", "--until", "prepare_data", PREFECT_API_URL=address)
+    for words in (["run", "--until", "prepare_data"], ["deploy", "tiny"]):
+        done = command(tmp_path / "h", *words, PREFECT_API_URL=address)
+        assert done.returncode == 10
+        assert done.stderr.startswith("error: PREFECT_API_URL: ") and done.stderr.count("\n") == 1
+
+
+def test_a_deployment_that_is_not_taken_is_told_in_a_line(tmp_path: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}/api"
+        done = command(tmp_path / "h", "deploy", "tiny", PREFECT_API_URL=address)
+        server.shutdown()
+        thread.join()
+    assert done.returncode == 1
+    assert (
+        done.stderr.startswith(f"error: PREFECT_API_URL: what answers at {address} did not take") and done.stderr.count("\n") == 1
+    )
+
+
+def test_a_cluster_that_is_gone_is_told_in_a_line_before_it_is_asked_what_it_has(tmp_path: Path) -> None:
+    done = command(tmp_path / "h", "plan", "--preset", "tiny", RAY_ADDRESS=f"http://127.0.0.1:{free_port()}")
     assert done.returncode == 10
-    assert done.stderr.startswith("error: PREFECT_API_URL: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: RAY_ADDRESS: nothing listens at") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("mark", list("/:%\"'"))

@@ -8,16 +8,14 @@ import sys
 from data_processing.errors import AlignflowError
 from flows.commands.actions import print_progress
 from flows.graph.nodes import Graph, Node
-from flows.graph.plan import make_plan
 from flows.graph.selection import Selection, select
 from flows.running.locally import FlowFunction, run_locally
-from flows.running.pipeline import run_pipeline
+from flows.running.prepared import handed_over
 from flows.services import environment
 from flows.settings.config import PipelineConfig
 from flows.settings.presets import resolve
 from rlhf_core.config import BaseModelConfig
 from tasks.runtime.contract.home import Home
-from tasks.runtime.keys.closure import Code
 
 
 def graph_of(arguments: list[str]) -> Graph:
@@ -37,10 +35,9 @@ def load_flow() -> FlowFunction:
 
     @flow(name="toy")
     async def toy(arguments: list[str]) -> dict[str, object]:
-        config, selection, home = read(arguments)
-        return await run_pipeline(
-            config, selection, make_plan(config, selection, home, Code()), home, InPrefect(home), preset="tiny", code=Code()
-        )
+        prepared = handed_over()
+        assert prepared
+        return await prepared.run(InPrefect(prepared.home), "tiny")
 
     return toy
 

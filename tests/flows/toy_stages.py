@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from pathlib import Path
 
 from data_processing.errors import DivergedError
 from rlhf_core.cluster.placement import reserved
@@ -31,6 +33,13 @@ def _wait(context: StageContext[BaseModelConfig]) -> None:
     time.sleep(300)
 
 
+def _wait_for_key(context: StageContext[BaseModelConfig]) -> None:
+    context.events.progress(0, 1, "waiting")
+    while not Path(os.environ["TOY_KEY"]).exists():
+        time.sleep(0.1)
+    _write(context)
+
+
 def _one_gpu(config: BaseModelConfig) -> Resources:
     return ranks(1, gpus=1.0)
 
@@ -51,5 +60,6 @@ _FIELDS = {
 WRITES = Stage(name="writes", run=_write, **_FIELDS)
 DIVERGES = Stage(name="diverges", run=_diverge, **_FIELDS)
 WAITS = Stage(name="waits", run=_wait, **_FIELDS)
+WAITS_FOR_KEY = Stage(name="waits_for_key", run=_wait_for_key, **_FIELDS)
 HOLDS = Stage(name="holds", run=_hold, resources=_one_gpu, **_FIELDS)
 HOLDS_TWO = Stage(name="holds_two", run=_hold, resources=lambda config: ranks(1, gpus=2.0), **_FIELDS)

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from data_processing.errors import ConfigError
+from evaluation.config import EvaluateConfig
+from flows.graph.build import settled
+from rlhf_core.precision import native_dtype
 from tasks.runtime.contract.config import RuntimeConfig, ShipCode
 from tasks.runtime.contract.failures import StageFailedError
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest
-from tasks.runtime.execution.cluster_libraries import libraries_of
+from tasks.runtime.execution.cluster_facts import facts_of
 from tasks.runtime.execution.ray_jobs import RayJobsExecutor
 from tasks.runtime.execution.start import Runtime, run_stage
 from tasks.runtime.keys.closure import Code
@@ -44,7 +47,8 @@ def python_there(tmp_path: Path) -> str:
     """Another environment: its own interpreter with the libraries of this one, and without alignflow."""
     venv.create(tmp_path / "there", with_pip=False)
     [site] = (tmp_path / "there" / "lib").glob("*/site-packages")
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    old_processor = "import os; os.environ['ONEDNN_MAX_CPU_ISA'] = 'SSE41'"
+    (site / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n{old_processor}\n")
     other_version = site / "pydantic-9.9.9.dist-info"
     other_version.mkdir()
     (other_version / "METADATA").write_text("Metadata-Version: 2.1\nName: pydantic\nVersion: 9.9.9\n")
@@ -75,20 +79,23 @@ def test_code_travels_to_the_driver_and_to_its_actors(
         assert said == "settings"
 
 
-def test_keys_name_the_libraries_of_the_cluster(
+def test_keys_name_the_libraries_and_the_precision_of_the_cluster(
     cluster: RayHead, home: Home, settings: RuntimeConfig, python_there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = RayJobsExecutor(cluster.address, _settings(settings, python_there))
-    libraries = libraries_of(executor, home)
-    code = Code(libraries=libraries)
+    facts = facts_of(executor, home)
+    code = Code(libraries=facts.libraries)
     assert code.versions(["pydantic", "ray", "no-such"]) == {
         **Code().versions(["ray", "no-such"]),
         "pydantic": "9.9.9",
     }
+    assert (facts.native_dtype(False), facts.native_dtype(True)) == ("fp32", native_dtype(True))
+    assert settled(EvaluateConfig(), facts.native_dtype) == EvaluateConfig(dtype="fp32")
+    assert settled(EvaluateConfig(), lambda on_gpu: "bf16") == EvaluateConfig(dtype="bf16")
     monkeypatch.setattr(executor, "run_python", None)
-    assert libraries_of(executor, home) == libraries, "asked once while the cluster is up"
+    assert facts_of(executor, home) == facts, "asked once while the cluster is up"
     with pytest.raises(StageFailedError, match=r"/no/python' \(runtime\.python\) does not run"):
-        libraries_of(RayJobsExecutor(cluster.address, _settings(settings, "/no/python")), home)
+        facts_of(RayJobsExecutor(cluster.address, _settings(settings, "/no/python")), home)
 
 
 def test_a_secret_that_is_not_on_the_machine_is_named(

@@ -24,7 +24,7 @@ from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.liveness import worker_process
 from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.attempts import WorkFolder
-from tasks.runtime.execution.executor import Job
+from tasks.runtime.execution.executor import Job, JobState, JobStatus
 from tasks.runtime.execution.followers import Follower, is_stopping
 from tasks.runtime.execution.start import Runtime, key_of, run_stage
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
@@ -352,6 +352,36 @@ def test_who_comes_while_a_job_is_being_stopped_waits_and_goes_on_from_its_check
     assert outcome.attempt == 2
     assert counted[0] == [1, 1]
     assert counted[-1] == [12, 2]
+
+
+def test_two_runs_with_executors_of_their_own_do_the_work_once_also_while_its_worker_has_yet_to_begin(
+    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard
+) -> None:
+    class Late(SubprocessExecutor):
+        """Its workers begin a second late; of those of others it knows nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._due: dict[str, float] = {}
+
+        def submit(self, job: Job) -> None:
+            self._due[job.id] = time.monotonic() + 1.0
+
+        def state(self, job: Job) -> JobState:
+            if job.id in self._due:
+                if time.monotonic() < self._due[job.id]:
+                    return JobState(JobStatus.pending)
+                del self._due[job.id]
+                super().submit(job)
+            return super().state(job)
+
+    async def both() -> list[StageOutcome]:
+        first = asyncio.create_task(run_stage(count_request(), Runtime(home, Late(), settings)))
+        await asyncio.sleep(0.3)
+        return await asyncio.gather(first, run_stage(count_request(run="other"), Runtime(home, Late(), settings), heard))
+
+    assert [outcome.attempt for outcome in asyncio.run(both())] == [1, 1]
+    assert heard.log == ["[1/3] counted 1", "[2/3] counted 2", "[3/3] counted 3"]
 
 
 def test_a_folder_that_is_away_for_a_moment_ends_no_run(runtime: Runtime, count_request: Requests, heard: Heard) -> None:

@@ -89,7 +89,7 @@ def test_a_snapshot_has_the_keys_of_the_checkout(mine: Path, home: Home) -> None
 def test_a_snapshot_is_made_once_and_holds_what_code_needs(mine: Path, home: Home) -> None:
     place = take_snapshot(home.code, ["say_stage", "tasks.sft"])
     assert take_snapshot(home.code, ["say_stage"]) == place
-    assert [path.name for path in home.code.iterdir()] == [place.name]
+    assert [path.name for path in home.code.iterdir() if not path.name.startswith(".")] == [place.name]
     assert (place / "beside.txt").is_file()
     assert not (place / "large.bin").exists()
     ours = {path.relative_to(PROJECT_ROOT) for name in OWN_PACKAGES for path in (PROJECT_ROOT / name).rglob("*.jinja")}

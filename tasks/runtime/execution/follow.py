@@ -104,8 +104,8 @@ class Follow:
         return finished
 
     def _is_gone(self, state: JobState) -> bool:
-        """A job that its executor does not know, with no live worker, will not come back."""
-        return state.status is JobStatus.unknown and not is_alive(self._job.folder)
+        """A job that its executor does not know, with no live worker, will not come back; another's executor may know it."""
+        return state.status is JobStatus.unknown and not is_alive(self._job.folder) and not self._follower.may_begin()
 
 
 class _Pending:

@@ -115,7 +115,7 @@ class RayJobsExecutor:
         return str(self._ask(lambda client: client._do_request("GET", "/api/version").json())["session_name"])
 
     def run_python(self, text: str) -> str:
-        """Start a job that is not a stage, of one line of Python; returns its id."""
+        """Start a job that is not a stage but runs `text`; returns its id."""
         where = self._place()
         return str(self._ask(lambda client: client.submit_job(entrypoint=shlex.join([self.python, "-c", text]), **where)))
 

@@ -26,7 +26,7 @@ from tasks.runtime.contract.spec import LOG_FILE, SPEC_FILE, Producer, Result, S
 from tasks.runtime.execution.attempts import Attempt, WorkFolder
 from tasks.runtime.execution.executor import DuplicateJobError, Executor, ExecutorUnreachableError, Job, JobState, JobStatus
 from tasks.runtime.execution.follow import Follow, Patience, stop, to_the_end
-from tasks.runtime.execution.followers import Follower, is_stopping
+from tasks.runtime.execution.followers import Follower, is_coming, is_stopping
 from tasks.runtime.keys.closure import PROJECT_ROOT, Code
 from tasks.runtime.keys.stage_key import StageKey, stage_key
 from tasks.runtime.store.base import ArtifactStore, reference
@@ -184,7 +184,7 @@ class _Starter:
                 if stopping or newest.made_from != self._made_from:
                     return _Claim(attempt=newest, later=True)
             attempt = newest if newest and running else self._begin(newest)
-            follower = Follower(self._work.folder(attempt.number))
+            follower = Follower(self._work.folder(attempt.number), submitted=not running)
             follower.join()
             self._following = attempt, follower
             return _Claim(attempt=attempt, attached=running)
@@ -200,11 +200,11 @@ class _Starter:
     def _is_running(self, attempt: Attempt) -> bool:
         folder = self._work.folder(attempt.number)
         if attempt.executor != self._runtime.executor.name:
-            return is_alive(folder)
+            return is_alive(folder) or is_coming(folder)
         state = self._runtime.executor.state(self._job(attempt))
         if state.status.is_terminal:
             return False
-        return state.status is not JobStatus.unknown or is_alive(folder)
+        return state.status is not JobStatus.unknown or is_alive(folder) or is_coming(folder)
 
     def _begin(self, last: Attempt | None) -> Attempt:
         check_free_disk(self._runtime.home.root, self._runtime.settings.min_free_disk_gib)

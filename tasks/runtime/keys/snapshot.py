@@ -10,19 +10,23 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tasks.runtime.contract.folders import open_as
+from filelock import FileLock
+
+from tasks.runtime.contract.folders import lock_file, make_folder, open_as
 from tasks.runtime.keys.closure import OWN_PACKAGES, PROJECT_ROOT, Code, module_spec
 
 _NAME_DIGITS = 16
+_LOCK = ".lock"
 _SMALL_FILE_BYTES = 1 << 20  # of what is not Python; larger data has a path of its own, which is absolute
 _DATA_BYTES = 64 << 20  # of all that is not Python, of one package
 
 
 def take_snapshot(folder: Path, modules: Iterable[str]) -> Path:
-    """The snapshot below `folder` of the code as it is now, with the user's code that `modules` can import.
+    """The snapshot below `folder` of the code as it is now, with the user's code that `modules` can import; used as of now.
 
     Raises `ConfigError` for a file of the user's that is no Python.
     """
@@ -37,13 +41,36 @@ def take_snapshot(folder: Path, modules: Iterable[str]) -> Path:
         total.update(f"{name}\0{len(data)}\0".encode())
         total.update(data)
     place = folder / total.hexdigest()[:_NAME_DIGITS]
-    if not place.is_dir():
-        _write(place, content)
+    with _locked(folder):
+        if not place.is_dir():
+            _write(place, content)
+        os.utime(place)
     return place
 
 
+def snapshots_older_than(folder: Path, age_s: float) -> list[str]:
+    """Those below `folder` that nobody has taken for `age_s` seconds, and what is left of some that were never whole."""
+    return sorted(place.name for place in _old(folder, age_s))
+
+
+def remove_snapshots(folder: Path, names: Iterable[str], age_s: float) -> None:
+    """Remove `names` below `folder`, but for those that were taken meanwhile."""
+    with _locked(folder):
+        for place in _old(folder, age_s):
+            if place.name in names:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _old(folder: Path, age_s: float) -> list[Path]:
+    before = time.time() - age_s
+    return [place for place in folder.iterdir() if place.name != _LOCK and place.stat().st_mtime < before]
+
+
+def _locked(folder: Path) -> FileLock:
+    return lock_file(make_folder(folder) / _LOCK)
+
+
 def _write(place: Path, content: dict[str, tuple[bytes, os.stat_result]]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=place.parent))
     for name, (data, stat) in content.items():
         target = part / name
@@ -51,12 +78,7 @@ def _write(place: Path, content: dict[str, tuple[bytes, os.stat_result]]) -> Non
         target.write_bytes(data)
         os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     open_as(part, like=place.parent)
-    try:
-        part.rename(place)
-    except OSError:  # another run was quicker with the same
-        shutil.rmtree(part)
-        if not place.is_dir():
-            raise
+    part.rename(place)
 
 
 def _of_user(top: str) -> Iterator[tuple[Path, Path]]:
