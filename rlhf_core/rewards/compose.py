@@ -162,7 +162,9 @@ class ComposedReward:
 
 
 def _sum(values: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
-    """What a response is worth; None where no source applies to it or one failed on it."""
+    """What a response is worth; None where no source applies to it or one failed on it, 0 where there are no sources."""
+    if not weights:
+        return 0.0
     parts = [weights[name] * value for name, value in values.items() if value is not None]
     total = sum(parts)
     return None if not parts or math.isnan(total) else total

@@ -42,7 +42,7 @@ def _preference() -> Iterator[str]:
 def _online() -> Iterator[str]:
     yield "| `method` | what it is | advantages | loss | as one number | KL | null means | samples |\n|---|---|---|---|---|---|---|---|\n"
     for name, row in ONLINE.items():
-        advantages = _function(row.advantages) + (", whitened" if row.whiten else "") + (", critic" if row.roles else "")
+        advantages = _function(row.advantages) + (", whitened" if row.whiten else "") + "".join(f", {role}" for role in row.roles)
         own = ", ".join(f"`{setting}` {value:g}" for setting, value in row.defaults.items() if setting != "kl_coef")
         yield (
             f"| `{name}` | {row.about} | {advantages} | {_function(row.loss)} | {row.aggregation} | {_kl(name, row)} | {own} | "

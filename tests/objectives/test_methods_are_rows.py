@@ -57,7 +57,14 @@ EARNED = Earned(
     valid=torch.tensor([True, True, True, True]),
     values=torch.tensor([[0.3, 0.1, 0.2], [0.0, 0.5, 9.0], [0.1, 0.1, 0.1], [0.2, 0.2, 9.0]]),
     samples_per_prompt=2,
+    logprobs=-torch.tensor([[1.0, 2, 3], [4, 5, 9], [1, 1, 1], [2, 2, 9]]),
+    teacher_logprobs=-torch.tensor([[1.5, 1, 3], [4, 5, 9], [2, 1, 1], [2, 3, 9]]),
 )
+
+
+def test_a_token_is_worth_what_the_teacher_finds_it_likelier() -> None:
+    found = imported(ONLINE["opd"].advantages, "advantages", "")(EARNED).advantages
+    assert found.tolist() == [[-0.5, 1, 0], [0, 0, 0], [-1, 0, 0], [0, -1, 0]]
 
 
 def test_no_two_online_methods_are_the_same() -> None:
@@ -97,6 +104,7 @@ def test_a_return_is_compared_with_the_whole_returns_of_the_others() -> None:
         (PreferenceConfig, {"method": "cdpo", "label_smoothing": 0.0}, r"label_smoothing=0 with method 'cdpo'.*0.1 is taken"),
         (OnlineConfig, {"method": "rloo", "samples_per_prompt": 1}, r"samples_per_prompt=1 with method 'rloo'.*at least 2"),
         (OnlineConfig, {"max_refills": 2, "samples_per_prompt": 1}, r"max_refills=2 with samples_per_prompt=1"),
+        (OnlineConfig, {"rewards": []}, r"rewards=\[\] with method 'ppo', which learns from them"),
         (OnlineConfig, {"kl_place": "loss", "kl_estimate": "k1"}, r"kl_estimate='k1' in the loss: its gradient is 0"),
         (
             OnlineConfig,
@@ -165,7 +173,8 @@ def test_the_page_has_every_row() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_name_is_all_that_an_entry_needs(name: str) -> None:
     stage = "preference" if name in PREFERENCE else "online"
-    graph = build_graph(resolve("tiny", overrides={"pipeline.mine": {"stage": stage, "model": "sft", "set": {"method": name}}}))
+    entry = {"stage": stage, "model": "sft", "set": {"method": name}, **({"teacher": "base"} if name == "opd" else {})}
+    graph = build_graph(resolve("tiny", overrides={"pipeline.mine": entry}))
     settings = graph["mine"].settings
     assert isinstance(settings, MethodConfig)
     assert settings.method == name

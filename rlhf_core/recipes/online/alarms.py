@@ -86,7 +86,7 @@ def conditions(config: OnlineConfig, metrics: Mapping[str, float]) -> dict[str, 
             "answers; raise rollout.max_new_tokens or train it to stop first.",
         ),
         "zero_variance": (
-            flat >= gates.max_flat_fraction and has_rewards,
+            flat >= gates.max_flat_fraction and has_rewards and not config.has_teacher,
             f"all rewards {of_whom} are equal (mean {mean_reward:.4g}): nothing tells good "
             "responses from bad; look at the reward, or at whether the task is solved already.",
         ),

@@ -14,8 +14,11 @@ from rlhf_core.recipes.job import TrainingJob
 class OnlineJob(TrainingJob[OnlineConfig]):
     """`reward_model` is the Hugging Face folder of a trained scorer: a source of reward, and where the critic starts from.
 
+    `teacher` is that of a language model, for methods with one.
+
     `waiting` says how it waits for room for its actors.
     """
 
     reward_model: Path | None = None
+    teacher: Path | None = None
     waiting: Waiting = field(default_factory=Waiting)

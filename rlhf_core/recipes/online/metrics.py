@@ -75,6 +75,11 @@ def reference_kl_metrics(logprobs: Tensor, reference: Tensor, mask: Tensor) -> d
     return {"kl/token": float(difference.sum() / mask.sum()), "kl/sequence": float(difference.sum(1).mean())}
 
 
+def teacher_kl_metrics(logprobs: Tensor, teacher: Tensor, mask: Tensor) -> dict[str, float]:
+    """Policy, before the round's updates, against teacher, on what the policy drew; both [B, T] log-probs (nats)."""
+    return {"teacher_kl/token": float(((logprobs - teacher) * mask).sum() / mask.sum())}
+
+
 def critic_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, float]:
     """How well the values [B, T] foresaw the returns [B, T] before this round's updates."""
     valid = mask.bool()

@@ -16,13 +16,13 @@ from data_processing.pace import Pace
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import Call, wait
 from rlhf_core.models.folder import check_model_folder
-from rlhf_core.models.load import load_tokenizer
+from rlhf_core.models.load import load_tokenizer, same_tokens
 from rlhf_core.recipes.online.alarms import Alarms, check_rewards, conditions
 from rlhf_core.recipes.online.checkpoints import Checkpoints
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
 from rlhf_core.recipes.online.losses import LOGPROBS, VALUES, ResponseValues
-from rlhf_core.recipes.online.metrics import Stopwatch, flat_groups, rollout_metrics, round_line
+from rlhf_core.recipes.online.metrics import Stopwatch, flat_groups, rollout_metrics, round_line, teacher_kl_metrics
 from rlhf_core.recipes.online.reward_scales import RewardScales
 from rlhf_core.recipes.online.rollouts import Rollouts, write_rollouts
 from rlhf_core.recipes.online.sampler import Sampler
@@ -68,6 +68,15 @@ def check_job(job: OnlineJob) -> None:
     if config.has_critic and config.critic.warmup_steps >= config.steps:
         raise ConfigError(
             f"critic.warmup_steps={config.critic.warmup_steps} of steps={config.steps} rounds would never train the policy: lower it"
+        )
+    if config.has_teacher and (
+        job.teacher is None or not same_tokens(job.model, job.teacher, trust_remote_code=job.trust_remote_code)
+    ):
+        raise ConfigError(
+            f"method '{config.method}': the teacher {job.teacher} has another vocabulary than the policy {job.model}: take one with the "
+            "same tokenizer"
+            if job.teacher
+            else f"method '{config.method}' needs a teacher, and this run has none: name one as the input 'teacher'"
         )
     if any(source.kind == "reward_model" for source in config.rewards) and job.reward_model is None:
         raise ConfigError(
@@ -137,9 +146,12 @@ class OnlineRun:
             logprobs=scored.logprobs,
             reference=scored.reference,
             values=scored.values,
+            teacher=scored.teacher,
             token_rewards=rollouts.at_learnt_tokens(scored.rewards.tokens) if scored.rewards.has_tokens else None,
         )
         metrics = rollout_metrics(rollouts, scored.rewards, config.samples_per_prompt, step)
+        if scored.teacher is not None and scored.logprobs is not None:
+            metrics |= teacher_kl_metrics(scored.logprobs, scored.teacher, rollouts.mask)
         metrics |= self._update(step, rollouts, scored, targets)
         metrics |= self.kl.follow(metrics)
         self.scales.after(scored.rewards.running)
@@ -208,6 +220,8 @@ class OnlineRun:
             calls["reference"] = workers["reference"].call("predict", response_logprobs(config), rows)
         elif config.uses_kl:
             calls["reference"] = workers["policy"].call("predict_reference", response_logprobs(config), rows)
+        if "teacher" in workers:
+            calls["teacher"] = workers["teacher"].call("predict", response_logprobs(config), rows)
         if "critic" in workers:
             calls["critic"] = workers["critic"].call("predict", ResponseValues(), rows)
         try:
@@ -226,6 +240,7 @@ class OnlineRun:
             values.get("policy", {}).get(LOGPROBS),
             values.get("reference", {}).get(LOGPROBS),
             values.get("critic", {}).get(VALUES),
+            values.get("teacher", {}).get(LOGPROBS),
         )
 
     def _update(self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets) -> dict[str, float]:

@@ -36,13 +36,15 @@ def compute_targets(
     logprobs: Tensor | None = None,
     reference: Tensor | None = None,
     values: Tensor | None = None,
+    teacher: Tensor | None = None,
     token_rewards: Tensor | None = None,
 ) -> Targets:
     """Targets of a whole rollout of B responses, those to one prompt next to each other.
 
     `scores` are the composed rewards, None where a response has none: it takes no part in any statistic, and all its targets
     are 0. `token_rewards` [B, T] come on top of them, at the tokens that earned them. `logprobs` and `reference` (nats) are those of
-    the trainer's weights before the update and of the reference, for a KL in the rewards; `values` are the critic's, for methods with one.
+    the trainer's weights before the update and of the reference, for a KL in the rewards; `values` are the critic's, and `teacher` are
+    a teacher's log-probs, for methods with one.
     """
     method = config.row
     valid = torch.tensor([score is not None for score in scores])
@@ -55,6 +57,9 @@ def compute_targets(
     if token_rewards is not None:
         earned = earned + token_rewards * mask
     estimator = imported(method.advantages, "advantages", "my_estimators:my_advantages")
-    estimate = estimator(Earned(earned, mask, valid, values, config.samples_per_prompt), **config.values(method.advantages_reads))
+    estimate = estimator(
+        Earned(earned, mask, valid, values, config.samples_per_prompt, logprobs, teacher),
+        **config.values(method.advantages_reads),
+    )
     advantages = whiten(estimate.advantages, mask) if method.whiten else estimate.advantages
     return Targets(earned, advantages, estimate.returns, kl_coef)

@@ -29,13 +29,14 @@ class Scored:
     """What is known of a round's rollouts before any update; tensors are [B, T].
 
     `logprobs` are the policy's where they are needed before the update (`scores_policy`), `reference` is given with a KL,
-    `values` with a critic.
+    `values` with a critic, a `teacher`'s log-probs with one.
     """
 
     rewards: Rewards
     logprobs: Tensor | None
     reference: Tensor | None
     values: Tensor | None
+    teacher: Tensor | None
 
 
 def trains_policy(config: OnlineConfig, step: int) -> bool:
@@ -48,7 +49,7 @@ def scores_policy(config: OnlineConfig, step: int) -> bool:
 
     With one mini-batch the first optimizer step sees all rows, and its own forward pass gives them at no cost.
     """
-    return config.mini_batches > 1 or config.kl_in("reward") or not trains_policy(config, step)
+    return config.mini_batches > 1 or config.kl_in("reward") or config.has_teacher or not trains_policy(config, step)
 
 
 class Updates:

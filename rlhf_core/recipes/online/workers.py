@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -76,6 +76,7 @@ _CLASSES: dict[str, type] = {
     "rollout": RolloutWorker,
     "reference": ScoringWorker,
     "critic": CriticWorker,
+    "teacher": ScoringWorker,
 }
 
 
@@ -111,6 +112,7 @@ def _setups(job: OnlineJob, pad_id: int) -> dict[str, Callable[[], Any]]:
         "policy": partial(_model_setup, job, pad_id),
         "reference": partial(_model_setup, job, pad_id),
         "critic": partial(_critic_setup, job, pad_id),
+        "teacher": partial(_teacher_setup, job, pad_id),
         "rollout": partial(_rollout_setup, job),
         "reward": partial(_reward_setup, job),
     }
@@ -145,6 +147,11 @@ def _model_setup(job: OnlineJob, pad_id: int) -> ModelSetup:
         new_head=False,
         trust_remote_code=job.trust_remote_code,
     )
+
+
+def _teacher_setup(job: OnlineJob, pad_id: int) -> ModelSetup:
+    assert job.teacher is not None, "check_job has seen it"
+    return replace(_model_setup(job, pad_id), model=job.teacher)
 
 
 def _critic_setup(job: OnlineJob, pad_id: int) -> ModelSetup:
