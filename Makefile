@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed-$(TARGET)
 PEER   := .venv-peer
 # Test files side by side. A worker is often waiting for a process, so that two cores are busy with three; 0: one file after the other.
 WORKERS ?= 3
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST  = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 STUBS  := $(if $(filter cpu,$(TARGET)),$(wildcard deployments/lock/stubs/*/pyproject.toml))
 
 .PHONY: venv demo test test-quick fuzz faults lint shape bench
@@ -39,6 +39,8 @@ demo: venv
 test: venv
 	$(PYTEST)
 
+# None of these waits for much: as many workers as cores, and each has seconds of imports.
+test-quick: WORKERS := 2
 test-quick: venv
 	$(PYTEST) -m "not slow and not seconds"
 
