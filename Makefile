@@ -1,4 +1,4 @@
-# make demo | test | fuzz | faults | lint | shape | bench | venv      VENV=path names another place for the environment
+# make demo | test | test-quick | fuzz | faults | lint | shape | bench | venv      VENV=path names another place for the environment
 # CASE="C1 dpo" narrows make bench; results and docs/performance.md are written either way
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,9 +7,12 @@ TORCH  := torch==2.13.0
 BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.installed-$(TARGET)
 PEER   := .venv-peer
+# Test files side by side. A worker is often waiting for a process, so that two cores are busy with three; 0: one file after the other.
+WORKERS ?= 3
+PYTEST  = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 STUBS  := $(if $(filter cpu,$(TARGET)),$(wildcard deployments/lock/stubs/*/pyproject.toml))
 
-.PHONY: venv demo test fuzz faults lint shape bench
+.PHONY: venv demo test test-quick fuzz faults lint shape bench
 venv: $(STAMP)
 
 # CPU builds of torch come from the configured package index where it has them, else from PyTorch's own; never from both at once.
@@ -34,7 +37,12 @@ demo: venv
 	$(BIN)/alignflow run --preset quickstart
 
 test: venv
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# None of these waits for much: as many workers as cores, and each has seconds of imports.
+test-quick: WORKERS := 2
+test-quick: venv
+	$(PYTEST) -m "not slow and not seconds"
 
 # 10,000 random inputs; about 20 minutes on a core. make test has 500 of them.
 # Kills processes and mounts file systems, in namespaces of its own; needs root. Writes the table of docs/operations.md.

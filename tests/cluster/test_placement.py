@@ -28,6 +28,7 @@ def all_taken(ray_local: None) -> Iterator[None]:
         yield
 
 
+@pytest.mark.seconds
 @pytest.mark.usefixtures("all_taken")
 def test_a_wait_is_said_soon_and_again_and_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placement._SAY_EVERY_S <= 30  # what is silent for longer may be taken for hung
@@ -42,6 +43,7 @@ def test_a_wait_is_said_soon_and_again_and_ends_at_its_limit(monkeypatch: pytest
     assert not [group for group in ray.util.placement_group_table().values() if group["state"] == "PENDING"]
 
 
+@pytest.mark.seconds
 @pytest.mark.usefixtures("all_taken")
 def test_a_wait_is_ended_by_what_it_does_meanwhile() -> None:
     def stop() -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import data_growth
 
+pytestmark = pytest.mark.seconds
+
 
 def test_the_benchmark_gives_points_fits_and_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["", "--sizes", "50", "500", "--shape-rows", "20", "--out", str(tmp_path / "out.json")])

@@ -140,18 +140,18 @@ def test_a_label_that_is_no_policy_is_an_error() -> None:
 def test_huge_answers_are_invalid_and_checked_at_once() -> None:
     many = "\n".join(line("A", MAGNET, "RESTRICT", "go to Step A") for _ in range(50_000))
     long_line = line("A", "a" * 1_000_000, "RESTRICT", "go to Step B")
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     assert check(LABEL, many) == NOT_VALID
     assert check(LABEL, "A. The product " + "? If YES, " * 100_000) == NOT_VALID
     assert check(LABEL, long_line).accuracy < 1
-    assert time.perf_counter() - started_s < 10
+    assert time.process_time() - started_s < 10
 
 
 def test_the_longest_valid_answer_is_checked_quickly() -> None:
     letters = [chr(65 + i // 26) + chr(65 + i % 26) for i in range(MAX_STEPS + 1)]
     chain = [line(a, TOXIC, "APPROVE", f"go to Step {b}") for a, b in itertools.pairwise(letters)]
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     scores = check(LABEL, "\n".join(chain))
-    assert time.perf_counter() - started_s < 5
+    assert time.process_time() - started_s < 5
     assert scores.valid == 1
     assert scores.accuracy == 0

@@ -15,7 +15,7 @@ from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.layouts import Layouts
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
-from tests.engine.training import Run, start, step, token_rows
+from tests.engine.training import Outcome, Run, start, step, token_rows, train
 
 
 def fail_on_rank_one(kind: str) -> None:
@@ -49,6 +49,10 @@ def save_and_resume(job: tuple[Run, Path]) -> list[bool]:
     step(resumed, run, token_rows())
     pairs = zip(engine.module.parameters(), resumed.module.parameters(), strict=True)
     return [same_random, all(torch.equal(a, b) for a, b in pairs)]
+
+
+def train_each(runs: list[Run]) -> list[Outcome]:
+    return [train(run) for run in runs]
 
 
 def layouts_where_rank_one_pads(run: Run) -> Layouts:

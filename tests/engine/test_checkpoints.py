@@ -20,6 +20,8 @@ from rlhf_core.models.lora import merged_state_dict
 from tests.engine.training import Run, start, step, token_rows
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.seconds
+
 LAYOUTS = [("fp32", 0, None), ("bf16", 1, LoraSettings(rank=4)), ("fp32", 2, None), ("bf16", 3, LoraSettings(rank=4))]
 
 

@@ -14,9 +14,25 @@ from rlhf_core.cluster.launch import launch
 from rlhf_core.cluster.resources import ranks
 from rlhf_core.config import EngineSettings, LoraSettings
 from rlhf_core.models.layouts import Layouts
-from tests.engine.ranks import fail_on_rank_one, layouts_where_rank_one_pads, save_and_resume, who_am_i
-from tests.engine.training import Run, train
+from tests.engine.ranks import fail_on_rank_one, layouts_where_rank_one_pads, save_and_resume, train_each, who_am_i
+from tests.engine.training import Outcome, Run, train
 from tests.tiny_models import tiny_model
+
+STAGES = [0, 1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"), "llama")
+
+
+@pytest.fixture(scope="module")
+def on_two(ray_local: None, model: Path) -> list[Outcome]:
+    """What two ranks make of each ZeRO stage, one after the other: starting them takes longer than training."""
+    # Eight rows in five micro-batches a rank: the last ones are empty.
+    settings = [EngineSettings(world_size=2, zero_stage=stage, dtype="fp32") for stage in STAGES]
+    runs = [Run(model, each, micro_batches=5) for each in settings]
+    return launch(train_each, runs, resources=ranks(2), threads=1)
 
 
 def test_one_rank_without_a_gpu_runs_in_this_process() -> None:
@@ -27,12 +43,9 @@ def test_one_rank_without_a_gpu_runs_in_this_process() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 class TestTwoRanks:
-    @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-    def test_losses_gradients_and_weights_are_those_of_one(self, tmp_path: Path, stage: int) -> None:
-        model = tiny_model(tmp_path, "llama")
-        # Eight rows in five micro-batches a rank: the last ones are empty.
-        settings = EngineSettings(world_size=2, zero_stage=stage, dtype="fp32")
-        two = launch(train, Run(model, settings, micro_batches=5), resources=ranks(2), threads=1)
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_losses_gradients_and_weights_are_those_of_one(self, model: Path, on_two: list[Outcome], stage: int) -> None:
+        two = on_two[STAGES.index(stage)]
         one = train(Run(model, EngineSettings(zero_stage=stage, dtype="fp32")))
         assert two.losses == pytest.approx(one.losses, abs=5e-6)
         assert two.grad_norms == pytest.approx(one.grad_norms, rel=1e-5)

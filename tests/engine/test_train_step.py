@@ -20,6 +20,8 @@ from rlhf_core.models.modules import PolicyModule
 from tests.engine.training import OPTIMIZER, STEPS, Outcome, Run, start, step, token_rows, train
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.seconds
+
 LORA = LoraSettings(rank=4)
 
 

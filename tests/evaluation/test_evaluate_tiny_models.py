@@ -40,6 +40,8 @@ from tests.conftest import REPOSITORY
 from tests.rollout.sampled import wide_headed_model
 from tests.tiny_models import CHATML, alibi_model, tiny_model
 
+pytestmark = pytest.mark.seconds
+
 REFUSES_ODD = "{% for message in messages if message['content'] == 'odd' %}{{ raise_exception('nothing odd here') }}{% endfor %}"
 
 SETTINGS = EvaluateConfig(

@@ -14,6 +14,8 @@ import pytest
 from evaluation.bootstrap import UNBOUNDED, Bounds, Floats, Resampling, mean_interval
 from evaluation.significance import POWER, holm, two_sided
 
+pytestmark = pytest.mark.seconds
+
 SIZES = (8, 16, 32, 64, 128, 256)
 CANDIDATES = (1, 2, 4, 8)
 TRIALS, BLOCKS = 2000, 40

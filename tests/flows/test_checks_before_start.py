@@ -184,6 +184,7 @@ def test_a_model_has_one_key_however_its_folder_is_spelled(home: Home, tmp_path:
     assert len(keys) == 1
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("plans", [1, 2])
 def test_a_plan_loads_transformers_once_for_a_folder(home: Home, tmp_path: Path, plans: int) -> None:
     folder = tiny_model(tmp_path / "models", "llama")

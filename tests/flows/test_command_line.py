@@ -8,18 +8,53 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from flows.cli import main
+from flows.services.environment import changed_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "prefect", "mlflow", "ray", "deepspeed", "vllm", "pyarrow", "pandas")
 
 
-def _alignflow(home: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def _process(home: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ALIGNFLOW_HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+class Answer(NamedTuple):
+    """What a command printed, and how it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def alignflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command in this process: that it needs seconds to start is nothing that these tests are about."""
+
+    def run(home: Path, *arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["alignflow", *arguments])
+        code: str | int | None = 0
+        with changed_environment():
+            os.environ["ALIGNFLOW_HOME"] = str(home)
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code
+        assert code is None or isinstance(code, int)
+        return Answer(code or 0, *capsys.readouterr())
+
+    return run
 
 
 def test_help_needs_none_of_the_heavy_libraries() -> None:
@@ -59,7 +94,7 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
 def test_help_answers_within_the_time_people_notice(tmp_path: Path) -> None:
     def seconds() -> float:
         began = time.perf_counter()
-        assert _alignflow(tmp_path, "--help").returncode == 0
+        assert _process(tmp_path, "--help").returncode == 0
         return time.perf_counter() - began
 
     assert min(seconds() for _ in range(5)) < 0.7
@@ -84,16 +119,16 @@ def test_help_answers_within_the_time_people_notice(tmp_path: Path) -> None:
         (["fetch", "smollm"], "by name are smollm2-135m, tiny-random"),
     ],
 )
-def test_wrong_input_is_one_message_and_exit_code_10(tmp_path: Path, arguments: list[str], said: str) -> None:
-    answer = _alignflow(tmp_path, *arguments)
+def test_wrong_input_is_one_message_and_exit_code_10(tmp_path: Path, alignflow: Command, arguments: list[str], said: str) -> None:
+    answer = alignflow(tmp_path, *arguments)
     assert answer.returncode == 10, answer.stderr
     assert said in answer.stderr
     assert "Traceback" not in answer.stderr
     assert answer.stderr.startswith("error: ")
 
 
-def test_plan_lists_every_node_and_runs_nothing(tmp_path: Path) -> None:
-    answer = _alignflow(tmp_path / "home", "plan", "--preset", "quickstart")
+def test_plan_lists_every_node_and_runs_nothing(tmp_path: Path, alignflow: Command) -> None:
+    answer = alignflow(tmp_path / "home", "plan", "--preset", "quickstart")
     assert answer.returncode == 0, answer.stderr
     for node in ("base", "data", "convert_reward_model", "online", "evaluate_preference", "compare"):
         assert node in answer.stdout
@@ -102,7 +137,7 @@ def test_plan_lists_every_node_and_runs_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "home" / "store").iterdir()) == []
 
 
-def test_plan_names_an_entry_that_nothing_uses_and_the_metric_that_is_left(tmp_path: Path) -> None:
+def test_plan_names_an_entry_that_nothing_uses_and_the_metric_that_is_left(tmp_path: Path, alignflow: Command) -> None:
     row = {"prompt": "2 + 2?", "response": "4", "chosen": "4", "rejected": "5"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     tables = [
@@ -113,26 +148,26 @@ def test_plan_names_an_entry_that_nothing_uses_and_the_metric_that_is_left(tmp_p
     without_task = [*tables, "--set", "data.procedures=null", "--set", "online.rewards=[{kind: reward_model}]"]
     unused = ["--set", "pipeline.rm2={stage: reward_model}", "--set", "pipeline.online.reward_model=reward_model"]
     scorer = ["--set", "evaluate.reward_model=reward_model"]
-    answer = _alignflow(tmp_path, "plan", *without_task, *unused, *scorer)
+    answer = alignflow(tmp_path, "plan", *without_task, *unused, *scorer)
     assert answer.returncode == 0, answer.stderr
     assert "decides by reward" in answer.stdout
     assert "warning: nothing uses entry 'rm2'" in answer.stdout
 
 
-def test_graph_says_what_each_node_is_made_from_and_presets_what_there_is(tmp_path: Path) -> None:
-    graph = _alignflow(tmp_path, "graph", "--set", "pipeline.online.each.seed=[1, 2]").stdout
+def test_graph_says_what_each_node_is_made_from_and_presets_what_there_is(tmp_path: Path, alignflow: Command) -> None:
+    graph = alignflow(tmp_path, "graph", "--set", "pipeline.online.each.seed=[1, 2]").stdout
     assert [line.split()[1:] for line in graph.splitlines() if line.startswith("online@seed=2 ")] == [
         ["online", "model:", "convert_sft,", "data,", "reward_model:", "convert_reward_model"]
     ]
     (tmp_path / "presets").mkdir(exist_ok=True)
     (tmp_path / "presets" / "mine.yaml").write_text("# My own.\nextends: tiny\n")
-    presets = _alignflow(tmp_path, "presets").stdout
+    presets = alignflow(tmp_path, "presets").stdout
     assert "My own." in presets and "quickstart" in presets
 
 
-def test_status_and_down_without_services_say_so(tmp_path: Path) -> None:
-    assert "not started" in _alignflow(tmp_path, "status").stdout
-    assert "nothing of ours was running" in _alignflow(tmp_path, "down").stdout
+def test_status_and_down_without_services_say_so(tmp_path: Path, alignflow: Command) -> None:
+    assert "not started" in alignflow(tmp_path, "status").stdout
+    assert "nothing of ours was running" in alignflow(tmp_path, "down").stdout
 
 
 def test_the_example_of_the_readme_is_planned_as_it_is_written(tmp_path: Path) -> None:
@@ -149,6 +184,6 @@ def test_the_example_of_the_readme_is_planned_as_it_is_written(tmp_path: Path) -
     (tmp_path / "prompts.csv").write_text("prompt\n" + "".join(f"{p['prompt']}\n" for p in pairs))
     (tmp_path / "my_rewards.py").write_text("def score(prompts, responses, labels):\n    return [0.0 for _ in responses]\n")
     (tmp_path / "my.yaml").write_text(example.replace("/models/my-base", "tiny-random").replace("/data", str(tmp_path)))
-    answer = _alignflow(tmp_path, "plan", "--config", str(tmp_path / "my.yaml"), cwd=tmp_path)
+    answer = _process(tmp_path, "plan", "--config", str(tmp_path / "my.yaml"), cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "decides by reward" in answer.stdout

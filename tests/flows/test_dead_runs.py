@@ -19,6 +19,8 @@ from flows.settings.presets import resolve
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.run_state import RunState, state_of
 
+pytestmark = pytest.mark.seconds
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Begins a run, says so, and is killed.

@@ -103,6 +103,7 @@ def pipelines(draw: st.DrawFn) -> dict[str, Any]:
     return entries
 
 
+@pytest.mark.seconds
 @given(pipelines())
 def test_every_node_comes_after_what_it_is_made_from_and_fits_its_stage(pipeline: dict[str, Any]) -> None:
     seen: set[str] = set()

@@ -97,6 +97,7 @@ def test_every_stage_that_reads_rows_has_its_windows() -> None:
     assert online.answer_tokens == 100
 
 
+@pytest.mark.slow
 def test_a_run_stops_before_it_trains(model: Path, tmp_path: Path) -> None:
     lines = [{"prompt": f"{n} + {n}?", "response": "word " * (3000 if n == 7 else 2)} for n in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

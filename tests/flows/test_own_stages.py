@@ -25,6 +25,8 @@ from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import explain_difference
 from tasks.runtime.store.artifacts import Store
 
+pytestmark = pytest.mark.seconds
+
 STAGES = '''
 from pydantic import Field
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.seconds
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Two transactions read, then both write: what the server does for every poll of a worker.

@@ -31,6 +31,8 @@ from flows.services.processes import (
 from flows.services.run_processes import abandoned, serving_this_run
 from tasks.runtime.contract.home import Home
 
+pytestmark = pytest.mark.seconds
+
 # A parent, a child in a session of its own, and a grandchild whose parent has gone: what servers do.
 FAMILY = """
 import subprocess, sys, time

@@ -12,6 +12,8 @@ import pytest
 
 from tests.fuzz.run_fuzz import KINDS, inputs, run, told
 
+pytestmark = pytest.mark.slow
+
 COUNT = int(os.environ.get("ALIGNFLOW_FUZZ", "500"))
 SEED = int(os.environ.get("ALIGNFLOW_FUZZ_SEED", "0"))
 

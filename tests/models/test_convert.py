@@ -20,6 +20,8 @@ from rlhf_core.precision import Dtype
 from tests.architectures import architecture
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.seconds
+
 CASES = [
     ("llama", True, 4, 1, "lm"),
     ("llama", True, 0, 1, "lm"),

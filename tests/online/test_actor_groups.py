@@ -20,7 +20,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 BUNDLE = Bundle(0.2)
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = [pytest.mark.seconds, pytest.mark.usefixtures("ray_local")]
 
 
 class Worker:

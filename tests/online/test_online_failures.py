@@ -126,6 +126,7 @@ def test_more_actors_than_the_cluster_has_room_for_says_so(tmp_path: Path) -> No
         run_online(job)
 
 
+@pytest.mark.slow
 def test_nothing_is_sampled_for_a_policy_that_could_not_be_converted(tmp_path: Path) -> None:
     job = online_job(tmp_path, tiny_model(tmp_path), prompts_folder(tmp_path))
     settings = job.model / "generation_config.json"

@@ -24,6 +24,8 @@ from rlhf_core.rollout.base import Generation
 from tests.online.runs import online_job, prompts_folder
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.seconds
+
 # Actors' processes cannot import this file.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -40,6 +40,8 @@ from tests.recipes.small_jobs import (
 )
 from tests.tiny_models import ARCHITECTURES, Architecture, alibi_model, tiny_model
 
+pytestmark = pytest.mark.seconds
+
 Models = dict[Architecture, Path]
 
 RECIPES: dict[str, tuple[Any, Any]] = {

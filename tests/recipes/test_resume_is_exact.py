@@ -38,6 +38,8 @@ from tests.recipes.small_jobs import (
 )
 from tests.tiny_models import Architecture
 
+pytestmark = pytest.mark.seconds
+
 Models = dict[Architecture, Path]
 Job = TrainingJob[Any]
 

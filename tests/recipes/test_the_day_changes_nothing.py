@@ -31,6 +31,8 @@ from tests.recipes.small_jobs import job, preference_config, sft_config, weights
 from tests.recipes.test_resume_is_exact import crash
 from tests.tiny_models import CHATML, tiny_model
 
+pytestmark = pytest.mark.seconds
+
 QUESTION = [{"role": "user", "content": "what day is it?"}]
 Clock = Callable[[int], None]
 

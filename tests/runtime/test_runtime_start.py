@@ -33,7 +33,7 @@ from tasks.runtime.store.records import read_node
 from tests.runtime.conftest import REPOSITORY, Heard, cancel_after
 from tests.runtime.stages import JoinConfig
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.seconds, pytest.mark.timeout(60)]
 Requests = Callable[..., StageRequest]
 
 

@@ -26,7 +26,7 @@ from tasks.runtime.tracking.tracker import Tracker, recover
 from tests.runtime.conftest import REPOSITORY, model_ref
 from tests.runtime.stages import CountConfig
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.seconds, pytest.mark.timeout(60)]
 Requests = Callable[..., StageRequest]
 
 
@@ -158,9 +158,9 @@ def test_a_cached_stage_points_at_the_run_that_did_the_work(
 ) -> None:
     request = count_request(label="cached case")
     _run(tracker, request, runtime)
+    assert tracker.finish("FINISHED")
     later = Tracker(runtime.home, "later", uri=database)
     _run(later, request, runtime)
-    assert tracker.finish("FINISHED")
     assert later.finish("FINISHED")
     cached = _child(client, later, "count_node")
     assert cached.data.tags["alignflow.cached"] == "true"

@@ -30,7 +30,7 @@ from tests.runtime.stages import JoinConfig
 
 ADDRESS = f"s3://{BUCKET}/a prefix/100%"
 PLACE = f"{BUCKET}/a prefix/100%"
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.seconds, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
