@@ -275,15 +275,19 @@ class DistillConfig(SftConfig):
 
 
 class RewardModelConfig(TrainingConfig):
-    """A scalar reward head trained on pairs (Bradley-Terry)."""
+    """A scalar reward head trained on pairs (Bradley-Terry), or on answers whose steps are judged."""
 
+    granularity: Literal["answer", "step"] = Field(
+        "answer", description="answer: the better of two answers scores higher; step: each step of an answer is right or wrong"
+    )
     batch_size: int = Field(8, ge=1, description="Pairs an optimizer step, over all ranks")
     epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
     eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
     center_coef: float = Field(
-        0.01, ge=0.0, description="Weight of the penalty (chosen + rejected)^2 that keeps scores centred at 0"
+        0.01, ge=0.0, description="Weight of the penalty (chosen + rejected)^2 that keeps scores centred at 0 (of answers)"
     )
+    step_separator: str = Field("\n\n", min_length=1, description="What stands between the steps of an answer (of steps)")
 
 
 class KtoSettings(Settings):
