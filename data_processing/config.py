@@ -94,6 +94,7 @@ class DataConfig(Settings):
     preference: list[TableSource] = Field(default_factory=list, description="Sources of the preference table")
     prompts: list[TableSource] = Field(default_factory=list, description="Sources of the prompts table")
     unpaired: list[TableSource] = Field(default_factory=list, description="Sources of the unpaired table")
+    stepwise: list[TableSource] = Field(default_factory=list, description="Sources of the stepwise table")
     validation_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of the sources' prompts in the validation split")
     test_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of the sources' prompts in the test split")
     max_bad_fraction: float = Field(

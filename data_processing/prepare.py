@@ -22,7 +22,7 @@ from data_processing.sources.rows import SourceRow, SourceRows
 from data_processing.splits import Dropped, check_dropped, clashing, contradictions, duplicates, fill_splits, leaks, split_of
 from data_processing.staging import StagedTable, staged
 
-TABLES: tuple[TableName, ...] = ("sft", "preference", "prompts", "unpaired")
+TABLES: tuple[TableName, ...] = ("sft", "preference", "prompts", "unpaired", "stepwise")
 
 REPEATS = "repeat the content of another row of it"
 OPPOSED = "contradict another row of it (the same answers the other way round)"

@@ -23,7 +23,7 @@ MOST_ROWS = 100_000
 LISTED = 10
 _BATCH_ROWS = 1024
 _COMPARED = 20_000  # characters of a row; what comes after them is not compared
-_TEXTS = ("messages", "prompt", "chosen", "rejected", "response")
+_TEXTS = ("messages", "prompt", "chosen", "rejected", "response", "steps")
 
 
 def add_profile(folder: Path) -> dict[str, Any]:

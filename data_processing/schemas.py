@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_processing.errors import DataError
 
-TableName = Literal["sft", "preference", "unpaired", "prompts", "rollouts", "predictions", "scores"]
+TableName = Literal["sft", "preference", "unpaired", "stepwise", "prompts", "rollouts", "predictions", "scores"]
 
 MESSAGE = pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
 MESSAGES = pa.list_(pa.field("item", MESSAGE, nullable=False))
@@ -27,6 +27,7 @@ IDS = pa.list_(pa.field("item", pa.int32(), nullable=False))
 TURNS = pa.list_(
     pa.field("item", pa.struct([pa.field("side", pa.string()), pa.field("index", pa.int32()), pa.field("keys", pa.string())]))
 )
+BOOLS = pa.list_(pa.field("item", pa.bool_(), nullable=False))
 FLOATS = pa.list_(pa.field("item", pa.float32(), nullable=False))
 
 
@@ -55,6 +56,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "unpaired": _schema(
         id=pa.string(), prompt=MESSAGES, response=MESSAGES, desirable=pa.bool_(), turns=(TURNS,), tools=(pa.string(),)
     ),
+    "stepwise": _schema(id=pa.string(), prompt=MESSAGES, steps=MESSAGES, labels=BOOLS, turns=(TURNS,), tools=(pa.string(),)),
     "prompts": _schema(
         id=pa.string(),
         prompt=MESSAGES,

@@ -307,11 +307,15 @@ class DistillConfig(SftConfig):
 
 
 class RewardModelConfig(TableConfig):
-    """A scalar reward head trained on pairs (Bradley-Terry)."""
+    """A scalar reward head trained on pairs (Bradley-Terry), or on answers whose steps are judged."""
 
-    center_coef: float = Field(
-        0.01, ge=0.0, description="Weight of the penalty (chosen + rejected)^2 that keeps scores centred at 0"
+    granularity: Literal["answer", "step"] = Field(
+        "answer", description="answer: the better of two answers scores higher; step: each step of an answer is right or wrong"
     )
+    center_coef: float = Field(
+        0.01, ge=0.0, description="Weight of the penalty (chosen + rejected)^2 that keeps scores centred at 0 (of answers)"
+    )
+    step_separator: str = Field("\n\n", min_length=1, description="What stands between the steps of an answer (of steps)")
 
 
 class KtoSettings(Settings):

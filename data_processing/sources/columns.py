@@ -29,6 +29,7 @@ OWN_COLUMNS: dict[str, frozenset[str]] = {
     "preference": _EVERYWHERE | {"margin", *_SCORES},
     "prompts": _EVERYWHERE,
     "unpaired": _EVERYWHERE | {*_JUDGEMENTS},
+    "stepwise": _EVERYWHERE,
 }
 
 
@@ -64,7 +65,9 @@ def json_text(value: Any, column: str) -> str:
 
 
 def _sft_row(record: Record, values: Row) -> Row:
-    return {"messages": [*record.prompt, *(record.response or [])], "condition": _text(values.get("condition"), "condition")}
+    row = {"messages": [*record.prompt, *(record.response or [])]}
+    condition = _text(values.get("condition"), "condition")
+    return row if condition is None else {**row, "condition": condition}
 
 
 def _preference_row(record: Record, values: Row) -> Row:
@@ -79,6 +82,14 @@ def _prompts_row(record: Record, values: Row) -> Row:
 
 def _unpaired_row(record: Record, values: Row) -> Row:
     return {"prompt": record.prompt, "response": record.response, "desirable": _flag(values)}
+
+
+def _stepwise_row(record: Record, values: Row) -> Row:
+    return {
+        "prompt": record.prompt,
+        "steps": record.response,
+        "labels": [_as_flag(label, "labels") for label in values["labels"]],
+    }
 
 
 def _margin(values: Row) -> float | None:
@@ -119,10 +130,14 @@ def _text(value: Any, column: str) -> str | None:
 
 def _flag(values: Row) -> bool:
     column = next((name for name in _JUDGEMENTS if values.get(name) is not None), _JUDGEMENTS[0])
+    return _as_flag(values.get(column), column)
+
+
+def _as_flag(value: Any, column: str) -> bool:
     flags = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    flag = flags.get(str(values.get(column)).strip().lower())
+    flag = flags.get(str(value).strip().lower())
     if flag is None:
-        raise BadRow(f"'{column}' is {values.get(column)!r}, expected true or false")
+        raise BadRow(f"'{column}' is {value!r}, expected true or false")
     return flag
 
 
@@ -131,4 +146,5 @@ ROW_BUILDERS: dict[TableName, Callable[[Record, Row], Row]] = {
     "preference": _preference_row,
     "prompts": _prompts_row,
     "unpaired": _unpaired_row,
+    "stepwise": _stepwise_row,
 }

@@ -35,7 +35,7 @@ _QUESTIONS_AND_ANSWERS = (
 )
 _KNOWN = (
     "messages; conversations; instruction + output or response; prompt, question or problem, alone or with response, completion, "
-    "solution or answer; chosen + rejected; question + response_j; text"
+    "solution or answer; chosen + rejected; question + response_j; prompt + completions + labels; text"
 )
 
 
@@ -217,7 +217,19 @@ def _text(row: dict[str, Any]) -> Record:
 
 
 def _steps(row: dict[str, Any]) -> Record:
-    raise BadRow("is judged step by step (prompt + completions + labels), and no stage trains on that; give whole answers")
+    """An answer in steps, an assistant turn each, and a label for every step."""
+    steps, labels = row["completions"], row["labels"]
+    if not isinstance(steps, list) or not isinstance(labels, list) or not len(steps) == len(labels) > 0:
+        raise BadRow("'completions' and 'labels' are no lists of the same length with at least one step")
+    return Record(
+        prompt(row["prompt"], "prompt"), [plain_turn("assistant", step, f"completions[{i}]") for i, step in enumerate(steps)]
+    )
+
+
+def _steps_elsewhere(row: dict[str, Any]) -> Record:
+    raise BadRow(
+        "is judged step by step (prompt + completions + labels), which only the stepwise table takes; give whole answers"
+    )
 
 
 def _shape(read: Read, needs: set[str], takes: set[str] | None = None, answers: set[str] | None = None) -> Shape:
@@ -245,12 +257,13 @@ _PAIRS = (
     ),
     _shape(_question_responses, {"question", "response_j"}, None, {"response_j", "response_k"}),
 )
-_STEPS = _shape(_steps, {"prompt", "completions", "labels"})
+_STEPS, _STEPS_ELSEWHERE = (_shape(read, {"prompt", "completions", "labels"}) for read in (_steps, _steps_elsewhere))
 _BARE = tuple(_shape(_prompt_only(name), {name}) for name in ("prompt", "question", "problem", "context_messages"))
 
 # The first shape that fits is used: conversations come before answers that were only compared, but in the table of pairs.
-SHAPES = (*_ANSWERED, *_PAIRS, _STEPS, *_BARE, _shape(_text, {"text"}))
+SHAPES = (*_ANSWERED, *_PAIRS, _STEPS_ELSEWHERE, *_BARE, _shape(_text, {"text"}))
 SHAPES_BY_TABLE: dict[TableName, tuple[Shape, ...]] = {
-    "preference": (*_PAIRS, *_ANSWERED, _STEPS, *_BARE),
+    "preference": (*_PAIRS, *_ANSWERED, _STEPS_ELSEWHERE, *_BARE),
+    "stepwise": (_STEPS,),
     "prompts": (*_ANSWERED, *_PAIRS, *_BARE),
 }

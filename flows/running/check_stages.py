@@ -57,6 +57,8 @@ def tables_of(node: Node) -> tuple[TableName, ...]:
         return ("prompts",)
     if isinstance(settings, PreferenceConfig) and settings.row.learns_from == "answers":
         return ("preference", "unpaired")
+    if isinstance(settings, RewardModelConfig) and settings.granularity == "step":
+        return ("stepwise",)
     by_settings: dict[type[Settings], TableName] = {
         SftConfig: "sft",
         RewardModelConfig: "preference",
@@ -70,7 +72,7 @@ def tables_of(node: Node) -> tuple[TableName, ...]:
 def tables_given(data: DataConfig) -> set[str]:
     """The tables that will have rows, as far as settings tell."""
     made = {table for table, field in _GENERATED.items() if data.procedures and getattr(data.procedures, field)}
-    return made | {table for table in ("sft", "preference", "prompts", "unpaired") if getattr(data, table)}
+    return made | {table for table in ("sft", "preference", "prompts", "unpaired", "stepwise") if getattr(data, table)}
 
 
 def check_metrics(plan: Plan) -> None:

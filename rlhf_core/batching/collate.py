@@ -37,6 +37,7 @@ class ModelBatch:
     attention_mask: Tensor | None  # [B', S] 1 on tokens, 0 on padding; None when packed
     segments: tuple[Segment, ...]  # of the packed line, in order; none when padded
     target_index: Tensor  # [N] flat index of the hidden state that PREDICTS each target
+    target_place: Tensor  # [N] flat index of the target itself
     target_ids: Tensor  # [N] the tokens predicted
     target_row: Tensor  # [N] the sequence each target belongs to
     target_column: Tensor  # [N] its number among that sequence's targets
@@ -74,6 +75,7 @@ def collate(rows: Sequence[TokenRow], *, pad_id: int, packed: bool, shared: bool
         attention_mask=layout.attention_mask,
         segments=layout.segments,
         target_index=_joined([places[columns - 1] for places, columns in zip(layout.places, learnt, strict=True)]),
+        target_place=_joined([places[columns] for places, columns in zip(layout.places, learnt, strict=True)]),
         target_ids=_joined([torch.tensor(row.ids)[columns] for row, columns in zip(rows, learnt, strict=True)]),
         target_row=torch.arange(len(rows)).repeat_interleave(counts),
         target_column=_joined([torch.arange(len(columns)) for columns in learnt]),

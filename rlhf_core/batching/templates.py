@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from data_processing.errors import ConfigError, DataError
@@ -92,6 +93,35 @@ class Renderer:
             return self._row(messages[: learnt[-1] + 1], learnt[-1], tools)
         return self._row(messages, 0, tools)
 
+    def steps(self, prompt: Sequence[Message], steps: Sequence[str], separator: str, tools: Tools = None) -> TokenRow:
+        """Prompt, then one answer of all steps with `separator` between them; targets are the tokens that end the steps.
+
+        A step ends before the first token that depends on the next, so it ends with the separator where that is a token of its own. The
+        last ends with the token that ends the turn. Raises `DataError` also for a step within a token.
+        """
+        messages = [*prompt, {"role": "assistant", "content": separator.join(steps)}]
+        given, functions = self._given(messages, tools)
+        opening, answer = self._text.turn(given, functions)
+        check_shown(given, opening + answer, len(prompt))
+        starts, end = list[int](), 0
+        for step in self._literal.marked([step.strip() for step in steps]):
+            starts.append(answer.index(step, end))
+            end = starts[-1] + len(step)
+        ids = self._tokens(opening, answer)
+        ends = [_shared(ids, self._tokens(opening, answer[:start])) - 1 for start in starts[1:]] + [len(ids) - 1]
+        is_target = [i in ends for i in range(len(ids))]
+        if sum(is_target) < len(steps) or ends[0] < len(self._tokens(opening, "")):
+            raise DataError(
+                "two of its steps end in one token: give steps of a word or more, or another reward_model.step_separator"
+            )
+        return TokenRow(ids, is_target)
+
+    def _tokens(self, opening: str, answer: str) -> list[int]:
+        tokens = GrowingTokens(self._literal.encode, self._split)
+        tokens.add(opening)
+        tokens.add(answer)
+        return tokens.ids
+
     def _row(self, messages: Sequence[Message], first_target: int, tools: Tools) -> TokenRow:
         """Row whose targets are the assistant turns from message `first_target` on; without any it is the bare prompt.
 
@@ -141,6 +171,11 @@ class Renderer:
             )
         ids = self._literal.encode((bos if adds_bos else "") + bare + eos)
         return TokenRow(ids, [False] + [True] * (len(ids) - 1))
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

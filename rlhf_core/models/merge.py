@@ -1,4 +1,4 @@
-"""Several models of one architecture to one, tensor by tensor: no two models are in memory at a time, nor is one whole.
+"""Several models of one architecture to one, tensor by tensor: in memory is one file of the result, and never two models.
 
 The arithmetic is that of `peft.utils.merge_utils`, in fp32 and rounded once to what the first model has.
 """

@@ -133,12 +133,12 @@ class ScoreModule(nn.Module):
             _, layouts = prove(hf, [partial(self, per_token=True)], self._said, packing)
         self.layouts = replace(layouts, notes=(*layouts.notes, *_attention_note(hf)))
 
-    def forward(self, batch: ModelBatch, per_token: bool = False) -> Tensor:
+    def forward(self, batch: ModelBatch, per_token: bool = False, *, at_targets: bool = False) -> Tensor:
         """Scores [n_rows] at each sequence's last token; or with `per_token` values [n_rows, T], fp32, 0 elsewhere.
 
-        The value of a target is read where that target is predicted: before it is known.
+        The value of a target is read where that target is predicted, before it is known; with `at_targets` at the target itself.
         """
-        index = batch.target_index if per_token else batch.last_index
+        index = (batch.target_place if at_targets else batch.target_index) if per_token else batch.last_index
         hidden, head = _hidden_states(self.hf, batch)[index], self.hf.score
         # In fp32, or scores in bf16 would have steps of 1/32 from 4 on, and answers would tie.
         values = functional.linear(hidden.float(), head.weight.float(), None if head.bias is None else head.bias.float())[:, 0]

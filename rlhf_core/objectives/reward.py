@@ -1,4 +1,4 @@
-"""The loss of a reward model on pairs, per row [B]."""
+"""The losses of reward models: on pairs, per row [B], and on judged steps."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ def pairwise_reward_loss(chosen_B: Tensor, rejected_B: Tensor, margin_B: Tensor 
     """
     difference = widened(chosen_B) - widened(rejected_B)
     return softplus(-(difference if margin_B is None else difference - margin_B))
+
+
+def step_reward_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of whether a step is right (`labels`, bool) under sigmoid(score), any shape, finite for any scores.
+
+    Process reward models: arXiv 2211.14275, 2305.20050.
+    """
+    wide = widened(scores)
+    return softplus(wide.where(~labels, -wide))

@@ -18,12 +18,13 @@ from rlhf_core.batching.rows import TokenRow, apply_overlong
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.config import TrainingConfig
 
-TrainingTable = Literal["sft", "preference", "unpaired"]
+TrainingTable = Literal["sft", "preference", "unpaired", "stepwise"]
 
 MADE_BY: Mapping[TrainingTable, str] = {
     "sft": "data.procedures.sft_rows or sources in data.sft",
     "preference": "data.procedures.preference_pairs or sources in data.preference",
     "unpaired": "sources in data.unpaired",
+    "stepwise": "sources in data.stepwise",
 }
 
 
@@ -33,7 +34,7 @@ class Example:
 
     `margin` is how much better the chosen response is (0 where the table does not say); `reference_logps` are the
     reference's summed response log-probs (nats), a number a row, where a recipe needs them. `desirable` is how a single answer
-    was judged; None for all else.
+    was judged; None for all else. `labels` say of each target, which ends a step, whether the step is right.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Example:
     margin: float = 0.0
     reference_logps: tuple[float, ...] = ()
     desirable: bool | None = None
+    labels: tuple[bool, ...] = ()
 
     @property
     def are_desirable(self) -> tuple[bool, ...]:
@@ -127,6 +129,13 @@ def judged_answer(renderer: Renderer, row: Mapping[str, Any]) -> Example:
     return Example(row["id"], (_side(renderer, row, "response"),), desirable=row["desirable"])
 
 
+def steps(renderer: Renderer, row: Mapping[str, Any], separator: str = "\n\n") -> Example:
+    """A row of the stepwise table: an answer whose steps are judged, behind its prompt."""
+    contents = [step["content"] for step in row["steps"]]
+    tokens = renderer.steps(messages_of(row, "prompt"), contents, separator, tools_of(row))
+    return Example(row["id"], (tokens,), labels=tuple(row["labels"]))
+
+
 def _side(renderer: Renderer, row: Mapping[str, Any], name: str) -> TokenRow:
     return renderer.prompt_and_response(messages_of(row, "prompt"), messages_of(row, name), tools_of(row))
 
@@ -163,6 +172,7 @@ def digest(examples: Sequence[Example]) -> str:
             sha.update(array("q", row.ids))
             sha.update(bytes(row.is_target))
             sha.update(array("d", row.weights or ()))
+        sha.update(bytes(example.labels))
     return sha.hexdigest()
 
 

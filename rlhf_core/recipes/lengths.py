@@ -123,6 +123,12 @@ def _answer(renderer: Any, row: Mapping[str, Any]) -> int:
     return len(judged_answer(renderer, row).rows[0])
 
 
+def _steps(renderer: Any, row: Mapping[str, Any]) -> int:
+    from rlhf_core.recipes.examples import steps
+
+    return len(steps(renderer, row).rows[0])
+
+
 def _prompt(renderer: Any, row: Mapping[str, Any]) -> int:
     return len(renderer.prompt_ids(messages_of(row, "prompt"), tools_of(row)))
 
@@ -131,6 +137,7 @@ _MEASURES: dict[str, Callable[[Any, Mapping[str, Any]], int]] = {
     "sft": _conversation,
     "preference": _pair,
     "unpaired": _answer,
+    "stepwise": _steps,
     "prompts": _prompt,
 }
 

@@ -20,7 +20,7 @@ from data_processing.sources.turn import BadRow
 from data_processing.turns import messages_of, tools_of
 from rlhf_core.batching.chat_templates import read_template
 from rlhf_core.batching.templates import PLAIN_TEMPLATE, Renderer
-from rlhf_core.recipes.examples import conversation, pair
+from rlhf_core.recipes.examples import conversation, pair, steps
 from tests.data.shape_cases import CASES
 from tests.data.source_reading import read_source
 
@@ -86,7 +86,7 @@ def rendered(table: str, row: dict[str, Any]) -> str:
     if table == "unpaired":
         row = {**row, "chosen": row["response"], "rejected": [{"role": "assistant", "content": "-"}], "margin": None}
         row["turns"] = [{**turn, "side": turn["side"].replace("response", "chosen")} for turn in row.get("turns") or ()]
-    example = (conversation if table == "sft" else pair)(TOOLS_RENDERER, row)
+    example = {"sft": conversation, "stepwise": steps}.get(table, pair)(TOOLS_RENDERER, row)
     return "".join(decode(tokens.ids) for tokens in example.rows)
 
 

@@ -83,7 +83,11 @@ CASES = [
         "TRL",
         "`prompt`, `completions`, `labels`",
         {"prompt": Q, "completions": ["At noon.", "Or later."], "labels": [True, False]},
-        {"sft": "judged step by step", "preference": "judged step by step", "unpaired": "judged step by step", "prompts": ASKED},
+        {
+            **dict.fromkeys(("sft", "preference", "unpaired"), "judged step by step"),
+            "prompts": ASKED,
+            "stepwise": {**ASKED, "steps": [assistant("At noon."), assistant("Or later.")], "labels": [True, False]},
+        },
     ),
     ShapeCase(
         "TRL",

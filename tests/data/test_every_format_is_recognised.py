@@ -120,6 +120,22 @@ def test_weights_of_turns_and_conditions_of_rows_reach_the_sft_table(tmp_path: P
     assert read.notes == []
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Why?", "completions": ["a", "b"], "labels": [True]}, "no lists of the same length"),
+        ({"prompt": "Why?", "completions": [], "labels": []}, "no lists of the same length"),
+        ({"prompt": "Why?", "completions": "a", "labels": [True]}, "no lists of the same length"),
+        ({"prompt": "Why?", "completions": ["a", " "], "labels": [True, False]}, r"completions\[1\]' is empty"),
+        ({"prompt": "Why?", "completions": ["a"], "labels": [-1]}, "'labels' is -1, expected true or false"),
+        ({"prompt": "Why?", "completion": "a"}, "fit no known shape"),
+    ],
+)
+def test_steps_that_cannot_be_learnt_are_refused(tmp_path: Path, row: Row, reason: str) -> None:
+    with pytest.raises(DataError, match=f"line 1: .*{reason}"):
+        prepared(tmp_path, "stepwise", [row])
+
+
 def test_a_weight_that_only_sft_has_a_use_for_is_refused_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"weight 0\.5; other weights than 0 and 1 are for the sft table, not 'preference'"):
         prepared(

@@ -93,6 +93,8 @@ def test_every_stage_that_reads_rows_has_its_windows() -> None:
     assert found["online"] == {("prompts", "train")}
     assert found["evaluate_base"] == {("prompts", "test"), ("sft", "test")}
     assert not any(found[name] for name in ("base", "data", "convert_sft", "compare"))
+    by_steps = build_graph(resolve("quickstart", overrides={"reward_model.granularity": "step"}))["reward_model"]
+    assert {(w.table, w.split) for w in windows_of(by_steps)} == {("stepwise", "train"), ("stepwise", "validation")}
     [online] = windows_of(nodes["online"])
     assert online.answer_tokens == 100
 

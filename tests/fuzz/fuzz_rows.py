@@ -30,7 +30,7 @@ from data_processing.sources.rows import SourceRows
 from data_processing.turns import messages_of, tools_of
 from rlhf_core.batching.chat_templates import read_template
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.recipes.examples import conversation, judged_answer, pair
+from rlhf_core.recipes.examples import conversation, judged_answer, pair, steps
 from tests.batching.template_cases import byte_level
 from tests.data.shape_cases import CASES
 from tests.fuzz.outcome import Finding, outcome
@@ -124,7 +124,7 @@ def _rendered(table: TableName, row: Row) -> str:
     renderer = _renderer()
     if table == "prompts":
         return str(renderer.tokenizer.decode(renderer.prompt_ids(messages_of(row, "prompt"), tools_of(row))))
-    render = {"sft": conversation, "preference": pair, "unpaired": judged_answer}[table]
+    render = {"sft": conversation, "preference": pair, "unpaired": judged_answer, "stepwise": steps}[table]
     return "".join(renderer.tokenizer.decode(tokens.ids) for tokens in render(renderer, row).rows)
 
 

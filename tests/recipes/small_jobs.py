@@ -66,6 +66,17 @@ def write_sft(folder: Path, rows: Sequence[Settings]) -> Path:
     return folder
 
 
+def step_row(number: int) -> Settings:
+    """One to four steps; those that say approve are right."""
+    said = [f"{ANSWERS[(number + i) % 4]} {'approve' if (number + i) % 3 else 'reject'}" for i in range(1 + number % 4)]
+    return {
+        "id": f"row{number}",
+        "prompt": [_question(number)],
+        "steps": [turn for step in said for turn in _answer(step)],
+        "labels": ["approve" in step for step in said],
+    }
+
+
 def preference_row(number: int) -> Settings:
     """One pair; what is chosen can be told from the words alone."""
     return {

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_processing.schemas import to_table, write_table
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import CriticWorker, ModelSetup, PolicyWorker
@@ -35,6 +36,7 @@ from tests.recipes.small_jobs import (
     preference_config,
     reward_config,
     sft_config,
+    step_row,
     weighted_row,
     write_data,
     write_sft,
@@ -44,13 +46,23 @@ from tests.tiny_models import tiny_model
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 # Each loss with the ZeRO stage of its two ranks; one rank has stage 1.
-ZERO_STAGES = {"sft": 1, "distill": 3, "weighted sft with noise": 3, "reward_model": 2, "preference": 3, "policy": 1, "critic": 3}
+ZERO_STAGES = {
+    "sft": 1,
+    "distill": 3,
+    "weighted sft with noise": 3,
+    "reward_model": 2,
+    "process rewards": 2,
+    "preference": 3,
+    "policy": 1,
+    "critic": 3,
+}
 RECIPES: dict[str, tuple[Any, Any]] = {
     "sft": (train_sft, sft_config),
     # Its teacher is the model with other weights.
     "distill": (train_distill, partial(distill_config, divergence="jsd")),
     "weighted sft with noise": (train_sft, partial(sft_config, neftune_alpha=5.0)),
     "reward_model": (train_reward_model, reward_config),
+    "process rewards": (train_reward_model, partial(reward_config, granularity="step")),
     # Both denominators: pairs, and the chosen responses' tokens.
     "preference": (train_preference, partial(preference_config, nll_coef=0.1)),
 }
@@ -111,6 +123,7 @@ def gradients(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> list
     work = tmp_path_factory.mktemp("ranks")
     model, data = tiny_model(work), write_data(work / "data", validation_rows=0)
     tiny_model(work, seed=1)
+    write_table("stepwise", to_table("stepwise", map(step_row, range(10))), data / "stepwise" / "train.parquet")
     write_sft(data / "weighted", [weighted_row(number) for number in range(10)])
     found = []
     for n in (1, 2):
