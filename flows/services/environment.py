@@ -69,7 +69,7 @@ def quiet_prefect(environment: MutableMapping[str, str] | None = None) -> None:
     environment = os.environ if environment is None else environment
     environment.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     environment.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    environment.setdefault("PREFECT_CLIENT_MAX_RETRIES", "4")  # half a minute, where 5 is a whole one
+    environment.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")  # a quarter of a minute a call, where 5 is a whole one
 
 
 def local_settings(home: Home) -> dict[str, str]:
