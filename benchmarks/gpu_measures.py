@@ -21,7 +21,6 @@ from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.collate import collate, target_mask
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import line_tokens, plan_rows
-from rlhf_core.config import EngineSettings, OptimizerSettings
 from rlhf_core.device import device_for
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.head import LogitTransform
@@ -34,6 +33,7 @@ from rlhf_core.objectives.policy import ppo_loss
 from rlhf_core.objectives.preference import preference_loss
 from rlhf_core.rollout.base import Sampling
 from rlhf_core.rollout.hf_engine import HfGenerator
+from rlhf_core.settings.training import EngineSettings, OptimizerSettings
 
 GPUS = float(torch.cuda.is_available())
 DEVICE = device_for(GPUS)

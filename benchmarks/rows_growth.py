@@ -272,9 +272,11 @@ class FirstStep(Exception):
 
 
 def _start(what: str, n_rows: int, folder: Path) -> Callable[[], object]:
-    from rlhf_core.config import PreferenceConfig, RewardModelConfig, SftConfig, TrainingConfig
     from rlhf_core.events import EventLog
     from rlhf_core.recipes.job import TrainingJob
+    from rlhf_core.settings.preference import PreferenceConfig
+    from rlhf_core.settings.supervised import RewardModelConfig, SftConfig
+    from rlhf_core.settings.training import TrainingConfig
     from tests.tiny_models import tiny_model
 
     @dataclass(frozen=True)

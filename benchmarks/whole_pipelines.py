@@ -25,9 +25,9 @@ from data_processing.errors import ConfigError  # noqa: E402
 from flows.graph.build import build_graph  # noqa: E402
 from flows.graph.nodes import Node  # noqa: E402
 from flows.settings.presets import resolve  # noqa: E402
-from rlhf_core.config import BaseModelConfig  # noqa: E402
 from rlhf_core.events import EventLog  # noqa: E402
 from rlhf_core.models.gate import examine  # noqa: E402
+from rlhf_core.settings.models import BaseModelConfig  # noqa: E402
 from tasks.runtime.contract.context import ArtifactRef, StageContext  # noqa: E402
 from tasks.runtime.contract.registry import load_stage  # noqa: E402
 from tests.architectures import ARCHITECTURES, architecture  # noqa: E402

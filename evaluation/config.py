@@ -9,8 +9,9 @@ from pydantic import Field
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings, operational
-from rlhf_core.config import ChosenDtype, RolloutEngine
 from rlhf_core.precision import Dtype, Native, native_dtype
+from rlhf_core.settings.rollout import RolloutEngine
+from rlhf_core.settings.training import ChosenDtype
 
 Metric = Literal["procedures", "reward", "kl", "length", "perplexity"]
 

@@ -18,8 +18,8 @@ from evaluation.job import Answer, EvaluationJob
 from evaluation.logprobs import check_same_tokens, teller, token_logprobs
 from evaluation.row_reading import read_held_out
 from evaluation.scores import Measure, Score
-from rlhf_core.config import Packing
 from rlhf_core.rewards.reward_model import RewardModelScorer
+from rlhf_core.settings.training import Packing
 
 PROCEDURES = {
     "score": Measure("procedures.score", "Procedures score (0 to 1)", lowest=0.0, highest=1.0),

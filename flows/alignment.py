@@ -31,17 +31,11 @@ from flows.services.told_later import server_name
 from flows.settings.config import RunConfig
 from flows.settings.entries import Entries
 from flows.settings.presets import DEFAULT, resolve
-from rlhf_core.config import (
-    BaseModelConfig,
-    ConvertConfig,
-    DistillConfig,
-    MergeConfig,
-    OnlineConfig,
-    PreferenceConfig,
-    RewardModelConfig,
-    SftConfig,
-)
-from rlhf_core.sample_config import IterativeConfig, SampleConfig
+from rlhf_core.settings.models import BaseModelConfig, ConvertConfig, MergeConfig
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig
+from rlhf_core.settings.preference import PreferenceConfig
+from rlhf_core.settings.supervised import DistillConfig, RewardModelConfig, SftConfig
 from tasks.runtime.contract.config import RuntimeConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageObserver, StageRequest

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import EngineSettings
+from rlhf_core.settings.training import EngineSettings
 
 
 def device_for(gpus: float) -> torch.device:

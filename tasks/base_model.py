@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from data_processing.errors import ConfigError
 from rlhf_core.batching.chat_templates import read_template
 from rlhf_core.batching.rendering import write_rendering
-from rlhf_core.config import BaseModelConfig
 from rlhf_core.models.folder import read_config
 from rlhf_core.models.packaged import NAMES, fetch_named, made_of
 from rlhf_core.models.weight_files import model_files, read_weight_files
+from rlhf_core.settings.models import BaseModelConfig
 from tasks.runtime.contract.context import Stage, StageContext
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.file_hashes import HashCache

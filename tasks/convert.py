@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_core.config import ConvertConfig
+from rlhf_core.settings.models import ConvertConfig
 from tasks.runtime.contract.context import Input, Stage, StageContext
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_core.config import DistillConfig
+from rlhf_core.settings.supervised import DistillConfig
 from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training, training_resources
 

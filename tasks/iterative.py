@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rlhf_core.cluster.launch import launch
 from rlhf_core.methods.row import modules_of
-from rlhf_core.sample_config import IterativeConfig
+from rlhf_core.settings.own_answers import IterativeConfig
 from tasks.online import reward_modules
 from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.runtime.contract.spec import write_json

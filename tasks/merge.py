@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from data_processing.errors import ConfigError
 from data_processing.wording import did_you_mean
-from rlhf_core.config import MergeConfig
+from rlhf_core.settings.models import MergeConfig
 from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 
 BASE = "base"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_core.config import OnlineConfig, RewardSource
 from rlhf_core.methods.row import modules_of
 from rlhf_core.recipes.online.roles import resources
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.rollout import RewardSource
 from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_core.config import PreferenceConfig
 from rlhf_core.methods.row import modules_of
+from rlhf_core.settings.preference import PreferenceConfig
 from tasks.runtime.contract.context import Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training, training_resources
 

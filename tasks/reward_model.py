@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_core.config import RewardModelConfig
+from rlhf_core.settings.supervised import RewardModelConfig
 from tasks.runtime.contract.context import Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training, training_resources
 

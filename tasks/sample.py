@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_core.cluster.launch import launch
 from rlhf_core.cluster.resources import Resources, ranks
-from rlhf_core.sample_config import SampleConfig
+from rlhf_core.settings.own_answers import SampleConfig
 from tasks.online import reward_modules
 from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_core.config import SftConfig
+from rlhf_core.settings.supervised import SftConfig
 from tasks.runtime.contract.context import Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training, training_resources
 

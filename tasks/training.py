@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rlhf_core.cluster.resources import Resources, ranks
-from rlhf_core.config import TrainingConfig
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.stop import stop_file_on_sigterm
+from rlhf_core.settings.training import TrainingConfig
 from tasks.runtime.contract.context import Input, StageContext
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)

@@ -41,18 +41,19 @@ def main() -> None:
 def _offline(spec: dict[str, Any], work: Work, turns: Turns) -> None:
     import deepspeed  # noqa: F401 -- so that the resident size noted here has every library in it
 
-    from rlhf_core import config as settings
     from rlhf_core.cluster.launch import launch
     from rlhf_core.cluster.resources import ranks
     from rlhf_core.recipes.job import TrainingJob
     from rlhf_core.recipes.preference import train_preference
     from rlhf_core.recipes.reward_model import train_reward_model
     from rlhf_core.recipes.sft import train_sft
+    from rlhf_core.settings.preference import PreferenceConfig
+    from rlhf_core.settings.supervised import RewardModelConfig, SftConfig
 
     train, model = {
-        "sft": (train_sft, settings.SftConfig),
-        "preference": (train_preference, settings.PreferenceConfig),
-        "reward_model": (train_reward_model, settings.RewardModelConfig),
+        "sft": (train_sft, SftConfig),
+        "preference": (train_preference, PreferenceConfig),
+        "reward_model": (train_reward_model, RewardModelConfig),
     }[spec["recipe"]]
     config = model.model_validate(spec["settings"])
     job: TrainingJob[Any] = TrainingJob(config, **_places(spec, work, turns))
@@ -62,9 +63,9 @@ def _offline(spec: dict[str, Any], work: Work, turns: Turns) -> None:
 
 
 def _online(spec: dict[str, Any], work: Work, turns: Turns) -> None:
-    from rlhf_core.config import OnlineConfig
     from rlhf_core.recipes.online.job import OnlineJob
     from rlhf_core.recipes.online.run import run_online
+    from rlhf_core.settings.online import OnlineConfig
 
     _note_libraries(turns)
     run_online(OnlineJob(OnlineConfig.model_validate(spec["settings"]), **_places(spec, work, turns)))

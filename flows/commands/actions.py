@@ -29,9 +29,11 @@ from flows.services.processes import ServiceError
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import as_overrides, parse_assignments
 from flows.settings.presets import known_presets, preset_name, read_values, resolve
-from rlhf_core.config import MethodConfig, OnlineConfig, PreferenceConfig, TrainingConfig
 from rlhf_core.methods.online import ONLINE
 from rlhf_core.methods.preference import PREFERENCE
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.preference import PreferenceConfig
+from rlhf_core.settings.training import MethodConfig, TrainingConfig
 from tasks.runtime.contract.home import Home
 
 

@@ -15,8 +15,8 @@ from flows.graph.nodes import Graph, Node
 from flows.graph.variants import Variant
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import BASE, DATA
-from rlhf_core.config import EngineSettings, MethodConfig
 from rlhf_core.precision import Native, native_dtype
+from rlhf_core.settings.training import EngineSettings, MethodConfig
 from tasks.runtime.contract.registry import load_stage
 
 _SCORER, _SCORER_INPUT = "scorer", "reward_model"

@@ -14,9 +14,11 @@ from data_processing.config import DataConfig
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.graph.nodes import Node
 from flows.settings.config import PipelineConfig
-from rlhf_core.config import EngineSettings, OnlineConfig, SftConfig, TrainingConfig
 from rlhf_core.models.packaged import parameters_of_named
 from rlhf_core.models.weight_files import parameters_in
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.supervised import SftConfig
+from rlhf_core.settings.training import EngineSettings, TrainingConfig
 
 _PROCESS_GIB = 1.0  # an interpreter with torch and friends
 _START_S = 15.0  # to start one and load a model

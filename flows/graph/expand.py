@@ -22,8 +22,8 @@ from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entry, with_sources
 from flows.settings.layers import merge, set_nested
 from flows.settings.messages import validation_message
-from rlhf_core.config import MethodConfig
 from rlhf_core.methods.row import no_reader, without
+from rlhf_core.settings.training import MethodConfig
 from tasks.runtime.contract.context import ANY, Input, Stage
 from tasks.runtime.contract.registry import load_stage
 

@@ -13,7 +13,7 @@ from flows.graph.nodes import Graph, Node
 from flows.graph.selection import Selection
 from flows.settings.config import PipelineConfig
 from rlhf_core.cluster.resources import Resources
-from rlhf_core.config import BaseModelConfig
+from rlhf_core.settings.models import BaseModelConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import StageKey, explain_difference, stage_key

@@ -10,9 +10,10 @@ from data_processing.first_prompts import first_prompts
 from data_processing.settings import Settings
 from flows.graph.nodes import Node
 from flows.graph.plan import Plan
-from rlhf_core.config import OnlineConfig, RewardSource
 from rlhf_core.rewards.trial import try_function
-from rlhf_core.sample_config import IterativeConfig, SampleSettings
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.own_answers import IterativeConfig, SampleSettings
+from rlhf_core.settings.rollout import RewardSource
 
 _PROMPTS = 2
 _LOG = logging.getLogger("alignflow")

@@ -18,15 +18,12 @@ from flows.graph.plan import Plan
 from flows.running.cluster import capacity_of_machine
 from flows.settings.config import PipelineConfig
 from rlhf_core.cluster.capacity import Capacity
-from rlhf_core.config import (
-    BaseModelConfig,
-    OnlineConfig,
-    PreferenceConfig,
-    RewardModelConfig,
-    SftConfig,
-    TrainingConfig,
-)
-from rlhf_core.sample_config import IterativeConfig, SampleConfig
+from rlhf_core.settings.models import BaseModelConfig
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig
+from rlhf_core.settings.preference import PreferenceConfig
+from rlhf_core.settings.supervised import RewardModelConfig, SftConfig
+from rlhf_core.settings.training import TrainingConfig
 from tasks.runtime.contract.config import ExecutorKind
 
 # The setting of the built-in task that makes rows of a table.

@@ -14,7 +14,9 @@ from flows.running.check_servers import check_servers, check_tracking_address
 from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_room, check_tables
 from flows.running.cluster import capacity_of_cluster
 from flows.settings.config import PipelineConfig
-from rlhf_core.config import BaseModelConfig, OnlineConfig, RewardModelConfig
+from rlhf_core.settings.models import BaseModelConfig
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.supervised import RewardModelConfig
 from tasks.runtime.contract.config import ExecutorKind
 from tasks.runtime.contract.disk import check_free_disk
 from tasks.runtime.contract.home import Home

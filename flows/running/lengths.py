@@ -17,9 +17,12 @@ from flows.graph.nodes import Node, ancestors
 from flows.graph.plan import Plan
 from flows.running.check_stages import tables_of
 from flows.running.progress import LOG
-from rlhf_core.config import BaseModelConfig, OnlineConfig, SftConfig, TrainingConfig
 from rlhf_core.recipes.lengths import Found, Window
-from rlhf_core.sample_config import IterativeConfig, SampleConfig
+from rlhf_core.settings.models import BaseModelConfig
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig
+from rlhf_core.settings.supervised import SftConfig
+from rlhf_core.settings.training import TrainingConfig
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.store.base import ArtifactStore
 

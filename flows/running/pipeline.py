@@ -36,7 +36,8 @@ from flows.services.ray_head import ray_for_run
 from flows.services.told_later import UntoldEnd, tell_later
 from flows.settings.config import PipelineConfig
 from flows.settings.presets import preset_name
-from rlhf_core.config import BaseModelConfig, TrainingConfig
+from rlhf_core.settings.models import BaseModelConfig
+from rlhf_core.settings.training import TrainingConfig
 from tasks.runtime.contract.config import ExecutorKind, RuntimeConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest

@@ -10,17 +10,11 @@ from data_processing.config import DataConfig
 from data_processing.settings import Settings, operational
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.settings.entries import Entries, name_problem
-from rlhf_core.config import (
-    BaseModelConfig,
-    ConvertConfig,
-    DistillConfig,
-    MergeConfig,
-    OnlineConfig,
-    PreferenceConfig,
-    RewardModelConfig,
-    SftConfig,
-)
-from rlhf_core.sample_config import IterativeConfig, SampleConfig
+from rlhf_core.settings.models import BaseModelConfig, ConvertConfig, MergeConfig
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig
+from rlhf_core.settings.preference import PreferenceConfig
+from rlhf_core.settings.supervised import DistillConfig, RewardModelConfig, SftConfig
 from tasks.runtime.contract.config import RuntimeConfig
 
 # What MLflow refuses in the name of a registered model, or cannot be asked for by afterwards.

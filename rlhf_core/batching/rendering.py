@@ -17,7 +17,7 @@ from pydantic import Field
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
 from data_processing.wording import did_you_mean
-from rlhf_core.config import TemplateArgument
+from rlhf_core.settings.models import TemplateArgument
 
 RENDERING_NAME = "rendering.json"
 # The kind of rows, in `Rendering.refuses`, that have a system turn.

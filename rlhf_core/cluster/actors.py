@@ -24,9 +24,9 @@ from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.cluster.distributed import free_address, set_rank_environment
 from rlhf_core.cluster.memory import Measured
 from rlhf_core.cluster.weights import Arrays, to_arrays
-from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings
 from rlhf_core.device import device_for, placed
 from rlhf_core.precision import Dtype
+from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings
 
 if TYPE_CHECKING:
     from rlhf_core.engine.engine import TrainingEngine

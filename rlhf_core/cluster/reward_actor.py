@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_core.cluster.memory import Measured
-from rlhf_core.config import EngineSettings, RewardSource
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.build import build_reward
 from rlhf_core.rewards.compose import ComposedReward, Retries, Rewards
+from rlhf_core.settings.rollout import RewardSource
+from rlhf_core.settings.training import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)

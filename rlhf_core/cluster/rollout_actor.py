@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rlhf_core.cluster.memory import Measured
 from rlhf_core.cluster.weights import Arrays, to_tensors
-from rlhf_core.config import RolloutEngine
 from rlhf_core.precision import Dtype
 from rlhf_core.rollout.base import Generation, Generator, Sampling
+from rlhf_core.settings.rollout import RolloutEngine
 
 
 @dataclass(frozen=True, slots=True)

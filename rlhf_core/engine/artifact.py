@@ -12,8 +12,8 @@ from pydantic import Field
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
 from rlhf_core.batching.rendering import RENDERING_NAME
-from rlhf_core.config import LoraSettings
 from rlhf_core.precision import Dtype
+from rlhf_core.settings.training import LoraSettings
 
 POLICY_NAME = "policy.json"
 TRAINER_STATE_NAME = "trainer_state.json"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import EngineSettings, OptimizerSettings, Schedule
+from rlhf_core.settings.training import EngineSettings, OptimizerSettings, Schedule
 
 REDUCE_BUCKET_ELEMENTS = 5_000_000
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import ConvertConfig
 from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, copy_tokenizer, read_policy
 from rlhf_core.models.generation import drop_idle
 from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer, set_dropout
 from rlhf_core.models.lora import add_lora, merged_tensors
 from rlhf_core.models.scorer import is_own_scorer
+from rlhf_core.settings.models import ConvertConfig
 
 PROBE_TOKENS = 16
 SMOKE_TOKENS = 8

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_core.config import DistillationKind
 from rlhf_core.models.head import Gradients, Head
 from rlhf_core.objectives.aggregation import widened
 from rlhf_core.objectives.distillation import divergence, slope
 from rlhf_core.objectives.logprobs import LOWEST_LOGIT
+from rlhf_core.settings.supervised import DistillationKind
 
 # So many logits at a time: 64 MiB of them in fp32, 256 MiB on a GPU. Half a dozen tensors of that size are there at once: logits and
 # log-probs of both models, and what is made of them.

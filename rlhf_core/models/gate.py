@@ -20,7 +20,6 @@ from data_processing.errors import AlignflowError, ConfigError, DataError
 from rlhf_core.batching.chat_templates import read_template
 from rlhf_core.batching.rendering import Rendering, read_rendering, uses_date
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import BaseModelConfig
 from rlhf_core.models.bin_weights import read_bin
 from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.generation import valid_generation
@@ -28,6 +27,7 @@ from rlhf_core.models.load import check_torchvision, load_tokenizer
 from rlhf_core.models.scorer import check_scores, register_scorer
 from rlhf_core.models.vocabulary import not_resized, tokens_without_row, without_tokens
 from rlhf_core.models.weight_files import WeightFiles, read_weight_files, shown
+from rlhf_core.settings.models import BaseModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,8 +19,8 @@ from torch import Tensor
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.config import Packing
 from rlhf_core.models.attention import attend_plainly, attends_by_segment
+from rlhf_core.settings.training import Packing
 
 # Long enough for convolutions, windows and states to run over visibly; of two lengths, so that one row is padded.
 PROMPT_TOKENS, RESPONSE_TOKENS = 12, (20, 13)

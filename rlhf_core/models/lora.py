@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import LoraSettings
+from rlhf_core.settings.training import LoraSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

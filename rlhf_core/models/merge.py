@@ -18,10 +18,10 @@ from torch import Tensor
 
 from data_processing.errors import ConfigError
 from data_processing.schemas import canonical_json, hash64
-from rlhf_core.config import MergeConfig
 from rlhf_core.models.folder import check_model_folder, read_config
 from rlhf_core.models.load import same_tokens
 from rlhf_core.models.weight_files import model_files, read_weight_files, shown
+from rlhf_core.settings.models import MergeConfig
 
 CARD_NAME = "README.md"
 

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_core.batching.collate import ModelBatch, scatter
-from rlhf_core.config import DistillationKind, Packing
 from rlhf_core.models.attention import attend_by_segment, attends_by_segment, segment_arguments
 from rlhf_core.models.divergence import Outputs, token_divergences
 from rlhf_core.models.embedding_noise import EmbeddingNoise
 from rlhf_core.models.head import Head, LogitTransform
 from rlhf_core.models.layouts import Layouts, named, prove
 from rlhf_core.models.token_logprobs import token_logprobs
+from rlhf_core.settings.supervised import DistillationKind
+from rlhf_core.settings.training import Packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from rlhf_core.config import DistillationKind
 from rlhf_core.objectives.aggregation import masked
 from rlhf_core.objectives.logprobs import LOWEST_LOGIT
+from rlhf_core.settings.supervised import DistillationKind
 
 
 def distillation_loss(

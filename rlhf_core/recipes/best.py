@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import TableConfig
 from rlhf_core.engine.checkpoint import latest_checkpoint, write_checkpoint
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.settings.training import TableConfig
 
 _FOLDER = "best"
 

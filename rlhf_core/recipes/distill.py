@@ -13,7 +13,6 @@ from torch import Tensor
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import DistillConfig
 from rlhf_core.device import device_for
 from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.load import load_lm, same_tokens
@@ -24,6 +23,7 @@ from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.loop import Totals, Trainer
 from rlhf_core.recipes.sft import noise_for, sft_examples, weights_of
 from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_trainable, start_engine
+from rlhf_core.settings.supervised import DistillConfig
 
 
 def train_distill(job: TrainingJob[DistillConfig]) -> None:

@@ -16,7 +16,7 @@ from data_processing.turns import Message, messages_of, tools_of
 from rlhf_core.batching.refused import render_rows
 from rlhf_core.batching.rows import TokenRow, apply_overlong
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import TrainingConfig
+from rlhf_core.settings.training import TrainingConfig
 
 TrainingTable = Literal["sft", "preference", "unpaired", "stepwise"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from rlhf_core.config import TrainingConfig
 from rlhf_core.events import EventLog
+from rlhf_core.settings.training import TrainingConfig
 
 # Covariant: what trains under some settings also does under more special ones.
 ConfigT_co = TypeVar("ConfigT_co", bound=TrainingConfig, covariant=True)

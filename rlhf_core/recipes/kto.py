@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.config import PreferenceConfig
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.objectives.preference import kto_loss, kto_reference
 from rlhf_core.recipes.cursor import DataCursor
@@ -21,6 +20,7 @@ from rlhf_core.recipes.examples import Example, Splits
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.loop import Totals, batch_of, plan_of_rank
 from rlhf_core.recipes.reference import with_reference_logps
+from rlhf_core.settings.preference import PreferenceConfig
 
 
 def kto_totals(

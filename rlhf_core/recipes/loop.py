@@ -26,7 +26,6 @@ from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import line_tokens
 from rlhf_core.cluster.memory import peak_memory_mib
-from rlhf_core.config import EngineSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.recipes.best import Best
@@ -34,6 +33,7 @@ from rlhf_core.recipes.cursor import DataCursor
 from rlhf_core.recipes.examples import Example, Splits, digest
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.stop import stop_requested
+from rlhf_core.settings.training import EngineSettings
 
 BAD_BATCH_NAME = "bad_batch.json"
 

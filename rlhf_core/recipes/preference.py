@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import PreferenceConfig
 from rlhf_core.imported import imported
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
@@ -28,6 +27,7 @@ from rlhf_core.recipes.kto import kto_shares, kto_totals
 from rlhf_core.recipes.loop import Totals, Trainer
 from rlhf_core.recipes.reference import with_reference_logps
 from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable, start_engine
+from rlhf_core.settings.preference import PreferenceConfig
 
 
 def train_preference(job: TrainingJob[PreferenceConfig]) -> None:

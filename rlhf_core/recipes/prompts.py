@@ -15,12 +15,13 @@ from data_processing.turns import extra_of, messages_of, tools_of
 from rlhf_core.batching.chat_template import Message
 from rlhf_core.batching.refused import named, render_rows
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import RolloutSettings, TrainingConfig
 from rlhf_core.events import EventLog
 from rlhf_core.recipes.cursor import epoch_order
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rollout.base import Generation
-from rlhf_core.sample_config import SampleConfig
+from rlhf_core.settings.own_answers import SampleConfig
+from rlhf_core.settings.rollout import RolloutSettings
+from rlhf_core.settings.training import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import RewardModelConfig
 from rlhf_core.models.load import load_scorer
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.objectives.reward import pairwise_reward_loss, step_reward_loss
@@ -25,6 +24,7 @@ from rlhf_core.recipes.examples import Example, Splits, pair, steps
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.loop import Totals, Trainer
 from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable, start_engine
+from rlhf_core.settings.supervised import RewardModelConfig
 
 
 def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:

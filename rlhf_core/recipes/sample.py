@@ -21,7 +21,6 @@ from data_processing.pace import Pace
 from data_processing.schemas import to_table, write_table
 from data_processing.turns import pack_turns
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import EngineSettings
 from rlhf_core.events import EventLog
 from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.load import load_tokenizer
@@ -31,7 +30,8 @@ from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.build import build_reward
 from rlhf_core.rollout.base import Generation, Sampling
 from rlhf_core.rollout.choose import choose_engine, fallback_note, make_generator
-from rlhf_core.sample_config import SampledTable, SampleSettings
+from rlhf_core.settings.own_answers import SampledTable, SampleSettings
+from rlhf_core.settings.training import EngineSettings
 
 # What a stop costs at most.
 PROMPTS_A_PART = 32

@@ -13,7 +13,6 @@ from torch import Tensor
 from data_processing.schemas import canonical_json, hash64
 from rlhf_core.batching.collate import ModelBatch, scatter
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import SftConfig
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.embedding_noise import EmbeddingNoise
 from rlhf_core.models.load import load_lm
@@ -23,6 +22,7 @@ from rlhf_core.recipes.examples import Example, Splits, conversation, windows
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.loop import Totals, Trainer
 from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable, start_engine
+from rlhf_core.settings.supervised import SftConfig
 
 
 def train_sft(job: TrainingJob[SftConfig]) -> None:

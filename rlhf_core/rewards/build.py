@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import EngineSettings, RewardSource
 from rlhf_core.rewards.base import Scorer
 from rlhf_core.rewards.compose import ComposedReward, Retries
 from rlhf_core.rewards.procedures import ProceduresScorer
 from rlhf_core.rewards.python_function import PythonScorer
 from rlhf_core.rewards.weighing import Weighing
+from rlhf_core.settings.rollout import RewardSource
+from rlhf_core.settings.training import EngineSettings
 
 
 def build_reward(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_core.config import OnlineConfig
 from rlhf_core.rewards.compose import Rewards
+from rlhf_core.settings.online import OnlineConfig
 
 PART = "overlong_penalty"
 

@@ -12,12 +12,12 @@ from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
-from rlhf_core.config import Packing
 from rlhf_core.device import device_for
 from rlhf_core.models.load import load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.precision import Dtype
 from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.settings.training import Packing
 
 
 class RewardModelScorer:

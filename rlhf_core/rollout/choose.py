@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import RolloutEngine
 from rlhf_core.precision import Dtype
 from rlhf_core.rollout.base import Generator
+from rlhf_core.settings.rollout import RolloutEngine
 
 # How configs call the number of experts in a layer.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")

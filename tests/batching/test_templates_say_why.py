@@ -13,7 +13,7 @@ from data_processing.errors import ConfigError, DataError
 from rlhf_core.batching.chat_templates import BUNDLED, read_template
 from rlhf_core.batching.rendering import Rendering
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import BaseModelConfig
+from rlhf_core.settings.models import BaseModelConfig
 
 QWEN = byte_level(IM_TOKENS, bos=None, eos="<|im_end|>")
 R1_LIKE = byte_level(R1_TOKENS, bos=R1_TOKENS[0], eos=R1_TOKENS[1])

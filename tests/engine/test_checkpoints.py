@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import EngineSettings, LoraSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint, write_checkpoint
 from rlhf_core.models.lora import merged_state_dict
+from rlhf_core.settings.training import EngineSettings, LoraSettings
 from tests.engine.training import Run, start, step, token_rows
 from tests.tiny_models import tiny_model
 

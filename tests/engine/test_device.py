@@ -16,7 +16,6 @@ from evaluation.job import EvaluationJob
 from evaluation.logprobs import token_logprobs
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import ModelSetup, PolicyWorker, ScoringWorker
-from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings, Packing
 from rlhf_core.device import device_for
 from rlhf_core.events import EventLog
 from rlhf_core.recipes.online.losses import ResponseLogprobs
@@ -24,6 +23,7 @@ from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.reward_model import RewardModelScorer
 from rlhf_core.rollout.base import Sampling
 from rlhf_core.rollout.hf_engine import HfGenerator
+from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings, Packing
 from tests.rewards.test_reward_model_scorer import reward_folder
 from tests.tiny_models import tiny_model
 

@@ -12,8 +12,8 @@ import torch
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.cluster.launch import launch
 from rlhf_core.cluster.resources import ranks
-from rlhf_core.config import EngineSettings, LoraSettings
 from rlhf_core.models.layouts import Layouts
+from rlhf_core.settings.training import EngineSettings, LoraSettings
 from tests.engine.ranks import fail_on_rank_one, layouts_where_rank_one_pads, save_and_resume, train_each, who_am_i
 from tests.engine.training import Outcome, Run, train
 from tests.tiny_models import tiny_model

@@ -13,8 +13,9 @@ import pytest
 from evaluation.config import EvaluateConfig
 from flows.graph.build import settled
 from rlhf_core import precision
-from rlhf_core.config import EngineSettings, SftConfig
 from rlhf_core.precision import native_dtype
+from rlhf_core.settings.supervised import SftConfig
+from rlhf_core.settings.training import EngineSettings
 
 ASK_BOTH = (
     "import torch; from rlhf_core.precision import native_dtype; "

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings
 from rlhf_core.engine import rehearsal
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.engine.rehearsal import rehearse_convert
 from rlhf_core.models.load import load_lm, load_scorer
 from rlhf_core.models.lora import add_lora
 from rlhf_core.models.modules import PolicyModule, ScoreModule
+from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings
 from tests.architectures import architecture
 from tests.tiny_models import tiny_model
 

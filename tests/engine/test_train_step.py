@@ -11,12 +11,12 @@ import torch
 
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.batching.collate import collate
-from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings, Schedule
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.engine.optimizer import learning_rate_at
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.lora import merged_state_dict
 from rlhf_core.models.modules import PolicyModule
+from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings, Schedule
 from tests.engine.training import OPTIMIZER, STEPS, Outcome, Run, start, step, token_rows, train
 from tests.tiny_models import tiny_model
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings
 from rlhf_core.engine.engine import StepStats, TrainingEngine
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.lora import add_lora, merged_state_dict
 from rlhf_core.models.modules import PolicyModule
+from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings
 
 # With a large epsilon the weights follow the gradients smoothly; with a small one Adam turns rounding into signs.
 OPTIMIZER = OptimizerSettings(learning_rate=1e-2, weight_decay=0.01, epsilon=1e-3)

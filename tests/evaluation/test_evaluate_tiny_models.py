@@ -30,9 +30,9 @@ from evaluation.logprobs import token_logprobs
 from evaluation.metrics import METRICS
 from evaluation.row_selection import draw_rows
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import RolloutEngine
 from rlhf_core.events import EventLog
 from rlhf_core.models.load import load_scorer, load_tokenizer
+from rlhf_core.settings.rollout import RolloutEngine
 from tasks.compare import STAGE as COMPARE
 from tasks.evaluate import STAGE as EVALUATE
 from tasks.runtime.contract.context import ArtifactRef, StageContext

@@ -18,7 +18,8 @@ from flows.graph.selection import select
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import validate
 from flows.settings.presets import known_presets, resolve
-from rlhf_core.config import OnlineConfig, PreferenceConfig
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.preference import PreferenceConfig
 from tasks.runtime.contract.registry import load_stage
 from tasks.runtime.keys.stage_key import stage_key
 

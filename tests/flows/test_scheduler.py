@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flows.graph.limits import Limits
 from flows.graph.nodes import Graph, Node
 from flows.graph.walk import Walk, walk
-from rlhf_core.config import BaseModelConfig
+from rlhf_core.settings.models import BaseModelConfig
 
 
 @st.composite

@@ -22,7 +22,10 @@ from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entry
 from flows.settings.layers import as_overrides, dotted_paths, given_fields, merge, parse_assignments, set_dotted
 from flows.settings.presets import known_presets, read_preset, read_values, resolve
-from rlhf_core.config import LoraSettings, OnlineConfig, OptimizerSettings, Packing, RewardSource, SftConfig
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.rollout import RewardSource
+from rlhf_core.settings.supervised import SftConfig
+from rlhf_core.settings.training import LoraSettings, OptimizerSettings, Packing
 
 VALUES = st.recursive(
     st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),

@@ -14,7 +14,7 @@ from flows.running.prepared import handed_over
 from flows.services import environment
 from flows.settings.config import PipelineConfig
 from flows.settings.presets import resolve
-from rlhf_core.config import BaseModelConfig
+from rlhf_core.settings.models import BaseModelConfig
 from tasks.runtime.contract.home import Home
 
 

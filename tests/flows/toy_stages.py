@@ -10,7 +10,7 @@ from pathlib import Path
 from data_processing.errors import DivergedError
 from rlhf_core.cluster.placement import reserved
 from rlhf_core.cluster.resources import Resources, ranks
-from rlhf_core.config import BaseModelConfig
+from rlhf_core.settings.models import BaseModelConfig
 from tasks.runtime.contract.context import Input, Stage, StageContext
 
 HOLD_S = 12.0

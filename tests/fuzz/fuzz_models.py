@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import BaseModelConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models.gate import examine
 from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer
+from rlhf_core.settings.models import BaseModelConfig
 from tasks.base_model import STAGE
 from tasks.runtime.contract.context import StageContext
 from tests.fuzz.fuzz_templates import _template

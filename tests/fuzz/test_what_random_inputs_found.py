@@ -21,12 +21,12 @@ from data_processing.sources.rows import SourceRows
 from flows.settings.presets import read_values, resolve
 from flows.settings.yaml_values import parse_yaml
 from rlhf_core.batching.refused import render_rows
-from rlhf_core.config import BaseModelConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models.gate import examine
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.python_function import PythonScorer
+from rlhf_core.settings.models import BaseModelConfig
 from tasks.base_model import STAGE
 from tasks.runtime.contract.context import StageContext
 from tasks.runtime.contract.registry import load_stage

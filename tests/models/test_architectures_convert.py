@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import architectures, whole_pipelines
 from benchmarks.architectures import SAME, trained_and_converted
-from rlhf_core.config import LoraSettings
+from rlhf_core.settings.training import LoraSettings
 from tests.architectures import ARCHITECTURES, architecture
 
 LORA = LoraSettings(rank=4)

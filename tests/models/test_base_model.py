@@ -9,9 +9,9 @@ from data_processing.errors import ConfigError
 from rlhf_core.batching.chat_templates import read_template
 from rlhf_core.batching.rendering import read_rendering
 from rlhf_core.batching.templates import PLAIN_TEMPLATE, Renderer
-from rlhf_core.config import BaseModelConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models.load import load_tokenizer
+from rlhf_core.settings.models import BaseModelConfig
 from tasks.base_model import STAGE, fingerprint
 from tasks.runtime.contract.context import StageContext
 

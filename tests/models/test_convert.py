@@ -10,13 +10,14 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.config import ConvertConfig, EngineSettings, LoraSettings, OptimizerSettings
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer
 from rlhf_core.models.lora import add_lora, merged_state_dict
 from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.precision import Dtype
+from rlhf_core.settings.models import ConvertConfig
+from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings
 from tests.architectures import architecture
 from tests.tiny_models import tiny_model
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_core.config import DistillationKind
 from rlhf_core.models import divergence as module
 from rlhf_core.models.divergence import Outputs, token_divergences
 from rlhf_core.models.head import Head, LogitTransform
 from rlhf_core.objectives.distillation import distillation_loss
+from rlhf_core.settings.supervised import DistillationKind
 
 ROWS, WIDTH, TEACHER_WIDTH, VOCABULARY = 23, 16, 24, 61
 KINDS: tuple[DistillationKind, ...] = get_args(DistillationKind)

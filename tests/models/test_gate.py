@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from data_processing.errors import ConfigError, DataError
 from rlhf_core.batching.rendering import read_rendering
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import BaseModelConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models.gate import examine
 from rlhf_core.models.load import load_lm, load_tokenizer
 from rlhf_core.models.weight_files import WHOLE, parameters_in
+from rlhf_core.settings.models import BaseModelConfig
 from tasks.base_model import STAGE
 from tasks.runtime.contract.context import StageContext
 

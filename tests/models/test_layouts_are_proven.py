@@ -19,11 +19,11 @@ from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import ModelSetup, ScoringWorker
-from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings, Packing
 from rlhf_core.models.layouts import Layouts
 from rlhf_core.models.load import load_lm, load_scorer
 from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.precision import Dtype
+from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings, Packing
 
 SHAPE = {
     "vocab_size": 512,

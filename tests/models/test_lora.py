@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import LoraSettings
 from rlhf_core.models.load import load_lm, load_scorer
 from rlhf_core.models.lora import add_lora, lora_settings, merged_state_dict, without_adapters
+from rlhf_core.settings.training import LoraSettings
 from tests.architectures import architecture
 from tests.tiny_models import ARCHITECTURES, Architecture, tiny_model
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.rendering import Rendering, write_rendering
-from rlhf_core.config import MergeConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models import merge as merge_module
 from rlhf_core.models.merge import merge_models, merged_tensor
+from rlhf_core.settings.models import MergeConfig
 from tasks.merge import STAGE
 from tasks.runtime.contract.context import ArtifactRef, StageContext
 from tests.tiny_models import tiny_model

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf_core.config import OnlineConfig
 from rlhf_core.methods.online import ONLINE, OnlineMethod
 from rlhf_core.methods.preference import PREFERENCE
+from rlhf_core.settings.online import OnlineConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 BEGIN, END = "<!-- {name}: python -m tests.objectives.methods_page -->\n", "<!-- end of {name} -->\n"

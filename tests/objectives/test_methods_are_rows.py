@@ -16,12 +16,14 @@ from torch import Tensor
 from flows.commands.actions import methods_of
 from flows.graph.build import build_graph
 from flows.settings.presets import resolve
-from rlhf_core.config import MethodConfig, OnlineConfig, PreferenceConfig
 from rlhf_core.imported import imported
 from rlhf_core.methods.online import ONLINE
 from rlhf_core.methods.preference import PREFERENCE
 from rlhf_core.methods.row import value_at, without
 from rlhf_core.objectives.advantages import Earned
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.preference import PreferenceConfig
+from rlhf_core.settings.training import MethodConfig
 from tests.objectives.methods_page import BEGIN, END, PAGE, tables
 
 CONFIGS: dict[str, type[MethodConfig[Any]]] = {

@@ -10,9 +10,9 @@ import pyarrow as pa
 import torch
 
 from data_processing.schemas import read_table, to_table, write_table
-from rlhf_core.config import OnlineConfig
 from rlhf_core.events import EventLog
 from rlhf_core.recipes.online.job import OnlineJob
+from rlhf_core.settings.online import OnlineConfig
 
 REWARD = "tests.online.reward_functions"
 

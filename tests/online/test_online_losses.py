@@ -8,11 +8,11 @@ import torch
 from rlhf_core.batching.collate import collate, target_mask
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import MiniBatch
-from rlhf_core.config import OnlineConfig
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
 from rlhf_core.recipes.online.losses import PolicyObjective
 from rlhf_core.recipes.online.rollouts import mini_batches
+from rlhf_core.settings.online import OnlineConfig
 from tests.tiny_models import tiny_model
 
 ROWS = [TokenRow.from_prompt_response([5, 6, 7], response) for response in ([8, 9, 10, 11], [12, 13], [14, 15, 16], [17, 18, 19])]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from data_processing.errors import DataError, DivergedError, PreemptedError
-from rlhf_core.config import OnlineConfig
 from rlhf_core.engine.optimizer import learning_rate_at
 from rlhf_core.events import EventLog
 from rlhf_core.recipes.online.alarms import check_rewards
@@ -17,6 +16,7 @@ from rlhf_core.recipes.online.run import run_online
 from rlhf_core.recipes.stop import STOP_FILE_NAME
 from rlhf_core.rewards.compose import Rewards
 from rlhf_core.rewards.errors import TransientRewardError
+from rlhf_core.settings.online import OnlineConfig
 from tests.online.runs import REWARD, events, final_weights, metric, online_job, prompts_folder, rollouts
 from tests.tiny_models import tiny_model
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from data_processing.errors import DivergedError
-from rlhf_core.config import OnlineConfig
 from rlhf_core.events import EventLog
 from rlhf_core.recipes.online.alarms import Alarms, conditions
 from rlhf_core.recipes.online.rollouts import mini_batch_plan
 from rlhf_core.recipes.online.targets import Targets, compute_targets
 from rlhf_core.recipes.prompts import Prompt, prompts_at
+from rlhf_core.settings.online import OnlineConfig
 
 MASK = torch.tensor([[1.0, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]])
 LOGPROBS = -torch.tensor([[1.0, 2, 3], [4, 9, 9], [5, 6, 9], [7, 8, 9]])

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from rlhf_core.batching.collate import ModelBatch
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import ModelSetup, PolicyWorker, ScoringWorker
-from rlhf_core.config import EngineSettings, LoraSettings, OptimizerSettings
 from rlhf_core.recipes.online.losses import ResponseLogprobs
+from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings
 from tests.tiny_models import tiny_model
 
 

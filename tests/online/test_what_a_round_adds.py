@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from data_processing.errors import ConfigError, DivergedError
-from rlhf_core.config import OnlineConfig
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
 from rlhf_core.recipes.online.metrics import flat_groups
@@ -23,6 +22,7 @@ from rlhf_core.rewards.overlong import overlong_penalty, with_penalties
 from rlhf_core.rewards.python_function import PythonScorer
 from rlhf_core.rewards.weighing import Weighing
 from rlhf_core.rollout.base import Generation
+from rlhf_core.settings.online import OnlineConfig
 from tests.online.runs import REWARD, events, final_weights, metric, online_job, prompts_folder, rollouts
 from tests.tiny_models import tiny_model
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import importlib, sys
 from importlib.resources import files
-for name in ("flows.cli", "flows.settings.config", "tasks.runtime.worker.__main__", "evaluation.config", "rlhf_core.config", "data_processing.schemas"):
+for name in ("flows.cli", "flows.settings.config", "tasks.runtime.worker.__main__", "evaluation.config", "rlhf_core.settings.online", "data_processing.schemas"):
     module = importlib.import_module(name)
     assert module.__file__.startswith(sys.argv[1]), (name, module.__file__)
 assert files("deployments.presets").joinpath("quickstart.yaml").is_file()

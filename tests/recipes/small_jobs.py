@@ -14,19 +14,12 @@ from torch import Tensor
 from data_processing.schemas import to_table, write_table
 from data_processing.turns import pack_turns
 from rlhf_core.cluster.distributed import rank
-from rlhf_core.config import (
-    DistillConfig,
-    EngineSettings,
-    LoraSettings,
-    OptimizerSettings,
-    PreferenceConfig,
-    RewardModelConfig,
-    SftConfig,
-    TrainingConfig,
-)
 from rlhf_core.events import EventLog
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.preference import train_preference
+from rlhf_core.settings.preference import PreferenceConfig
+from rlhf_core.settings.supervised import DistillConfig, RewardModelConfig, SftConfig
+from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings, TrainingConfig
 
 ANSWERS = ["the answer is yes", "no", "escalate to a manager", "first read the policy, then apply the rules in order"]
 FULL = LoraSettings(rank=0)

@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 
 from data_processing.errors import ConfigError
-from rlhf_core.config import RewardModelConfig, SftConfig
 from rlhf_core.recipes.best import Best
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.sft import train_sft
+from rlhf_core.settings.supervised import RewardModelConfig, SftConfig
 from tests.recipes.small_jobs import curve, events, job, sft_config, summary, weights, write_data
 from tests.recipes.test_resume_is_exact import crash
 from tests.tiny_models import tiny_model

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import DistillationKind, OptimizerSettings
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.objectives.distillation import distillation_loss
 from rlhf_core.recipes.distill import train_distill
 from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.settings.supervised import DistillationKind
+from rlhf_core.settings.training import OptimizerSettings
 from tests.recipes.gradients import gradients_of
 from tests.recipes.small_jobs import FULL, curve, distill_config, engine, events, job, same_weights, weighted_row, write_sft
 from tests.recipes.test_resume_is_exact import crash

@@ -10,9 +10,9 @@ import pytest
 from data_processing.errors import ConfigError, DataError
 from data_processing.schemas import to_table, write_table
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import SftConfig
 from rlhf_core.recipes.examples import Example, conversation, digest, keep_fitting, pair, read_examples
 from rlhf_core.recipes.sft import train_sft
+from rlhf_core.settings.supervised import SftConfig
 from tests.recipes.small_jobs import events, job, preference_row, sft_config, sft_row, summary, write_data
 from tests.tiny_models import CHATML, tiny_tokenizer
 

@@ -14,11 +14,11 @@ from data_processing.errors import DataError
 from data_processing.schemas import to_table, write_table
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import OptimizerSettings
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.examples import Example
 from rlhf_core.recipes.kto import mismatched
 from rlhf_core.recipes.preference import train_preference
+from rlhf_core.settings.training import OptimizerSettings
 from tests.recipes.small_jobs import FULL, curve, engine, job, preference_config, preference_row, summary, weights, write_data
 from tests.tiny_models import Architecture
 

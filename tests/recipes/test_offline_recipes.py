@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import ConvertConfig, OptimizerSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.methods.preference import PREFERENCE
 from rlhf_core.models.convert import convert_checkpoint
@@ -23,6 +22,8 @@ from rlhf_core.recipes.loop import BAD_BATCH_NAME
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
 from rlhf_core.recipes.sft import train_sft
+from rlhf_core.settings.models import ConvertConfig
+from rlhf_core.settings.training import OptimizerSettings
 from tests.recipes.small_jobs import (
     FULL,
     curve,

@@ -9,8 +9,8 @@ import pytest
 
 from flows.graph.build import build_graph
 from flows.settings.presets import resolve
-from rlhf_core.config import PreferenceConfig
 from rlhf_core.recipes.preference import train_preference
+from rlhf_core.settings.preference import PreferenceConfig
 from tasks.preference import STAGE
 from tests.recipes.small_jobs import curve, job, preference_config, write_data
 from tests.tiny_models import tiny_model

@@ -13,13 +13,14 @@ from transformers import AutoModelForSequenceClassification
 from data_processing.errors import DataError
 from data_processing.schemas import to_table, write_table
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import ConvertConfig, OptimizerSettings
 from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.objectives.reward import step_reward_loss
 from rlhf_core.recipes.examples import digest, steps
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.reward_model import train_reward_model
+from rlhf_core.settings.models import ConvertConfig
+from rlhf_core.settings.training import OptimizerSettings
 from tests.recipes.gradients import gradients_of
 from tests.recipes.small_jobs import FULL, curve, engine, job, reward_config, same_weights, step_row, summary
 from tests.recipes.test_resume_is_exact import crash

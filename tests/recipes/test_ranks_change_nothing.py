@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from data_processing.errors import PreemptedError
 from rlhf_core.cluster.launch import launch
 from rlhf_core.cluster.resources import ranks
-from rlhf_core.config import OptimizerSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
 from rlhf_core.recipes.sft import train_sft
+from rlhf_core.settings.training import OptimizerSettings
 from tasks.runtime.contract.context import StageContext
 from tasks.sft import STAGE
 from tests.recipes.small_jobs import (

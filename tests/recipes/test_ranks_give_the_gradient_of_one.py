@@ -18,7 +18,6 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import CriticWorker, ModelSetup, PolicyWorker
 from rlhf_core.cluster.launch import launch
 from rlhf_core.cluster.resources import ranks
-from rlhf_core.config import OnlineConfig, OptimizerSettings
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
 from rlhf_core.recipes.distill import train_distill
@@ -27,6 +26,8 @@ from rlhf_core.recipes.online.rollouts import mini_batches
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
 from rlhf_core.recipes.sft import train_sft
+from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.training import OptimizerSettings
 from tests.recipes.gradients import ActorRun, gradients_of
 from tests.recipes.small_jobs import (
     FULL,

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from data_processing.errors import ConfigError, DataError, PreemptedError
-from rlhf_core.config import LoraSettings
 from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.events import EventLog
 from rlhf_core.recipes import reference
@@ -23,6 +22,7 @@ from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
 from rlhf_core.recipes.sft import train_sft
 from rlhf_core.recipes.stop import STOP_FILE_NAME
+from rlhf_core.settings.training import LoraSettings
 from tests.recipes.small_jobs import (
     FULL,
     curve,
@@ -141,7 +141,7 @@ def test_a_stop_request_saves_the_step_it_came_at(models: Models, data: Path, tm
 SIGTERM_SCRIPT = """
 import sys
 from pathlib import Path
-from rlhf_core.config import SftConfig
+from rlhf_core.settings.supervised import SftConfig
 from rlhf_core.events import EventLog
 from data_processing.errors import AlignflowError
 from tasks.runtime.contract.context import StageContext

@@ -15,7 +15,7 @@ from rlhf_core.recipes import sample
 from rlhf_core.recipes.prompts import Limits
 from rlhf_core.recipes.sample import SampleJob, sample_table
 from rlhf_core.recipes.stop import STOP_FILE_NAME
-from rlhf_core.sample_config import IterativeConfig, SampleConfig
+from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig
 from tasks import iterative
 from tasks.runtime.contract.context import ArtifactRef, StageContext
 from tests.online.runs import REWARD, prompts_folder

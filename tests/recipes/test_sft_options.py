@@ -16,11 +16,12 @@ from data_processing.errors import DataError
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import OptimizerSettings, SftConfig
 from rlhf_core.models.embedding_noise import EmbeddingNoise
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.examples import Example, conversation, digest, windows
 from rlhf_core.recipes.sft import train_sft
+from rlhf_core.settings.supervised import SftConfig
+from rlhf_core.settings.training import OptimizerSettings
 from tests.recipes.gradients import gradients_of
 from tests.recipes.small_jobs import FULL, curve, engine, job, sft_config, sft_row, summary, weighted_row, write_sft
 from tests.tiny_models import CHATML, Architecture, tiny_tokenizer

@@ -14,7 +14,6 @@ from transformers.utils import chat_template_utils
 
 from rlhf_core.batching import rendering
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.config import BaseModelConfig, ConvertConfig
 from rlhf_core.events import EventLog
 from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
@@ -24,6 +23,7 @@ from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.prompts import Limits, read_prompts
 from rlhf_core.recipes.sft import train_sft
+from rlhf_core.settings.models import BaseModelConfig, ConvertConfig
 from tasks.base_model import STAGE
 from tasks.runtime.contract.context import StageContext
 from tests.online.runs import online_job, prompts_folder

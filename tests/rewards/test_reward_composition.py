@@ -11,13 +11,14 @@ import requests
 from data_processing.errors import ConfigError, DivergedError
 from data_processing.procedures.optimal import optimal_procedure, render
 from data_processing.procedures.policy import draw_policy
-from rlhf_core.config import EngineSettings, RewardSource
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.build import build_reward
 from rlhf_core.rewards.compose import ComposedReward
 from rlhf_core.rewards.errors import TransientRewardError
 from rlhf_core.rewards.procedures import ProceduresScorer
 from rlhf_core.rewards.weighing import Weighing
+from rlhf_core.settings.rollout import RewardSource
+from rlhf_core.settings.training import EngineSettings
 
 MODULE = """
 def length(prompts, responses, labels):

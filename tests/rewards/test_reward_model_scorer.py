@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data_processing.errors import ConfigError, DivergedError
-from rlhf_core.config import Packing
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.reward_model import RewardModelScorer
+from rlhf_core.settings.training import Packing
 from tests.tiny_models import Architecture, tiny_model
 
 RESPONSES = [

@@ -10,7 +10,6 @@ import torch
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import collate, target_mask
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.config import RolloutEngine
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
 from rlhf_core.rollout import packed_linear
@@ -18,6 +17,7 @@ from rlhf_core.rollout.base import Generation, Sampling
 from rlhf_core.rollout.choose import fallback_note
 from rlhf_core.rollout.hf_engine import HfGenerator, _draw
 from rlhf_core.rollout.packed_linear import pack_linear_layers
+from rlhf_core.settings.rollout import RolloutEngine
 from tests.rollout.sampled import PROMPTS, changed_weights, is_greedy, largest_gap
 from tests.tiny_models import ARCHITECTURES, Architecture, tiny_model
 

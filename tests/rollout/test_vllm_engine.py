@@ -10,9 +10,9 @@ import torch
 
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
 from rlhf_core.cluster.weights import to_arrays
-from rlhf_core.config import RolloutEngine
 from rlhf_core.rollout.base import Generation, Sampling
 from rlhf_core.rollout.choose import choose_engine
+from rlhf_core.settings.rollout import RolloutEngine
 from tests.architectures import architecture
 from tests.rollout.sampled import PROMPTS, changed_weights, is_greedy, largest_gap, wide_headed_model
 from tests.tiny_models import tiny_model

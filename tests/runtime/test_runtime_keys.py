@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
-from rlhf_core.config import OnlineConfig
+from rlhf_core.settings.online import OnlineConfig
 from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import canonical_json, explain_difference, flatten, stage_key
 from tests.runtime.stages import CountConfig, JoinConfig

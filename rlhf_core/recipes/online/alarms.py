@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_processing.errors import DataError, DivergedError
-from rlhf_core.config import GateSettings, OnlineConfig
 from rlhf_core.events import EventLog
 from rlhf_core.rewards.compose import Rewards
+from rlhf_core.settings.online import GateSettings, OnlineConfig
 
 
 @dataclass

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_core.cluster.resources import Waiting
-from rlhf_core.config import OnlineConfig
 from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.settings.online import OnlineConfig
 
 
 @dataclass(frozen=True)

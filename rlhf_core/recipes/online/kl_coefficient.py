@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlhf_core.config import OnlineConfig
+from rlhf_core.settings.online import OnlineConfig
 
 # However far off the KL is, it counts as this share at most (arXiv 1909.08593, section 2.2).
 MOST_ERROR = 0.2

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.cluster.actors import Totals
-from rlhf_core.config import OnlineConfig
 from rlhf_core.imported import imported
 from rlhf_core.objectives.aggregation import aggregate, masked, ratio
 from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.policy import rollout_correction
 from rlhf_core.objectives.value import value_loss
+from rlhf_core.settings.online import OnlineConfig
 
 LOGPROBS, VALUES = "logprobs", "values"
 

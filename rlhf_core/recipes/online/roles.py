@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_core.cluster.resources import Bundle, Resources
-from rlhf_core.config import OnlineConfig
+from rlhf_core.settings.online import OnlineConfig
 
 # Actors of a CPU run take turns more than they compute at once; with a whole core each they would not fit on two.
 CPU_SHARE = 0.2

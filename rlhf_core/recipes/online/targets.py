@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_core.config import OnlineConfig
 from rlhf_core.imported import imported
 from rlhf_core.objectives.advantages import Earned, whiten
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
+from rlhf_core.settings.online import OnlineConfig
 
 
 @dataclass(frozen=True, slots=True)

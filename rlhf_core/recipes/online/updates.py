@@ -12,7 +12,6 @@ from torch import Tensor
 from data_processing.errors import DivergedError
 from rlhf_core.cluster.actors import MiniBatch, UpdateStats
 from rlhf_core.cluster.group import Call
-from rlhf_core.config import OnlineConfig
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.losses import LOGPROBS, CriticObjective, PolicyObjective, ResponseLogprobs
 from rlhf_core.recipes.online.metrics import critic_metrics, reference_kl_metrics, sampler_gap_metrics, update_metrics
@@ -20,6 +19,7 @@ from rlhf_core.recipes.online.rollouts import Rollouts, mini_batch_plan, mini_ba
 from rlhf_core.recipes.online.targets import Targets
 from rlhf_core.recipes.online.workers import Workers
 from rlhf_core.rewards.compose import Rewards
+from rlhf_core.settings.online import OnlineConfig
 
 Wait = Callable[..., list[list[Any]]]
 

@@ -13,12 +13,12 @@ from rlhf_core.cluster.group import ActorSpec, Group, wait
 from rlhf_core.cluster.placement import reserved
 from rlhf_core.cluster.reward_actor import RewardSetup, RewardWorker
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
-from rlhf_core.config import OnlineConfig
 from rlhf_core.recipes.online import roles
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.start import REHEARSAL_NAME
 from rlhf_core.recipes.stop import stop_if_requested_while
 from rlhf_core.rewards.compose import Retries
+from rlhf_core.settings.online import OnlineConfig
 
 # Of the time after which nobody waits for a call any more: a reward function is named before its actor is given up.
 REWARD_SHARE = 0.9

@@ -1,4 +1,4 @@
-"""Settings of the stages that make tables from a model's own answers. Importable without torch."""
+"""Settings of the stages that make tables from a model's own answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data_processing.settings import Settings, operational
-from rlhf_core.config import EngineSettings, PreferenceConfig, RewardSource, RolloutSettings
+from rlhf_core.settings.preference import PreferenceConfig
+from rlhf_core.settings.rollout import RewardSource, RolloutSettings
+from rlhf_core.settings.training import EngineSettings
 
 SampledTable = Literal["sft", "preference", "unpaired"]
 
