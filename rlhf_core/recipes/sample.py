@@ -28,7 +28,7 @@ from rlhf_core.recipes.prompts import Limits, Prompt, read_prompts, scored_respo
 from rlhf_core.recipes.stop import stop_if_requested_while
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.build import build_reward
-from rlhf_core.rollout.base import Generation, Sampling
+from rlhf_core.rollout.base import Generation, Generator, Sampling
 from rlhf_core.rollout.choose import choose_engine, fallback_note, make_generator
 from rlhf_core.settings.own_answers import SampledTable, SampleSettings
 from rlhf_core.settings.training import EngineSettings
@@ -112,49 +112,58 @@ def _chosen(job: SampleJob, renderer: Renderer, split: str) -> list[Prompt]:
 
 def _draw(job: SampleJob, renderer: Renderer, prompts: Sequence[Prompt]) -> list[tuple[Prompt, list[Generation]]]:
     """Answers to all prompts, those of earlier attempts from their files; the engine is gone afterwards."""
-    rollout, parts = job.settings.rollout, job.resume / "sampled"
+    parts = job.resume / "sampled"
     parts.mkdir(parents=True, exist_ok=True)
     places = {first: parts / f"part-{first:06d}.json" for first in range(0, len(prompts), PROMPTS_A_PART)}
     missing = [first for first, place in places.items() if not place.is_file()]
     if missing:
-        chosen, reason = choose_engine(rollout.engine, job.model, job.engine.gpus_per_rank)
-        generator = make_generator(
-            chosen,
-            job.model,
-            dtype=job.engine.precision,
-            max_model_len=job.limits.max_length_tokens,
-            max_num_seqs=min(256, PROMPTS_A_PART * job.settings.samples_per_prompt),
-            kv_cache_mib=rollout.kv_cache_mib,
-            gpu_memory_fraction=rollout.gpu_memory_fraction,
-            threads=rollout.threads,
-            trust_remote_code=True,
-            gpus=job.engine.gpus_per_rank,
-        )
-        for note in (*fallback_note(rollout.engine, chosen, reason), *generator.notes):
-            job.events.warn_once(note)
-        sampling = Sampling(
-            temperature=rollout.temperature,
-            max_new_tokens=rollout.max_new_tokens,
-            n=job.settings.samples_per_prompt,
-            greedy=False,
-            stop_ids=tuple(renderer.stop_ids),
-        )
-        pace = Pace(len(places) - len(missing))
-        for number, first in enumerate(missing, start=len(places) - len(missing)):
+        generator, total, pace = _start(job), len(places), Pace(len(places) - len(missing))
+        for number, first in enumerate(missing, start=total - len(missing)):
             stop_if_requested_while(job.resume, "answers were drawn")
-            job.events.progress(
-                number, len(places), f"drawing answers: {first} of {len(prompts)} prompts{pace.left(number, len(places))}"
-            )
-            part = prompts[first : first + PROMPTS_A_PART]
-            seed = (job.seed * 1_000_003 + first * sampling.n) % 2**31
-            groups = generator.generate([prompt.ids for prompt in part], sampling, seed)
-            _write(places[first], [[asdict(generation) for generation in group] for group in groups])
+            job.events.progress(number, total, f"drawing answers: {first} of {len(prompts)} prompts{pace.left(number, total)}")
+            _write(places[first], _drawn(job, renderer, generator, prompts, first))
         del generator
         gc.collect()
     kept: list[list[dict[str, Any]]] = [
         group for place in places.values() for group in json.loads(place.read_text(encoding="utf-8"))
     ]
     return [(prompt, [Generation(**answer) for answer in group]) for prompt, group in zip(prompts, kept, strict=True)]
+
+
+def _start(job: SampleJob) -> Generator:
+    rollout = job.settings.rollout
+    chosen, reason = choose_engine(rollout.engine, job.model, job.engine.gpus_per_rank)
+    generator = make_generator(
+        chosen,
+        job.model,
+        dtype=job.engine.precision,
+        max_model_len=job.limits.max_length_tokens,
+        max_num_seqs=min(256, PROMPTS_A_PART * job.settings.samples_per_prompt),
+        kv_cache_mib=rollout.kv_cache_mib,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        threads=rollout.threads,
+        trust_remote_code=True,
+        gpus=job.engine.gpus_per_rank,
+    )
+    for note in (*fallback_note(rollout.engine, chosen, reason), *generator.notes):
+        job.events.warn_once(note)
+    return generator
+
+
+def _drawn(
+    job: SampleJob, renderer: Renderer, generator: Generator, prompts: Sequence[Prompt], first: int
+) -> list[list[dict[str, Any]]]:
+    """Answers to the part of the prompts that begins at `first`, as JSON; a part's draws hang on its place alone."""
+    sampling = Sampling(
+        temperature=job.settings.rollout.temperature,
+        max_new_tokens=job.settings.rollout.max_new_tokens,
+        n=job.settings.samples_per_prompt,
+        greedy=False,
+        stop_ids=tuple(renderer.stop_ids),
+    )
+    seed = (job.seed * 1_000_003 + first * sampling.n) % 2**31
+    groups = generator.generate([prompt.ids for prompt in prompts[first : first + PROMPTS_A_PART]], sampling, seed)
+    return [[asdict(generation) for generation in group] for group in groups]
 
 
 def _judge(
