@@ -30,7 +30,7 @@ from rlhf_core.models.token_logprobs import token_logprobs
 from rlhf_core.objectives.advantages import group_advantages
 from rlhf_core.objectives.aggregation import aggregate
 from rlhf_core.objectives.policy import ppo_loss
-from rlhf_core.objectives.preference import preference_loss
+from rlhf_core.objectives.preference import Pairs, dpo_loss
 from rlhf_core.rollout.base import Sampling
 from rlhf_core.rollout.hf_engine import HfGenerator
 from rlhf_core.settings.training import EngineSettings, OptimizerSettings
@@ -120,15 +120,11 @@ def dpo(size: Size, model: Path) -> Figures:
 
     def loss(part: Sequence[int], reference: Tensor) -> Tensor:
         policy, lengths = sums(part)
-        losses = preference_loss(
-            *policy.unbind(1),
-            *reference.unbind(1),
-            chosen_lengths=lengths[:, 0],
-            rejected_lengths=lengths[:, 1],
-            kind="sigmoid",
-            beta=0.1,
-        )
-        return losses.losses.sum() / len(pairs)
+        columns = (policy, reference, lengths)
+        (chosen, rejected), (ref_chosen, ref_rejected), (chosen_lengths, rejected_lengths) = (c.unbind(1) for c in columns)
+        nothing = torch.zeros_like(chosen)
+        sides = Pairs(chosen, rejected, ref_chosen, ref_rejected, chosen_lengths, rejected_lengths, nothing)
+        return dpo_loss(sides, beta=0.1).sum() / len(pairs)
 
     forwards = [partial(loss, part, reference) for part, reference in zip(parts, references, strict=True)]
     return {"dpo_pairs_per_s": len(pairs) / timed(lambda: engine.train_step(forwards), size.repeats)}
