@@ -16,6 +16,8 @@ from rlhf_core import precision
 from rlhf_core.config import EngineSettings, SftConfig
 from rlhf_core.precision import native_dtype
 
+pytestmark = pytest.mark.seconds
+
 ASK_BOTH = (
     "import torch; from rlhf_core.precision import native_dtype; "
     "print(torch.ops.mkldnn._is_mkldnn_bf16_supported(), native_dtype(on_gpu=False))"
