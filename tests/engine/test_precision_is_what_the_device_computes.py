@@ -17,6 +17,8 @@ from rlhf_core.precision import native_dtype
 from rlhf_core.settings.supervised import SftConfig
 from rlhf_core.settings.training import EngineSettings
 
+pytestmark = pytest.mark.seconds
+
 ASK_BOTH = (
     "import torch; from rlhf_core.precision import native_dtype; "
     "print(torch.ops.mkldnn._is_mkldnn_bf16_supported(), native_dtype(on_gpu=False))"

@@ -22,6 +22,8 @@ from rlhf_core.settings.training import OptimizerSettings
 from tests.recipes.small_jobs import FULL, curve, engine, job, preference_config, preference_row, summary, weights, write_data
 from tests.tiny_models import Architecture
 
+pytestmark = pytest.mark.seconds
+
 Models = dict[Architecture, Path]
 
 # All answers become likelier, those to other prompts too, so the reference point leaves zero.

@@ -16,6 +16,8 @@ from tasks.runtime.execution.start import Runtime, run_stage
 from tests.runtime.conftest import REPOSITORY
 from tests.runtime.stages import JoinConfig
 
+pytestmark = pytest.mark.seconds
+
 # The worker, with a heart that beats as often as a test can wait for.
 WORKER = """
 import sys
