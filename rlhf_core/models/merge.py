@@ -18,12 +18,14 @@ from torch import Tensor
 
 from data_processing.errors import ConfigError
 from data_processing.schemas import canonical_json, hash64
+from rlhf_core.engine.artifact import copy_tokenizer
 from rlhf_core.models.folder import check_model_folder, read_config
+from rlhf_core.models.generation import GENERATION_NAME
 from rlhf_core.models.load import same_tokens
-from rlhf_core.models.weight_files import model_files, read_weight_files, shown
+from rlhf_core.models.weight_files import read_weight_files, shown
 from rlhf_core.settings.models import MergeConfig
 
-CARD_NAME = "README.md"
+CARD_NAME, CONFIG_NAME = "README.md", "config.json"
 
 
 def merge_models(
@@ -60,10 +62,10 @@ def merge_models(
             done, parameters = done + 1, parameters + own[0].numel()
             tell(done, total)
         save_file(merged, output / file.name, metadata={"format": "pt"})
-    written = {*(file.name for file in files.files), CARD_NAME}
-    for path in model_files(first):
-        if path.name not in written:
-            shutil.copyfile(path, output / path.name)
+    copy_tokenizer(first, output)
+    beside = [first / CONFIG_NAME, first / GENERATION_NAME, *first.glob("*.py"), *([files.index] if files.index else [])]
+    for path in (path for path in beside if path.is_file()):
+        shutil.copyfile(path, output / path.name)
     facts = {"models": len(ordered), "method": config.method, "tensors": total, "parameters": parameters}
     (output / CARD_NAME).write_text(_card(facts, config, ordered, lineage), encoding="utf-8")
     return facts

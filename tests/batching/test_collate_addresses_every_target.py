@@ -42,6 +42,8 @@ def test_each_target_is_predicted_from_the_token_before_it(rows: list[TokenRow],
     assert flat_ids[batch.target_index].tolist() == [row.ids[i - 1] for row, i in places]
     assert flat_positions[batch.target_index].tolist() == [i - 1 for _, i in places]
     assert batch.target_ids.tolist() == [row.ids[i] for row, i in places]
+    assert torch.equal(flat_ids[batch.target_place], batch.target_ids)
+    assert flat_positions[batch.target_place].tolist() == [i for _, i in places]
 
 
 @given(rows=any_rows, packed=st.booleans())

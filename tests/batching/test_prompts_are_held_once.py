@@ -43,6 +43,8 @@ def test_each_target_is_predicted_from_the_token_before_it(rows: list[TokenRow])
     assert batch.input_ids[0][batch.target_index].tolist() == [row.ids[i - 1] for row, i in places]
     assert batch.position_ids[0][batch.target_index].tolist() == [i - 1 for _, i in places]
     assert batch.target_ids.tolist() == [row.ids[i] for row, i in places]
+    assert batch.input_ids[0][batch.target_place].tolist() == batch.target_ids.tolist()
+    assert batch.position_ids[0][batch.target_place].tolist() == [i for _, i in places]
 
 
 @given(rows=rows_of_few_prompts())

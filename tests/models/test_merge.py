@@ -112,6 +112,8 @@ def test_precision_is_that_of_the_first_and_sums_are_rounded_once(models: Folder
     found = merged_tensor([value.bfloat16() for value in values], None, [1.0, 1.0, 1.0], MergeConfig(), seed=0)
     assert found.dtype == torch.bfloat16
     assert found.item() == torch.tensor(1.0 + 2**-7 / 3).bfloat16().item()
+    base, small = torch.tensor([1.0]).bfloat16(), torch.tensor([3 * 2**-10]).bfloat16()
+    assert torch.equal(merged_tensor([small, small], base, [1.0, 1.0], MergeConfig(method="ties", density=1.0), seed=0), small)
     counts = torch.tensor([3])
     assert merged_tensor([counts, counts + 1], None, [1.0, 1.0], MergeConfig(), seed=0) is counts
 
@@ -174,6 +176,9 @@ def test_the_base_must_be_alike_only_where_it_is_used(models: Folders, tmp_path:
 
 def test_the_stage_writes_a_folder_with_tokenizer_rendering_and_card(models: Folders, tmp_path: Path) -> None:
     write_rendering(Rendering(date=None, chat_template_kwargs={}), models["one"])
+    # What the store keeps in each artifact, and what belongs to one model alone.
+    (models["one"] / "manifest.json").write_text("{}")
+    (models["one"] / "README.md").write_text("one")
     (tmp_path / "out").mkdir()
     refs = {name: ArtifactRef(kind="model", key=f"k-{name}", uri="/x", sha256="0", producer="p") for name in ("base", "b", "a")}
     inputs = {"base": models["base"], "b": models["two"], "a": models["one"]}
@@ -182,6 +187,7 @@ def test_the_stage_writes_a_folder_with_tokenizer_rendering_and_card(models: Fol
     STAGE.run(StageContext(config, inputs, refs, tmp_path / "out", tmp_path, 3, 1, events))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "rendering.json", "generation_config.json"} <= names
+    assert "manifest.json" not in names
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- method: ties, density 0.5\n- weights: a 1, b 0.25\n" in card
     assert '"key": "k-a"' in card and '"uri"' not in card

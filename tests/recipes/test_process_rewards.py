@@ -140,12 +140,20 @@ def test_no_layout_changes_the_gradient(arch: Architecture, models: Models, judg
 
 def test_answers_to_one_prompt_are_read_at_their_own_steps(models: Models, tmp_path: Path) -> None:
     """In a packed line they have the prompt, and what they begin with, once."""
-    rows = [{**step_row(number), "prompt": step_row(0)["prompt"]} for number in (0, 4, 8, 1)]
-    rows[0]["steps"] = rows[1]["steps"] = [{"role": "assistant", "content": "yes"}]
+    said = [["yes"], ["yes", "no"], ["yes", "approve"], ["yes"]]
+    rows = [
+        {
+            **step_row(0),
+            "id": str(n),
+            "labels": [n % 2 == 0] * len(texts),
+            "steps": [{"role": "assistant", "content": t} for t in texts],
+        }
+        for n, texts in enumerate(said)
+    ]
     write_table("stepwise", to_table("stepwise", rows), tmp_path / "stepwise" / "train.parquet")
     losses = []
     for name, layout in {"shared": {}, "padded": {"packing": "off"}}.items():
-        run = prm(models["llama"], tmp_path, tmp_path / name, max_steps=3, engine=engine(**layout))
+        run = prm(models["llama"], tmp_path, tmp_path / name, step_separator="\n", max_steps=3, engine=engine(**layout))
         train_reward_model(run)
         losses.append(curve(run, "loss"))
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
