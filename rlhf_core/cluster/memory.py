@@ -21,6 +21,6 @@ def peak_memory_mib() -> float:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     children = sum(child.memory_info().rss for child in psutil.Process().children(recursive=True)) / 2**20
     torch = sys.modules.get("torch")
-    on_gpu: float = torch.cuda.max_memory_allocated() / 2**20 if torch is not None and torch.cuda.is_available() else 0.0
+    on_gpu: float = torch.cuda.max_memory_allocated() / 2**20 if torch is not None and torch.cuda.is_initialized() else 0.0
     found: float = own + children + on_gpu
     return found

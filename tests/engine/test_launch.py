@@ -78,7 +78,7 @@ class TestTwoRanks:
         started = time.monotonic()
         with pytest.raises(error, match=message):
             launch(fail_on_rank_one, kind, resources=ranks(2), threads=1)
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < 150
 
     def test_more_ranks_than_there_can_ever_be_room_for_are_an_error_at_once(self) -> None:
         with pytest.raises(ConfigError, match=r"needs 9 x \(1 CPU\), and the cluster never has more than 4 CPUs"):

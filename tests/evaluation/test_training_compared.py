@@ -46,7 +46,7 @@ def test_the_table_has_a_row_for_each_trained_model(data: ReportData) -> None:
     assert list(rows) == ["preference", "online"], "of SFT there is nothing to compare"
     titles = [cell.text_content() for cell in page.xpath(".//thead//th")][1:]
     online, preference = (dict(zip(titles, rows[name], strict=True)) for name in ("online", "preference"))
-    assert online["Mismatch KL (nats a token, largest)"] == "0.0002"
+    assert online["Mismatch KL (nats a token, largest)"] == "2.0e-04"
     assert preference["Reward at last"] == "–"
     assert float(preference["Accuracy"]) > 0.8
     assert online["Peak memory (MiB)"] == "1,530"

@@ -83,7 +83,9 @@ def test_given_fields_are_exactly_those_that_were_set() -> None:
     assert given_fields(SftConfig(lora=LoraSettings(rank=4), batch_size=8)) == {"lora": {"rank": 4}, "batch_size": 8}
     assert given_fields(DataConfig(procedures=None)) == {"procedures": None}
     rewards = given_fields(OnlineConfig(rewards=[RewardSource(kind="procedures")]))
-    assert rewards == {"rewards": [{"kind": "procedures", "weight": 1.0, "function": None}]}
+    assert rewards == {
+        "rewards": [{"kind": "procedures", "weight": 1.0, "final_weight": None, "normalise": None, "function": None}]
+    }
     assert given_fields(Entry(stage="online", model="sft")) == {"stage": "online", "model": "sft"}
 
 

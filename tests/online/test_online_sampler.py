@@ -76,7 +76,13 @@ def drawn(step: int, version: int) -> dict[str, Any]:
         "weight_version": version,
         "learnt": None,
     }
-    return {"step": step, "first": step, "seconds": 0.5, "groups": [[generation, {**generation, "finish_reason": "length"}]]}
+    return {
+        "step": step,
+        "first": step,
+        "refills": [],
+        "seconds": 0.5,
+        "groups": [[generation, {**generation, "finish_reason": "length"}]],
+    }
 
 
 def kept(*rounds: dict[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def dapo_job(folder: Path, model: Path) -> OnlineJob:
         "overlong_penalty": {"buffer_tokens": 2},
         "checkpoint_every_steps": 1,
         "async_steps": 2,
+        # Two rounds are far for a tiny model that learns fast, and how far is not what is looked at.
+        "rollout__max_logprob_gap": 5.0,
     }
     return online_job(folder, model, prompts_folder(folder / "data", count=12, label=str(folder / "calls")), **settings)
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import requests
 
+from flows.services.processes import free_port
 from rlhf_core.cluster.machine_gpus import FOLDER_VARIABLE
 
 _PORT_OPTIONS = (
@@ -36,7 +36,7 @@ class RayHead:
 
     def __init__(self, gpus: int = 0, cpus: int = 2, more: Sequence[str] = (), **variables: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="afray", dir="/tmp"))
-        ports = _free_ports(len(_PORT_OPTIONS))
+        ports = [free_port() for _ in _PORT_OPTIONS]
         self.address = f"http://127.0.0.1:{ports[1]}"
         self.gcs_address = f"127.0.0.1:{ports[0]}"
         options = [f"{name}={port}" for name, port in zip(_PORT_OPTIONS, ports, strict=True)]
@@ -61,7 +61,7 @@ class RayHead:
                 start_new_session=True,
             )
 
-    def wait_until_ready(self, limit_s: float = 60.0) -> None:
+    def wait_until_ready(self, limit_s: float = 180.0) -> None:
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             try:
@@ -78,7 +78,7 @@ class RayHead:
         folder = self.folder / name
         folder.mkdir()
         # Two machines share this one: with Ray's default port taken, an agent lives on without the logs of its jobs.
-        [agent_port] = _free_ports(1)
+        agent_port = free_port()
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", f"--address={self.gcs_address}", "--block"),
             *(
@@ -130,11 +130,3 @@ def running_head(gpus: int = 0, cpus: int = 2) -> Iterator[RayHead]:
         yield head
     finally:
         head.close()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

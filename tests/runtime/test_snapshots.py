@@ -99,4 +99,4 @@ def test_a_snapshot_is_made_once_and_holds_what_code_needs(mine: Path, home: Hom
 
 def test_a_snapshot_whose_writer_was_killed_is_not_taken(home: Home) -> None:
     (home.code / ".part-left").mkdir()
-    assert (take_snapshot(home.code, []) / "rlhf_core" / "config.py").is_file()
+    assert (take_snapshot(home.code, []) / "rlhf_core" / "precision.py").is_file()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rlhf_core.batching.templates import Renderer
@@ -18,12 +18,18 @@ from rlhf_core.rollout.base import Generation, Sampling
 
 @dataclass
 class _Round:
-    """A round that was begun with weights of `version`, on prompts from place `first` on: in flight as long as there are calls."""
+    """A round that was begun with weights of `version`, on prompts from place `first` on: in flight as long as there are calls.
+
+    `refills` are the places of further prompts that were drawn for it, of which this attempt has `used` some: a round that is done again
+    takes the same ones.
+    """
 
     version: int
     first: int
     calls: list[Call]
     sampled: Sampled | None = None
+    refills: list[int] = field(default_factory=list)
+    used: int = 0
 
 
 class Sampler:
@@ -61,8 +67,14 @@ class Sampler:
         self._rounds[step] = _Round(version, first, self._draw(first, count))
 
     def draw_again(self, step: int, count: int, meanwhile: Callable[[], None] | None = None) -> Rollouts:
-        """Responses to `count` further prompts for round `step`, drawn with the weights that the sampler has."""
-        first = self._take(count)
+        """Responses to `count` further prompts for round `step`, drawn with the weights that the round starts from."""
+        if step != self._sent_version:
+            self._send_weights(step)
+        round_ = self._rounds[step]
+        if round_.used == len(round_.refills):
+            round_.refills.append(self._take(count))
+        first = round_.refills[round_.used]
+        round_.used += 1
         [[sampled]] = wait(
             self._draw(first, count), timeout_s=self._job.config.stall_after_s, beside=self.in_flight, meanwhile=meanwhile
         )
@@ -125,7 +137,11 @@ class Sampler:
 
         They stay to be collected. A round that is still in flight is begun again, on the same prompts.
         """
-        drawn = [{"step": step, "first": r.first, **asdict(r.sampled)} for step, r in self._rounds.items() if r.sampled]
+        drawn = [
+            {"step": step, "first": r.first, "refills": r.refills, **asdict(r.sampled)}
+            for step, r in self._rounds.items()
+            if r.sampled
+        ]
         begun = {step: r.first for step, r in self._rounds.items() if not r.sampled}
         return {"next_prompt": self._next_prompt, "drawn": drawn, "begun": sorted({**self._begun, **begun}.items())}
 
@@ -135,7 +151,7 @@ class Sampler:
         for entry in state["drawn"]:
             groups = [[Generation(**generation) for generation in group] for group in entry["groups"]]
             sampled = Sampled(groups, entry["seconds"])
-            self._rounds[entry["step"]] = _Round(groups[0][0].weight_version, entry["first"], [], sampled)
+            self._rounds[entry["step"]] = _Round(groups[0][0].weight_version, entry["first"], [], sampled, list(entry["refills"]))
 
     def _prompts(self, first: int, count: int) -> list[Prompt]:
         return prompts_at(self._prompts_table, first, count, self._job.seed)
