@@ -8,7 +8,7 @@ BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.installed-$(TARGET)
 PEER   := .venv-peer
 # Test files side by side. A worker is often waiting for a process, so that two cores are busy with three; 0: one file after the other.
-WORKERS ?= 3
+WORKERS ?= 2
 PYTEST  = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 STUBS  := $(if $(filter cpu,$(TARGET)),$(wildcard deployments/lock/stubs/*/pyproject.toml))
 
