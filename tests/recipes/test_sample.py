@@ -188,3 +188,18 @@ def test_a_round_trains_on_what_the_model_said_and_another_attempt_does_not_ask_
     monkeypatch.setattr(sample, "sample_table", None)
     (tmp_path / "again").mkdir()
     iterative.run(replace(context, output=tmp_path / "again", attempt=2))
+
+
+def test_answers_are_drawn_by_one_process_however_many_train(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = IterativeConfig.model_validate({"engine": {"world_size": 2, "gpus_per_rank": 0.5}})
+    refs = {"model": ArtifactRef(kind="model", key="k" * 64, uri="", sha256="s" * 64, producer="base")}
+    events = EventLog(tmp_path / "events.jsonl")
+    context = StageContext(config, {"model": model, "data": data}, refs, tmp_path, tmp_path, seed=3, attempt=1, events=events)
+    asked = []
+    monkeypatch.setattr("tasks.sample.launch", lambda *_, resources, **__: asked.append(resources) or {"train_rows": 1})
+    monkeypatch.setattr(iterative, "run_training", lambda *_: None)
+    iterative.run(context)
+    [resources] = asked
+    assert [bundle.gpus for bundle in resources.bundles] == [0.5]
