@@ -5,8 +5,6 @@ from __future__ import annotations
 import resource
 import sys
 
-import psutil
-
 
 class Measured:
     """A worker that says how much memory its process has taken."""
@@ -17,10 +15,8 @@ class Measured:
 
 
 def peak_memory_mib() -> float:
-    """The most that this process has held of main memory (with what its children hold now) and of a GPU's, MiB."""
+    """The most that this process has held of main memory and of a GPU's, MiB."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    children = sum(child.memory_info().rss for child in psutil.Process().children(recursive=True)) / 2**20
     torch = sys.modules.get("torch")
     on_gpu: float = torch.cuda.max_memory_allocated() / 2**20 if torch is not None and torch.cuda.is_initialized() else 0.0
-    found: float = own + children + on_gpu
-    return found
+    return own + on_gpu

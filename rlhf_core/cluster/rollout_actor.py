@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from rlhf_core.cluster.memory import Measured
 from rlhf_core.cluster.weights import Arrays, to_tensors
 from rlhf_core.precision import Dtype
@@ -77,6 +79,12 @@ class RolloutWorker(Measured):
         start = time.monotonic()
         groups = self.generator.generate(prompts, sampling, seed)
         return Sampled(groups, time.monotonic() - start)
+
+    def memory_mib(self) -> float:
+        """With what the processes of the engine hold now."""
+        children = psutil.Process().children(recursive=True)
+        theirs: float = sum(child.memory_info().rss for child in children) / 2**20
+        return super().memory_mib() + theirs
 
     def update_weights(self, weights: Arrays, version: int) -> None:
         """As `Generator.update_weights`, with what `to_arrays` made of the weights."""

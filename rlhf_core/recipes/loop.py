@@ -130,6 +130,8 @@ class Trainer:
         except DivergedError as error:
             self._keep_bad_batch(step, examples, error)
             raise
+        # Of all ranks together, which add up their shares anyway.
+        sums.add({"memory_mib": torch.tensor(peak_memory_mib(), device=self.engine.device)})
         seconds = time.monotonic() - started
         tokens = sum(example.length_tokens for example in examples)
         self._report(
@@ -143,7 +145,6 @@ class Trainer:
                 "seen_tokens": self._seen[step + 1],
                 "tokens_per_s": tokens / seconds,
                 "seconds": seconds,
-                "memory_mib": self._memory_mib(),
             },
             pace,
         )
@@ -184,11 +185,6 @@ class Trainer:
         loss, speed = f"loss {metrics['loss']:.4f}", f"{metrics['tokens_per_s']:.0f} tokens/s"
         total = self.cursor.total_steps
         self._progress(step, f"step {step} of {total}: {loss}, {speed}{pace.left(step, total)}")
-
-    def _memory_mib(self) -> float:
-        """The most that all ranks together have taken of memory so far; a collective."""
-        own = torch.tensor(peak_memory_mib(), device=self.engine.device)
-        return float(self.engine.all_sum(own))
 
     def _progress(self, step: int, message: str) -> None:
         if self.engine.rank == 0:
