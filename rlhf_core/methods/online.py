@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rlhf_core.methods.row import Row
@@ -51,126 +51,100 @@ _GAE = {"gamma": "gamma", "lam": "critic.gae_lambda"}
 _CLIP = {"clip_low": "clip_low", "clip_high": "clip_high"}
 _PPO = {**_CLIP, "dual_clip": "dual_clip"}
 
+# What most methods are: a clipped ratio a token, or a group's samples against one another.
+_RETURNS = OnlineMethod(
+    about="",
+    advantages=f"{_ADVANTAGES}:returns_to_go",
+    loss=f"{_LOSSES}:ppo_loss",
+    loss_reads=_PPO,
+    aggregation="token_mean",
+    kl_estimate="k1",
+    kl_place="reward",
+    defaults={"kl_coef": 0.01},
+)
+_GROUPS = replace(
+    _RETURNS,
+    advantages=f"{_ADVANTAGES}:group_norm_advantages",
+    min_samples=2,
+    kl_estimate="k3",
+    kl_place="loss",
+    defaults={},
+)
+
 ONLINE: dict[str, OnlineMethod] = {
-    "ppo": OnlineMethod(
+    "ppo": replace(
+        _RETURNS,
         about="a critic spreads credit over tokens; the KL is a penalty a token (arXiv 1707.06347, 2203.02155)",
         advantages=f"{_ADVANTAGES}:critic_advantages",
         advantages_reads=_GAE,
         whiten=True,
-        loss=f"{_LOSSES}:ppo_loss",
-        loss_reads=_PPO,
-        aggregation="token_mean",
-        kl_estimate="k1",
-        kl_place="reward",
         roles=("critic",),
-        defaults={"kl_coef": 0.01},
     ),
-    "reinforce": OnlineMethod(
+    "reinforce": replace(
+        _RETURNS,
         about="returns less the mean return of the prompt's other samples, no clipping (Williams 1992; arXiv 2402.14740)",
         advantages=f"{_ADVANTAGES}:returns_less_others",
         advantages_reads={"gamma": "gamma"},
         loss=f"{_LOSSES}:reinforce_loss",
+        loss_reads={},
         aggregation="sequence_mean",
-        kl_estimate="k1",
-        kl_place="reward",
-        defaults={"kl_coef": 0.01},
     ),
-    "reinforce_pp": OnlineMethod(
+    "reinforce_pp": replace(
+        _RETURNS,
         about="returns whitened over the round, no critic and no groups (REINFORCE++, arXiv 2501.03262)",
-        advantages=f"{_ADVANTAGES}:returns_to_go",
         advantages_reads={"gamma": "gamma"},
         whiten=True,
-        loss=f"{_LOSSES}:ppo_loss",
-        loss_reads=_PPO,
-        aggregation="token_mean",
-        kl_estimate="k1",
-        kl_place="reward",
-        defaults={"kl_coef": 0.01},
     ),
-    "reinforce_pp_baseline": OnlineMethod(
+    "reinforce_pp_baseline": replace(
+        _GROUPS,
         about="rewards less their prompt's mean, whitened over the round (REINFORCE++-baseline, arXiv 2501.03262)",
         advantages=f"{_ADVANTAGES}:group_mean_advantages",
         whiten=True,
-        min_samples=2,
-        loss=f"{_LOSSES}:ppo_loss",
-        loss_reads=_PPO,
-        aggregation="token_mean",
         kl_estimate="k2",
-        kl_place="loss",
         defaults={"kl_coef": 0.01},
     ),
-    "rloo": OnlineMethod(
+    "rloo": replace(
+        _RETURNS,
         about="a reward less the mean of the prompt's other samples (arXiv 2402.14740)",
         advantages=f"{_ADVANTAGES}:rloo_advantages",
         min_samples=2,
-        loss=f"{_LOSSES}:ppo_loss",
-        loss_reads=_PPO,
-        aggregation="token_mean",
-        kl_estimate="k1",
-        kl_place="reward",
-        defaults={"kl_coef": 0.01},
     ),
-    "grpo": OnlineMethod(
+    "grpo": replace(
+        _GROUPS,
         about="a response is as good as it stands out among those to its prompt (arXiv 2402.03300)",
-        advantages=f"{_ADVANTAGES}:group_norm_advantages",
-        min_samples=2,
-        loss=f"{_LOSSES}:ppo_loss",
-        loss_reads=_PPO,
         aggregation="sequence_mean",
-        kl_estimate="k3",
-        kl_place="loss",
         defaults={"kl_coef": 0.01},
     ),
-    "dr_grpo": OnlineMethod(
+    "dr_grpo": replace(
+        _GROUPS,
         about="GRPO without its two biases: no division by the deviation, none by the length (arXiv 2503.20783)",
         advantages=f"{_ADVANTAGES}:group_mean_advantages",
-        min_samples=2,
-        loss=f"{_LOSSES}:ppo_loss",
-        loss_reads=_PPO,
         aggregation="constant_length",
-        kl_estimate="k3",
-        kl_place="loss",
     ),
-    "dapo": OnlineMethod(
+    "dapo": replace(
+        _GROUPS,
         about="GRPO over tokens, clipped higher, groups of equal rewards drawn again, long answers paying (arXiv 2503.14476)",
-        advantages=f"{_ADVANTAGES}:group_norm_advantages",
-        min_samples=2,
-        loss=f"{_LOSSES}:ppo_loss",
-        loss_reads=_PPO,
-        aggregation="token_mean",
-        kl_estimate="k3",
-        kl_place="loss",
         defaults={"clip_high": 0.28, "max_refills": 4, "overlong_penalty.factor": 1.0},
     ),
-    "gspo": OnlineMethod(
+    "gspo": replace(
+        _GROUPS,
         about="one ratio a response (arXiv 2507.18071)",
-        advantages=f"{_ADVANTAGES}:group_norm_advantages",
-        min_samples=2,
         loss=f"{_LOSSES}:gspo_loss",
         loss_reads=_CLIP,
         aggregation="sequence_mean",
-        kl_estimate="k3",
-        kl_place="loss",
         defaults={"clip_low": 3e-4, "clip_high": 4e-4},
     ),
-    "cispo": OnlineMethod(
+    "cispo": replace(
+        _GROUPS,
         about="bounded weights on the likelihood, no token without a gradient (arXiv 2506.13585)",
-        advantages=f"{_ADVANTAGES}:group_norm_advantages",
-        min_samples=2,
         loss=f"{_LOSSES}:cispo_loss",
         loss_reads={"clip_high": "clip_high"},
-        aggregation="token_mean",
-        kl_estimate="k3",
-        kl_place="loss",
     ),
-    "opd": OnlineMethod(
+    "opd": replace(
+        _GROUPS,
         about="on-policy distillation: a token is as good as a teacher finds it likelier than the policy does (arXiv 2306.13649)",
         advantages=f"{_ADVANTAGES}:teacher_advantages",
-        loss=f"{_LOSSES}:ppo_loss",
-        loss_reads=_PPO,
-        aggregation="token_mean",
-        kl_estimate="k3",
-        kl_place="loss",
+        min_samples=1,
         roles=("teacher",),
     ),
 }
