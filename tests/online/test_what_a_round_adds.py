@@ -142,6 +142,7 @@ def test_flat_groups_are_drawn_again_and_a_resumed_run_draws_the_same(tmp_path: 
     broken = dapo_job(tmp_path / "broken", model)
     with pytest.raises(DivergedError, match="gave inf"):
         run_online(broken)
+    assert (broken.resume / "bad_rollouts.parquet").is_file(), "also where it broke among the refills"
     run_online(broken)
     begun = [line["done"] for line in events(broken, "progress") if line["message"].startswith("sampling")]
     assert begun[1] > 0, "it went on from a checkpoint"

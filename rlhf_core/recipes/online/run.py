@@ -6,7 +6,8 @@ Read `run_online` and `_round` top to bottom for the method; the pieces live bes
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,21 +195,31 @@ class OnlineRun:
         config, refills = self.job.config, self.job.config.value("max_refills")
         if not refills:
             return rollouts, None
-        rewards = self._rewards_of(rollouts)
+        rewards = self._rewards_of(step, rollouts)
         for _ in range(refills):
             if not (flat := flat_groups(rewards.total, config.samples_per_prompt)):
                 break
             self._say(step, f"drawing again for {len(flat)} prompts whose answers are all worth the same", clock)
             others = self.sampler.draw_again(step, len(flat), self._stop_if_asked)
             numbers = [group * config.samples_per_prompt + i for group in flat for i in range(config.samples_per_prompt)]
-            rollouts, rewards = rollouts.with_rows(numbers, others), rewards.with_rows(numbers, self._rewards_of(others))
+            rollouts, rewards = rollouts.with_rows(numbers, others), rewards.with_rows(numbers, self._rewards_of(step, others))
         clock.lap("refill")
         return rollouts, rewards
 
-    def _rewards_of(self, rollouts: Rollouts) -> Rewards:
-        [[rewards]] = self._wait(self.workers["reward"].call("score", rollouts.responses), may_stop=True)
+    def _rewards_of(self, step: int, rollouts: Rollouts) -> Rewards:
+        with self._kept_apart(step, rollouts):
+            [[rewards]] = self._wait(self.workers["reward"].call("score", rollouts.responses), may_stop=True)
         found: Rewards = rewards
         return found
+
+    @contextmanager
+    def _kept_apart(self, step: int, rollouts: Rollouts) -> Iterator[None]:
+        """Responses whose scoring breaks the run are there to be looked at."""
+        try:
+            yield
+        except DivergedError:
+            write_rollouts(self.job.resume / "bad_rollouts.parquet", step + 1, rollouts, [None] * len(rollouts.rows), {})
+            raise
 
     def _score(self, step: int, rollouts: Rollouts, rewards: Rewards | None) -> Scored:
         """Rewards, where they are not known yet, and what else the method needs to know before the update, computed side by side."""
@@ -224,11 +235,8 @@ class OnlineRun:
             calls["teacher"] = workers["teacher"].call("predict", response_logprobs(config), rows)
         if "critic" in workers:
             calls["critic"] = workers["critic"].call("predict", ResponseValues(), rows)
-        try:
+        with self._kept_apart(step, rollouts):
             results = dict(zip(calls, self._wait(*calls.values(), may_stop=True), strict=True))
-        except DivergedError:
-            write_rollouts(self.job.resume / "bad_rollouts.parquet", step + 1, rollouts, [None] * len(rows), {})
-            raise
         if rewards is None:
             [rewards] = results.pop("reward")
         rewards = with_penalties(rewards, [len(g.response_ids) for g in rollouts.generations], config)
