@@ -18,6 +18,7 @@ from flows.running.check_servers import check_mlflow, check_prefect, check_ray
 from flows.services.local import Ports
 from flows.services.machine import available_memory_gib
 from flows.services.processes import LOOPBACK, Records, port_holder
+from flows.services.service_faults import service_faults
 from flows.settings.config import PipelineConfig
 from rlhf_core.precision import native_dtype
 from tasks.runtime.contract.disk import free_disk_gib
@@ -116,6 +117,18 @@ def _ports(home: Home) -> Iterator[Finding]:
             )
 
 
+def _services_of_prefect(home: Home) -> Iterator[Finding]:
+    """What the server does by itself, as making runs of schedules: it answers also where that fails."""
+    record = Records(home.pids).running("prefect")
+    if record is None:
+        return
+    faults = service_faults(record.log, at_least=2)
+    fix = f"schedules may not fire; the log is {record.log}; after mending it: alignflow down, alignflow up"
+    yield Finding(
+        "services of Prefect", "attention" if faults else "ok", "; ".join(faults) or "none fails", fix if faults else ""
+    )
+
+
 def _servers(home: Home) -> Iterator[Finding]:
     yield _server("Prefect", "PREFECT_API_URL", check_prefect)
     yield _server("MLflow", "MLFLOW_TRACKING_URI", lambda: check_mlflow(home))
@@ -177,5 +190,6 @@ _CHECKS: tuple[Callable[[Home], Iterator[Finding]], ...] = (
     _room,
     _precision,
     _ports,
+    _services_of_prefect,
     _servers,
 )

@@ -15,6 +15,7 @@ from flows.services.health import answers, wait_until_answers
 from flows.services.prefect_server import HEALTH, start_server
 from flows.services.processes import LOOPBACK, ProcessRecord, Records, ServiceError, check_port_free, start_process, stop_process
 from flows.services.ray_head import start_head, wait_until_ready
+from flows.services.service_faults import service_faults
 from flows.services.shown_later import show_waiting
 from tasks.runtime.contract.home import Home
 
@@ -67,6 +68,10 @@ def up(home: Home, ports: Ports, say: Callable[[str], None]) -> dict[str, str]:
         say("deploying the flow and starting its worker")
         _deploy(home)
         _start_worker(home)
+    for record in records.all():
+        # Its services have run once by now. One that fails every time leaves a server that answers, and schedules that never fire.
+        if record.name == "prefect" and record.process and (faults := service_faults(record.log, at_least=1)):
+            say(f"warning: the Prefect server runs, but {'; '.join(faults)} (alignflow doctor looks again; the log is {record.log})")
     return addresses(home)
 
 

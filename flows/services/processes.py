@@ -7,6 +7,7 @@ dead parent left behind is found all the same (`orphans`).
 from __future__ import annotations
 
 import random
+import re
 import secrets
 import shutil
 import socket
@@ -130,6 +131,10 @@ def start_process(
     except psutil.NoSuchProcess as error:
         raise ServiceError(f"{name} ended at once; {log_tail(log)}") from error
     return ProcessRecord(name=name, pid=child.pid, created=created, mark=mark, url=url, log=log, scratch=scratch)
+
+
+# The line that a log has where a process begins to write it.
+STARTED = re.compile(r"^--- \S+ started at ")
 
 
 def _opened_log(log: Path, name: str) -> BinaryIO:
