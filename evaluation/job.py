@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_processing.schemas import TableName, content_id
 from evaluation.config import EvaluateConfig
@@ -14,13 +14,17 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.events import EventLog
 from rlhf_core.rewards.base import ScoredResponse
 
+if TYPE_CHECKING:
+    from rlhf_core.models.modules import PolicyModule
+
 
 @dataclass(frozen=True)
 class EvaluationJob:
     """One model to be measured; `model_name` stands in the predictions table.
 
     All paths are artifact folders. Code in them is trusted: the base_model stage lets it into the store only where allowed.
-    `counts` says by table which rows were measured, `held_out` holds the rows for perplexity: both fill while they are read.
+    `counts` says by table which rows were measured, `held_out` holds the rows for perplexity: both fill while they are read. `loaded` is the model that computes log-probs,
+    by its folder.
     """
 
     config: EvaluateConfig
@@ -34,6 +38,7 @@ class EvaluationJob:
     events: EventLog
     counts: dict[TableName, RowCounts] = field(default_factory=dict)
     held_out: list[tuple[str, TokenRow]] = field(default_factory=list)
+    loaded: dict[Path, PolicyModule] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Log-probs of given rows under a model in a folder. The model is loaded, used and dropped."""
+"""Log-probs of given rows under a model in a folder. One model at a time is loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def token_logprobs(job: EvaluationJob, model: Path, rows: Sequence[TokenRow], te
     config = job.config
     torch.set_num_threads(config.threads)
     device = device_for(config.gpus)
-    module = PolicyModule(load_lm(model, dtype=config.precision, attention="auto", trust_remote_code=True).to(device)).eval()
+    module = _loaded(job, model)
     found: dict[int, Tensor] = {}
     layouts = module.layouts
     for note in layouts.notes:
@@ -43,6 +43,15 @@ def token_logprobs(job: EvaluationJob, model: Path, rows: Sequence[TokenRow], te
         logprobs, _ = module(batch, temperature=temperature)
         found.update({i: logprobs[k, : rows[i].n_targets].cpu() for k, i in enumerate(indices)})
     return [found[i] for i in range(len(rows))]
+
+
+def _loaded(job: EvaluationJob, model: Path) -> PolicyModule:
+    """The model of a folder. The latest stays, as one metric after the other asks for the same; there are never two."""
+    if model not in job.loaded:
+        job.loaded.clear()
+        lm = load_lm(model, dtype=job.config.precision, attention="auto", trust_remote_code=True)
+        job.loaded[model] = PolicyModule(lm.to(device_for(job.config.gpus))).eval()
+    return job.loaded[model]
 
 
 def teller(job: EvaluationJob, what: str) -> Callable[[int, int], None]:

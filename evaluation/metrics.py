@@ -89,10 +89,10 @@ def kl(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     check_same_tokens(job.model, job.base)
     sampled = [answer for answer in answers if answer.decoding == "sampled"]
     rows = [answer.row for answer in sampled]
-    ours = token_logprobs(job, job.model, rows, job.config.temperature)
+    # The base comes first: the model that is measured stays loaded for what follows.
+    theirs = token_logprobs(job, job.base, rows, job.config.temperature)
     # The base against itself: the same folder gives the same numbers, so they are not computed twice.
-    is_base = job.model.samefile(job.base)
-    theirs = ours if is_base else token_logprobs(job, job.base, rows, job.config.temperature)
+    ours = theirs if job.model.samefile(job.base) else token_logprobs(job, job.model, rows, job.config.temperature)
     scores: list[Score] = []
     for answer, model_logprobs, base_logprobs in zip(sampled, ours, theirs, strict=True):
         nats, tokens = float((model_logprobs.double() - base_logprobs.double()).sum()), len(model_logprobs)

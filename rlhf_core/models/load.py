@@ -13,6 +13,7 @@ from torch import nn
 
 from data_processing.errors import ConfigError
 from rlhf_core.models.folder import check_loadable
+from rlhf_core.models.lean_import import import_transformers
 from rlhf_core.models.scorer import check_scores, register_scorer
 from rlhf_core.models.weight_files import shown
 from rlhf_core.precision import Dtype
@@ -28,6 +29,7 @@ RANDOM = re.compile("dropout|pdrop|drop_?path|layer_?drop|drop_rate|jitter")
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, its chat template included; one without a pad token pads with its end token."""
+    import_transformers()
     from transformers import AutoTokenizer
 
     try:
@@ -57,6 +59,7 @@ def load_lm(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: bool
     `attention` auto takes SDPA where the model has it, and eager attention elsewhere.
     Raises `ConfigError` where the folder is incomplete: no weight is ever filled in at random.
     """
+    import_transformers()
     from transformers import AutoModelForCausalLM
 
     model, missing = _load(AutoModelForCausalLM, path, dtype, attention, trust_remote_code)
@@ -73,6 +76,7 @@ def load_scorer(path: Path, *, dtype: Dtype, attention: str, trust_remote_code: 
     `new_head` True puts a head of zeros on a causal LM, so that every score starts at 0. False expects a saved scorer;
     there a missing weight is a `ConfigError`, as everywhere.
     """
+    import_transformers()
     from transformers import AutoModelForSequenceClassification
 
     model, missing = _load(AutoModelForSequenceClassification, path, dtype, attention, trust_remote_code, num_labels=1)

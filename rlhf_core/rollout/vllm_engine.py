@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from rlhf_core.device import device_for
+from rlhf_core.models.lean_import import import_transformers
 from rlhf_core.precision import Dtype
 from rlhf_core.rollout.base import Generation, Sampling, Tell, check_prompts
 
@@ -53,6 +54,7 @@ class VllmGenerator:
         gpus: float = 0.0,
     ) -> None:
         os.environ.update(ENVIRONMENT)
+        import_transformers()
         from vllm import LLM
 
         on_gpu = device_for(gpus).type == "cuda"
