@@ -1,4 +1,4 @@
-"""Once base model and data are there, the rows are measured against the windows of all that follows, before it starts."""
+"""Once base model and data are there, the rows are looked at for all that follows, before it starts: their lengths, and judgements."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from flows.graph.nodes import Node, ancestors
 from flows.graph.plan import Plan
 from flows.running.check_stages import tables_of
 from flows.running.progress import LOG
+from rlhf_core.recipes.judgements import check_both_kinds
 from rlhf_core.recipes.lengths import Found, Window
 from rlhf_core.settings.models import BaseModelConfig
 from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig
+from rlhf_core.settings.preference import PreferenceConfig
 from rlhf_core.settings.supervised import SftConfig
 from rlhf_core.settings.training import TrainingConfig
 from tasks.runtime.contract.context import ArtifactRef
@@ -61,6 +63,8 @@ class LengthCheck:
         rows, model = [await asyncio.to_thread(self._store.fetch, ref.kind, ref.key) for ref in refs]
         if rows is None or model is None:
             return
+        if any(isinstance(reader.settings, PreferenceConfig) and "unpaired" in tables_of(reader) for reader in readers):
+            check_both_kinds(rows)
         found = await _measured(rows, model, windows)
         for line in found.lines:
             LOG.info(line)
