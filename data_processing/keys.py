@@ -19,7 +19,7 @@ from data_processing.config import SPLITS, Split
 from data_processing.schemas import canonical_json, hash64
 
 # Columns that do not make two rows different.
-_ASIDE = frozenset({"id", "source", "detail", "margin", "turns", "extra", "condition"})
+_ASIDE = frozenset({"id", "source", "detail", "margin", "turns", "extra", "condition", "pass_rate"})
 # What shows nothing where it stands: the code points that Unicode calls default ignorable (zero-width ones and their like).
 _IGNORABLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"

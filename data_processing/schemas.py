@@ -30,6 +30,9 @@ TURNS = pa.list_(
 BOOLS = pa.list_(pa.field("item", pa.bool_(), nullable=False))
 FLOATS = pa.list_(pa.field("item", pa.float32(), nullable=False))
 
+# Where a row comes from (a file's or a dataset's name), and the share of tries that got it right.
+_ORIGIN = {"source": (pa.string(),), "pass_rate": (pa.float64(),)}
+
 
 def _schema(**columns: pa.DataType | tuple[pa.DataType]) -> pa.Schema:
     """Columns are required; a one-element tuple marks an optional one."""
@@ -42,7 +45,7 @@ def _schema(**columns: pa.DataType | tuple[pa.DataType]) -> pa.Schema:
 
 
 SCHEMAS: dict[str, pa.Schema] = {
-    "sft": _schema(id=pa.string(), messages=MESSAGES, turns=(TURNS,), tools=(pa.string(),), condition=(pa.string(),)),
+    "sft": _schema(id=pa.string(), messages=MESSAGES, turns=(TURNS,), tools=(pa.string(),), condition=(pa.string(),), **_ORIGIN),
     "preference": _schema(
         id=pa.string(),
         prompt=MESSAGES,
@@ -52,11 +55,14 @@ SCHEMAS: dict[str, pa.Schema] = {
         detail=(pa.string(),),
         turns=(TURNS,),
         tools=(pa.string(),),
+        **_ORIGIN,
     ),
     "unpaired": _schema(
-        id=pa.string(), prompt=MESSAGES, response=MESSAGES, desirable=pa.bool_(), turns=(TURNS,), tools=(pa.string(),)
+        id=pa.string(), prompt=MESSAGES, response=MESSAGES, desirable=pa.bool_(), turns=(TURNS,), tools=(pa.string(),), **_ORIGIN
     ),
-    "stepwise": _schema(id=pa.string(), prompt=MESSAGES, steps=MESSAGES, labels=BOOLS, turns=(TURNS,), tools=(pa.string(),)),
+    "stepwise": _schema(
+        id=pa.string(), prompt=MESSAGES, steps=MESSAGES, labels=BOOLS, turns=(TURNS,), tools=(pa.string(),), **_ORIGIN
+    ),
     "prompts": _schema(
         id=pa.string(),
         prompt=MESSAGES,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rlhf_core.methods.row import modules_of
 from rlhf_core.settings.own_answers import IterativeConfig
-from tasks.online import reward_modules
+from tasks.online import needs_of, reward_modules
 from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.runtime.contract.spec import write_json
 from tasks.sample import draw_table
@@ -32,7 +32,7 @@ STAGE = Stage(
     kind="checkpoint",
     config=IterativeConfig,
     inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True)},
-    needs=lambda config: {source.kind for source in config.sample.rewards} & {"reward_model"},
+    needs=lambda config: needs_of(config.sample.rewards),
     role="policy",
     run=run,
     resources=training_resources,

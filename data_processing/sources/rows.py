@@ -11,7 +11,7 @@ from data_processing.config import SourceKind, TableSource
 from data_processing.errors import DataError
 from data_processing.keys import RowKey, source_row_key
 from data_processing.schemas import TableName
-from data_processing.sources.columns import OWN_COLUMNS, ROW_BUILDERS, extra_columns, json_text, row_tools
+from data_processing.sources.columns import OWN_COLUMNS, ROW_BUILDERS, extra_columns, json_text, pass_rate, row_tools
 from data_processing.sources.files import Position, RawRow, read_files
 from data_processing.sources.found import found_files
 from data_processing.sources.hub import read_hub
@@ -89,6 +89,8 @@ class SourceRows:
             if record.prompt[0]["role"] == TEXT_ROLE:
                 raise BadRow("has tools beside a 'text', which is no conversation")
             row["tools"] = json_text(tools, "tools")
+        if self.table != "prompts" and (rate := pass_rate(values)) is not None:
+            row["pass_rate"] = rate
         self._note_unused(values, shape, record, row)
         return self._finished(row, record, values)
 
@@ -122,9 +124,8 @@ class SourceRows:
         except UnicodeEncodeError as error:
             raise BadRow(f"holds text that is not valid Unicode: {error}") from error
         pack_turns(row)
-        if self.table == "prompts":
-            path = self._source.path
-            row["source"] = path if self._source.kind is SourceKind.huggingface else Path(path).name
+        path = self._source.path
+        row["source"] = path if self._source.kind is SourceKind.huggingface else Path(path).name
         return row, key
 
     def _note(self, raw: RawRow, reason: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from heapq import heapreplace
 
 
-def order(n_rows: int, seed: int, epoch: int) -> list[int]:
+def order(n_rows: int, seed: int | str, epoch: int) -> list[int]:
     """A permutation of `range(n_rows)` that depends on `seed` and `epoch` alone, on every machine."""
     indices = list(range(n_rows))
     random.Random(f"{seed}/{epoch}").shuffle(indices)

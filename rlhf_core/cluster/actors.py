@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ class ModelSetup:
     seed: int
     new_head: bool
     trust_remote_code: bool
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,11 @@ class TrainingWorker(ScoringWorker):
 
         self._remember(setup)
         self.engine = TrainingEngine(
-            self._load(setup), optimizer=setup.optimizer, engine=setup.engine, total_steps=max(1, setup.total_steps)
+            self._load(setup),
+            optimizer=setup.optimizer,
+            engine=setup.engine,
+            total_steps=max(1, setup.total_steps),
+            ema_decay=setup.ema_decay,
         )
         self.module, self.device = self.engine.module, self.engine.device
         return self.module.layouts.notes
@@ -285,13 +291,17 @@ class PolicyWorker(TrainingWorker):
         with without_adapters(self.engine.module.hf):
             return self.predict(forward, rows)
 
-    def weights(self, dtype: Dtype) -> Arrays:
-        """All weights under their Hugging Face names, adapters merged in fp32 and then rounded to `dtype`, on the CPU."""
+    def weights(self, dtype: Dtype, averaged: bool = False) -> Arrays:
+        """All weights, or with `averaged` what stays of them, under their Hugging Face names, on the CPU.
+
+        Adapters are merged in fp32, and the sum is rounded to `dtype`.
+        """
         from rlhf_core.models.load import TORCH_DTYPES
         from rlhf_core.models.lora import merged_state_dict
 
-        # Ray copies them into its store before this actor does anything else.
-        state: dict[str, Tensor] = merged_state_dict(self.module.hf, TORCH_DTYPES[dtype], copied=False)
+        with self.engine.averaged() if averaged else nullcontext():
+            # Ray copies them into its store before this actor does anything else; the average is gone by then.
+            state: dict[str, Tensor] = merged_state_dict(self.module.hf, TORCH_DTYPES[dtype], copied=averaged)
         return to_arrays({name: tensor.cpu() for name, tensor in state.items()})
 
 

@@ -57,3 +57,7 @@ class RewardWorker(Measured):
     def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
         """The weighted sum and what it is made of; raises what `ComposedReward.score` raises."""
         return self.reward.score(responses)
+
+    def judge(self, responses: Sequence[ScoredResponse]) -> Rewards:
+        """The same of answers that nobody learns from: the sum of what the sources gave, on no scale, and no statistic sees them."""
+        return self.reward.score(responses, is_learnt=False)

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.cluster.distributed import init_distributed, rank, world_size
 from rlhf_core.device import device_for
 from rlhf_core.engine.artifact import write_artifact
+from rlhf_core.engine.average import WeightAverage
 from rlhf_core.engine.checkpoint import STATE_NAME, random_state, read_manifest, set_random_state, write_checkpoint
 from rlhf_core.engine.optimizer import deepspeed_config, learning_rate_at, make_optimizer
 from rlhf_core.settings.training import EngineSettings, OptimizerSettings
@@ -43,7 +44,15 @@ class TrainingEngine:
 
     module: Any
 
-    def __init__(self, module: nn.Module, *, optimizer: OptimizerSettings, engine: EngineSettings, total_steps: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        optimizer: OptimizerSettings,
+        engine: EngineSettings,
+        total_steps: int,
+        ema_decay: float | None = None,
+    ) -> None:
         import deepspeed
 
         if total_steps < 1:
@@ -65,6 +74,7 @@ class TrainingEngine:
         if engine.zero_stage == 3:
             for parameter in self.module.borrowed_parameters():
                 deepspeed.zero.register_external_parameter(module, parameter)
+        self._average = None if ema_decay is None else WeightAverage(self._deepspeed, ema_decay)
         self._agree_on_layouts()
 
     @property
@@ -108,6 +118,8 @@ class TrainingEngine:
         self._check_finite("loss", self.all_sum(total).item())
         grad_norm = self._step()
         self._check_finite("gradient norm", grad_norm)
+        if self._average is not None:
+            self._average.follow()
         self.steps_done += 1
         return StepStats(grad_norm, learning_rate)
 
@@ -129,8 +141,14 @@ class TrainingEngine:
         finally:
             self.module.train()
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, with `ema_decay`: the weights are their moving average, which is what is measured and what stays."""
+        with nullcontext() if self._average is None else self._average.put_in():
+            yield
+
     def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """Write a checkpoint to resume exactly from: weights, optimizer, schedule, every rank's random state, and `state` (JSON).
+        """Write a checkpoint to resume exactly from: weights, their average, optimizer, schedule, every rank's random state, `state` (JSON).
 
         `folder` appears whole or not at all; of its siblings only the newest few stay (`KEPT_CHECKPOINTS`).
         """
@@ -139,6 +157,8 @@ class TrainingEngine:
         def write(part: Path) -> None:
             self._save_weights(part)
             torch.save(random_state(self.device), part / f"random_{self.rank}.pt")
+            if self._average is not None:
+                torch.save(self._average.state(), part / f"average_{self.rank}.pt")
             if self.rank == 0:
                 (part / STATE_NAME).write_text(text, encoding="utf-8")
 
@@ -163,12 +183,15 @@ class TrainingEngine:
         state: dict[str, Any] = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
         self.steps_done = state["steps_done"]
         set_random_state(torch.load(folder / f"random_{self.rank}.pt", weights_only=False))
+        if self._average is not None:
+            self._average.restore(torch.load(folder / f"average_{self.rank}.pt"))
         caller: dict[str, Any] = state["caller"]
         return caller
 
     def save_final(self, output: Path) -> None:
-        """Write the `checkpoint` artifact into `output`: trained weights, what they belong to, tokenizer, how far it went."""
-        self._save_weights(output / "zero")
+        """Write the `checkpoint` artifact into `output`: trained weights (or their average), what they belong to, tokenizer, how far it went."""
+        with self.averaged():
+            self._save_weights(output / "zero")
         if self.rank == 0:
             progress = {"steps_done": self.steps_done, "total_steps": self._total_steps, **self._layout()}
             write_artifact(output, self.module, self._engine_settings.precision, progress)

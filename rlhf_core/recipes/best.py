@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_processing.errors import ConfigError
-from rlhf_core.engine.checkpoint import latest_checkpoint, write_checkpoint
-from rlhf_core.engine.engine import TrainingEngine
-from rlhf_core.recipes.job import TrainingJob
-from rlhf_core.settings.training import TableConfig
+from rlhf_core.engine.checkpoint import MANIFEST_NAME, latest_checkpoint, write_checkpoint
+from rlhf_core.settings.training import TrainingConfig
 
 _FOLDER = "best"
 
@@ -20,11 +19,11 @@ _FOLDER = "best"
 class Best:
     """The best step so far: its number, its metrics, and how many evaluations were no better since. Nothing without `keep_best`.
 
-    Its weights are kept as `save_final` writes them: `kept_weights` finds them.
+    Its weights are kept in the `resume` folder, as `write` of `see` writes them: `kept_weights` finds them.
     """
 
-    job: TrainingJob[TableConfig]
-    engine: TrainingEngine
+    config: TrainingConfig
+    resume: Path
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     worse: int = 0
@@ -32,12 +31,17 @@ class Best:
     @property
     def is_over(self) -> bool:
         """Whether there was nothing better for so long that training ends."""
-        patience = self.job.config.patience
-        return patience is not None and self.worse >= patience
+        return self.config.patience is not None and self.worse >= self.config.patience
 
-    def see(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An evaluation: if it is the best, the weights as they are now are kept. The same on every rank; a collective."""
-        name = self.job.config.keep_best
+    @property
+    def why_over(self) -> str:
+        """The line for people when it is."""
+        name, patience = self.config.keep_best, self.config.patience
+        return f"{name} was no better than at step {self.step} in {patience} evaluations in a row"
+
+    def see(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
+        """An evaluation: if it is the best, `write` keeps its weights in a folder. The same on every rank; a collective."""
+        name = self.config.keep_best
         if name is None:
             return
         if name not in metrics:
@@ -49,7 +53,7 @@ class Best:
             self.worse += 1
             return
         self.step, self.metrics, self.worse = step, dict(metrics), 0
-        write_checkpoint(self.job.resume / _FOLDER / f"step_{step:08d}", self.engine.save_final, {"step": step})
+        write_checkpoint(self.resume / _FOLDER / f"step_{step:08d}", write, {"step": step})
 
     def state(self) -> dict[str, Any]:
         """For `restore`."""
@@ -63,3 +67,8 @@ class Best:
 def kept_weights(resume: Path) -> Path | None:
     """The folder with the best step's weights, None where none were kept; the newest, as each was better than the one before."""
     return latest_checkpoint(resume / _FOLDER)
+
+
+def take_kept(folder: Path, output: Path) -> None:
+    """Make the weights of `kept_weights` the artifact."""
+    shutil.copytree(folder, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_NAME))

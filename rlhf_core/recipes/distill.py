@@ -35,7 +35,7 @@ def train_distill(job: TrainingJob[DistillConfig]) -> None:
     config, teacher_folder = job.config, _teacher(job)
     tokenizer = check_and_load_tokenizer(job)
     splits = sft_examples(job, Renderer(tokenizer))
-    cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
+    cursor = plan_cursor(config, splits.train, job.seed)
 
     student = StudentModule(load_trainable(job, load_lm), config.engine.packing)
     teacher = _load_teacher(job, teacher_folder)

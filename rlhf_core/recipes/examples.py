@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,8 @@ class Example:
 
     `margin` is how much better the chosen response is (0 where the table does not say); `reference_logps` are the
     reference's summed response log-probs (nats), a number a row, where a recipe needs them. `desirable` is how a single answer
-    was judged; None for all else. `labels` say of each target, which ends a step, whether the step is right.
+    was judged; None for all else. `labels` say of each target, which ends a step, whether the step is right. `source` is where the
+    row comes from, `pass_rate` how often it was got right, where the table says so.
     """
 
     id: str
@@ -43,6 +44,8 @@ class Example:
     reference_logps: tuple[float, ...] = ()
     desirable: bool | None = None
     labels: tuple[bool, ...] = ()
+    source: str = ""
+    pass_rate: float | None = None
 
     @property
     def are_desirable(self) -> tuple[bool, ...]:
@@ -113,7 +116,7 @@ def windows(example: Example, tokens: int) -> list[Example]:
         return [example]
     pieces = [row.ids[start : start + tokens] for start in range(0, len(row) - 1, tokens - 1)]
     rows = [TokenRow.from_prompt_response(ids[:1], ids[1:]) for ids in pieces]
-    return [Example(f"{example.id}[{number}]", (piece,)) for number, piece in enumerate(rows)]
+    return [replace(example, id=f"{example.id}[{number}]", rows=(piece,)) for number, piece in enumerate(rows)]
 
 
 def pair(renderer: Renderer, row: Mapping[str, Any]) -> Example:
@@ -160,14 +163,22 @@ def read_examples(
             f"{data} has no {table}/{split}.parquet: this stage trains on the '{table}' table, which the prepare_data stage "
             f"makes from {MADE_BY[table]}; set one of them and run prepare_data again"
         )
-    return render_rows(table, read_table(table, path).to_pylist(), render, max_refused_fraction)
+
+    def rendered(row: Mapping[str, Any]) -> Example:
+        return replace(render(row), source=row["source"] or "", pass_rate=row["pass_rate"])
+
+    return render_rows(table, read_table(table, path).to_pylist(), rendered, max_refused_fraction)
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """sha256 of ids, tokens, targets, weights, margins and judgements: changes with the table, the template and the tokenizer."""
+    """sha256 of ids, tokens, targets, weights, margins, judgements and what an order hangs on.
+
+    It changes with the table, the template and the tokenizer.
+    """
     sha = hashlib.sha256()
     for example in examples:
-        sha.update(json.dumps([example.id, [len(row) for row in example.rows], example.margin, example.desirable]).encode())
+        facts = [example.margin, example.desirable, example.source, example.pass_rate]
+        sha.update(json.dumps([example.id, [len(row) for row in example.rows], *facts]).encode())
         for row in example.rows:
             sha.update(array("q", row.ids))
             sha.update(bytes(row.is_target))

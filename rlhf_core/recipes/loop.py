@@ -98,7 +98,7 @@ class Trainer:
         try:
             for step in range(done, self.cursor.total_steps):
                 if step and _due(step, self.job.config.eval_every_steps):
-                    self.best.see(step, self._evaluate(step))
+                    self.best.see(step, self._evaluate(step), self.engine.save_final)
                     if self.best.is_over:
                         return self._ended_early(step)
                 stop_if_requested(self.engine, self.job.resume)
@@ -107,17 +107,14 @@ class Trainer:
                 if _due(done, self.job.config.checkpoint_every_steps):
                     self._save(done)
             last = self._evaluate(done)
-            self.best.see(done, last)
+            self.best.see(done, last, self.engine.save_final)
             return self.best.metrics or last
         except PreemptedError:
             self._save(done)
             raise
 
     def _ended_early(self, step: int) -> dict[str, float]:
-        name, patience = self.job.config.keep_best, self.job.config.patience
-        self._progress(
-            step, f"ended after step {step}: {name} was no better than at step {self.best.step} in {patience} passes in a row"
-        )
+        self._progress(step, f"ended after step {step}: {self.best.why_over}")
         return self.best.metrics
 
     def _train(self, step: int, pace: Pace) -> None:
@@ -160,13 +157,13 @@ class Trainer:
         return shares["loss"]
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Means over the validation split, each named eval_*; empty without one."""
+        """Means over the validation split, of the weights that would stay, each named eval_*; empty without one."""
         if not self.splits.validation:
             return {}
         totals, sums = self.totals(self.splits.validation), Sums()
         parts = self._parts(self.splits.validation)
         pace = Pace()
-        with self.engine.evaluating():
+        with self.engine.averaged(), self.engine.evaluating():
             for number, part in enumerate(parts, start=1):
                 stop_if_requested(self.engine, self.job.resume)
                 self._forward(part, totals, sums)
@@ -216,7 +213,7 @@ class Trainer:
     @cached_property
     def best(self) -> Best:
         """The best step so far."""
-        return Best(self.job, self.engine)
+        return Best(self.job.config, self.job.resume)
 
     @cached_property
     def _seen(self) -> list[int]:

@@ -23,6 +23,7 @@ from rlhf_core.objectives.preference import Pairs
 from rlhf_core.recipes.cursor import plan_cursor
 from rlhf_core.recipes.examples import Example, Splits, judged_answer, pair
 from rlhf_core.recipes.job import TrainingJob
+from rlhf_core.recipes.judgements import check_both_kinds
 from rlhf_core.recipes.kto import kto_shares, kto_totals
 from rlhf_core.recipes.loop import Totals, Trainer
 from rlhf_core.recipes.reference import with_reference_logps
@@ -38,7 +39,7 @@ def train_preference(job: TrainingJob[PreferenceConfig]) -> None:
     config = job.config
     tokenizer = check_and_load_tokenizer(job)
     splits = _examples(job, Renderer(tokenizer))
-    cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
+    cursor = plan_cursor(config, splits.train, job.seed)
 
     policy = load_trainable(job, load_lm)
     engine = start_engine(job, PolicyModule(policy, config.engine.packing), cursor.total_steps)
@@ -58,6 +59,7 @@ def _examples(job: TrainingJob[PreferenceConfig], renderer: Renderer) -> Splits:
     pairs, answers = job.data / "preference", job.data / "unpaired"
     if job.config.row.learns_from == "pairs" or not answers.is_dir():
         return load_examples(job, "preference", partial(pair, renderer))
+    check_both_kinds(job.data)
     alone = load_examples(job, "unpaired", partial(judged_answer, renderer))
     if not pairs.is_dir():
         return alone

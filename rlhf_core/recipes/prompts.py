@@ -16,7 +16,6 @@ from rlhf_core.batching.chat_template import Message
 from rlhf_core.batching.refused import named, render_rows
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.events import EventLog
-from rlhf_core.recipes.cursor import epoch_order
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rollout.base import Generation
 from rlhf_core.settings.own_answers import SampleConfig
@@ -26,7 +25,7 @@ from rlhf_core.settings.training import TrainingConfig
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One row of the prompts table with the token ids that the sampler is given; `columns` are further ones of its source.
+    """One row of the prompts table with the token ids that the sampler is given; `columns` are further ones of its `source`.
 
     `tools` are those that it may call, as the table has them.
     """
@@ -37,6 +36,18 @@ class Prompt:
     ids: list[int]
     columns: Mapping[str, Any] = field(default_factory=dict)
     tools: str | None = None
+    source: str = ""
+
+    @property
+    def length_tokens(self) -> int:
+        """Its own tokens; nobody knows those of its answers."""
+        return len(self.ids)
+
+    @property
+    def pass_rate(self) -> float | None:
+        """The share of tries that got it right, where it has a column for that."""
+        rate = self.columns.get("pass_rate")
+        return float(rate) if isinstance(rate, (int, float)) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,7 @@ def read_prompts(data: Path, limits: Limits, events: EventLog, renderer: Rendere
     def render(row: Mapping[str, Any]) -> Prompt:
         messages = messages_of(row, "prompt")
         ids = renderer.prompt_ids(messages, tools_of(row))
-        return Prompt(row["id"], messages, row["label"], ids, extra_of(row), row.get("tools"))
+        return Prompt(row["id"], messages, row["label"], ids, extra_of(row), row.get("tools"), row["source"])
 
     prompts, refused = render_rows("prompts", table, render, limits.max_dropped_fraction)
     if refused:
@@ -92,18 +103,9 @@ def read_prompts(data: Path, limits: Limits, events: EventLog, renderer: Rendere
     return kept
 
 
-def prompts_at(prompts: Sequence[Prompt], first: int, count: int, seed: int) -> list[Prompt]:
-    """`count` prompts from place `first` of a stream on: seeded epochs one after the other, each prompt exactly once in each.
-
-    A pure function of the place, so a resumed run that knows its place goes on where the first one stopped.
-    """
-    places = [divmod(position, len(prompts)) for position in range(first, first + count)]
-    return [prompts[epoch_order(len(prompts), seed, epoch)[place]] for epoch, place in places]
-
-
 def digest(prompts: Sequence[Prompt]) -> str:
-    """sha256 of ids, tokens, labels and further columns: changes with the table, the template and the tokenizer."""
-    return hashlib.sha256(json.dumps([(p.id, p.ids, p.label, dict(p.columns)) for p in prompts]).encode()).hexdigest()
+    """sha256 of ids, tokens, labels, sources and further columns: changes with the table, the template and the tokenizer."""
+    return hashlib.sha256(json.dumps([(p.id, p.ids, p.label, p.source, dict(p.columns)) for p in prompts]).encode()).hexdigest()
 
 
 def scored_response(prompt: Prompt, generation: Generation, tokenizer: Any, step: int = 0) -> ScoredResponse:

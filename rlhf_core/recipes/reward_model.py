@@ -36,7 +36,7 @@ def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:
     config = job.config
     tokenizer = check_and_load_tokenizer(job)
     splits = _examples(job, Renderer(tokenizer))
-    cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
+    cursor = plan_cursor(config, splits.train, job.seed)
 
     scorer = load_trainable(job, partial(load_scorer, new_head=True))
     engine = start_engine(job, ScoreModule(scorer, config.engine.packing), cursor.total_steps)

@@ -97,6 +97,7 @@ _WHY: Mapping[SampledTable, str] = {
     "preference": "no prompt has two answers that ended and differ by more than min_margin; raise samples_per_prompt, lower "
     "min_margin, or look at the reward",
     "unpaired": "no answer ended; raise rollout.max_new_tokens",
+    "prompts": "there were none",
 }
 
 
@@ -208,6 +209,9 @@ def _rows(job: SampleJob, judged: Sequence[Judged]) -> Iterator[dict[str, Any]]:
     settings = job.settings
     for each in judged:
         prompt, answers = each.prompt, [answer for answer in each.answers if answer is not None]
+        if job.table == "prompts":
+            yield _with_pass_rate(prompt, sum(_is_good(settings, value) for value, _ in answers) / len(each.answers))
+            continue
         if not answers:
             continue
         # The first of equals, so that the choice does not hang on how sorting goes.
@@ -219,17 +223,28 @@ def _rows(job: SampleJob, judged: Sequence[Judged]) -> Iterator[dict[str, Any]]:
             pair = {"chosen": [_turn(best[1])], "rejected": [_turn(worst[1])], "margin": best[0] - worst[0]}
             yield _packed({"id": prompt.id, "prompt": asked, **pair}, prompt)
         elif job.table == "unpaired":
-            assert settings.min_reward is not None, "the settings say so"
             for number, (value, text) in enumerate(answers):
-                good = value >= settings.min_reward
+                good = _is_good(settings, value)
                 row = {"id": f"{prompt.id}-{number}", "prompt": asked, "response": [_turn(text)], "desirable": good}
                 yield _packed(row, prompt)
 
 
+def _is_good(settings: SampleSettings, value: float) -> bool:
+    assert settings.min_reward is not None, "the settings say so"
+    return value >= settings.min_reward
+
+
+def _with_pass_rate(prompt: Prompt, rate: float) -> dict[str, Any]:
+    """A row of the prompts table, as it was, with the share of its answers that were good; one that was cut is none."""
+    extra = json.dumps({**prompt.columns, "pass_rate": rate})
+    row = {"id": prompt.id, "prompt": [dict(message) for message in prompt.messages], "label": prompt.label}
+    return _packed({**row, "extra": extra}, prompt)
+
+
 def _packed(row: dict[str, Any], prompt: Prompt) -> dict[str, Any]:
-    """A row of a table, with what the prompt's turns hold beside role and text, and its tools."""
+    """A row of a table, with what the prompt's turns hold beside role and text, its tools and its source."""
     pack_turns(row)
-    return {**row, "tools": prompt.tools}
+    return {**row, "tools": prompt.tools, "source": prompt.source}
 
 
 def _turn(text: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ def train_sft(job: TrainingJob[SftConfig]) -> None:
     config = job.config
     tokenizer = check_and_load_tokenizer(job)
     splits = sft_examples(job, Renderer(tokenizer))
-    cursor = plan_cursor(len(splits.train), config.batch_size, config.epochs, config.max_steps, job.seed)
+    cursor = plan_cursor(config, splits.train, job.seed)
 
     policy = load_trainable(job, load_lm)
     module = PolicyModule(policy, config.engine.packing)

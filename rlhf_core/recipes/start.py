@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -11,7 +10,6 @@ import torch
 
 from rlhf_core.batching.refused import named
 from rlhf_core.device import placed
-from rlhf_core.engine.checkpoint import MANIFEST_NAME
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.engine.rehearsal import rehearse_convert
 from rlhf_core.models.folder import check_model_folder
@@ -19,7 +17,7 @@ from rlhf_core.models.load import load_tokenizer
 from rlhf_core.models.lora import add_lora
 from rlhf_core.models.modules import LanguageModule, ScoreModule
 from rlhf_core.precision import Dtype
-from rlhf_core.recipes.best import kept_weights
+from rlhf_core.recipes.best import kept_weights, take_kept
 from rlhf_core.recipes.examples import Example, Splits, TrainingTable, keep_fitting, read_examples
 from rlhf_core.recipes.job import TrainingJob
 
@@ -82,7 +80,10 @@ def load_trainable(job: TrainingJob[Any], load: LoadModel) -> Any:
 
 def start_engine(job: TrainingJob[Any], module: LanguageModule | ScoreModule, total_steps: int) -> TrainingEngine:
     """The engine that trains `module`, once it is seen that it can be converted; says what is not as usual about its batches."""
-    engine = TrainingEngine(module, optimizer=job.config.optimizer, engine=job.config.engine, total_steps=total_steps)
+    config = job.config
+    engine = TrainingEngine(
+        module, optimizer=config.optimizer, engine=config.engine, total_steps=total_steps, ema_decay=config.ema_decay
+    )
     if engine.rank == 0:
         for note in module.layouts.notes:
             job.events.warn_once(note)
@@ -100,7 +101,7 @@ def finish(job: TrainingJob[Any], engine: TrainingEngine, splits: Splits, facts:
     if engine.rank:
         return
     if best is not None:
-        shutil.copytree(best, job.output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_NAME))
+        take_kept(best, job.output)
     if splits.n_dropped:
         limit = job.config.max_length_tokens
         job.events.warn(f"{splits.n_dropped} rows longer than max_length_tokens={limit} were dropped")

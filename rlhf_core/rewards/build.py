@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.rewards.base import Scorer
@@ -46,18 +47,22 @@ def _scorer(
         return ProceduresScorer()
     if reward_model is None:
         raise ConfigError(
-            "rewards: kind 'reward_model' needs a reward model, and this run has none: add the reward_model stage, or use another kind"
+            f"rewards: kind '{source.kind}' needs a reward model, and this run has none: add the reward_model stage, or use another kind"
         )
     # Only here, so that a run without a reward model does not load torch models in this process.
+    from rlhf_core.rewards.process_reward_model import ProcessScorer
     from rlhf_core.rewards.reward_model import RewardModelScorer
 
-    return RewardModelScorer(
-        reward_model,
-        policy_model,
-        dtype=engine.precision,
-        attention=engine.attention,
-        micro_batch_tokens=engine.micro_batch_tokens,
-        packing=engine.packing,
-        gpus=engine.gpus_per_rank,
-        trust_remote_code=trust_remote_code,
-    )
+    loading: dict[str, Any] = {
+        "dtype": engine.precision,
+        "attention": engine.attention,
+        "micro_batch_tokens": engine.micro_batch_tokens,
+        "packing": engine.packing,
+        "gpus": engine.gpus_per_rank,
+        "trust_remote_code": trust_remote_code,
+    }
+    if source.kind == "process_reward_model":
+        return ProcessScorer(
+            reward_model, policy_model, of_steps=source.of_steps or "each", separator=source.step_separator or "\n\n", **loading
+        )
+    return RewardModelScorer(reward_model, policy_model, **loading)

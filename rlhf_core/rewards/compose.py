@@ -114,9 +114,10 @@ class ComposedReward:
         """Lines for people on how the sources work, from those that have any."""
         return tuple(note for _, scorer, _ in self._sources for note in getattr(scorer, "notes", ()))
 
-    def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
+    def score(self, responses: Sequence[ScoredResponse], *, is_learnt: bool = True) -> Rewards:
         """Ask every source, one that may answer at the next try again and again.
 
+        What is not learnt from is put on no scale: its sums are those of the numbers that sources gave.
         Raises `TransientRewardError` for one that still does not, `InfiniteRewardError` for an infinite number.
         """
         by_source: dict[str, Sequence[float | None]] = {}
@@ -135,7 +136,7 @@ class ComposedReward:
             if scale.weighing.final_weight is not None:
                 metrics[f"{name}/weight"] = [weight] * len(responses)
         prompt_ids = [response.prompt_id for response in responses]
-        scaled = {name: scale(by_source[name], prompt_ids) for name, _, scale in self._sources}
+        scaled = {name: scale(by_source[name], prompt_ids) for name, _, scale in self._sources} if is_learnt else by_source
         totals = [_sum({name: values[i] for name, values in scaled.items()}, weights) for i in range(len(responses))]
         running = {
             name: (scale.running.count, scale.running.mean, scale.running.squares)

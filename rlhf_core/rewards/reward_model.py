@@ -55,7 +55,6 @@ class RewardModelScorer:
         notes: tuple[str, ...] = self._module.layouts.notes
         return notes
 
-    @torch.inference_mode()
     def score(
         self, responses: Sequence[ScoredResponse], tell: Callable[[int, int], None] = lambda done, total: None
     ) -> list[float]:
@@ -64,16 +63,22 @@ class RewardModelScorer:
         Raises `DivergedError` for a score that is not finite.
         """
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
+        return [value for [value] in self._values(rows, tell, per_target=False)]
+
+    @torch.inference_mode()
+    def _values(self, rows: Sequence[TokenRow], tell: Callable[[int, int], None], *, per_target: bool) -> list[list[float]]:
+        """The raw score of each row at its last token, or with `per_target` one at each of its targets."""
         layouts = self._module.layouts
         [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
-        scores = [0.0] * len(rows)
+        values: list[list[float]] = [[] for _ in rows]
         for done, indices in enumerate(plan):
             tell(done, len(plan))
             part = [rows[i] for i in indices]
             batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(self._device)
-            for i, value in zip(indices, _checked(self._module(batch).float()).tolist(), strict=True):
-                scores[i] = value
-        return scores
+            scores = _checked(self._module(batch, per_token=per_target, at_targets=per_target).float()).view(len(part), -1)
+            for i, found in zip(indices, scores.tolist(), strict=True):
+                values[i] = found[: rows[i].n_targets if per_target else 1]
+        return values
 
 
 def _checked(scores: Tensor) -> Tensor:

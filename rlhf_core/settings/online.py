@@ -60,6 +60,15 @@ class GateSettings(Settings):
     )
 
 
+class EvaluationSettings(Settings):
+    """How the policy is measured on the way, where `eval_every_steps` says so: on prompts of the validation split."""
+
+    max_prompts: int = Field(32, ge=1, description="Prompts that are answered, drawn by seed")
+    greedy: bool = Field(
+        True, description="Likeliest answers, which differ between evaluations by the weights alone; false: sampled"
+    )
+
+
 class OnlineConfig(MethodConfig[OnlineMethod]):
     """Online training: sample, score, compute advantages, update, send the weights to the sampler."""
 
@@ -143,6 +152,7 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     )
     correction_low: float = Field(0.0, ge=0.0, lt=1.0, description="Lower bound of the correction's weights")
     correction_high: float = Field(2.0, gt=1.0, description="Upper bound of the correction's weights")
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="Measuring on the way")
     gates: GateSettings = Field(default_factory=GateSettings, description="Signs that a run goes wrong")
 
     @model_validator(mode="after")
@@ -161,6 +171,14 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     def _something_says_what_responses_are_worth(self) -> OnlineConfig:
         if not self.rewards and not self.has_teacher:
             raise ValueError(f"rewards=[] with method '{self.method}', which learns from them: give at least one")
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_is_measured(self) -> OnlineConfig:
+        if self.keep_best is not None and not self.keep_best.startswith("eval_reward"):
+            raise ValueError(
+                f"keep_best='{self.keep_best}' is not measured online: 'eval_reward', or 'eval_reward/NAME' of one of the rewards"
+            )
         return self
 
     @model_validator(mode="after")

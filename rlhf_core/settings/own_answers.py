@@ -11,7 +11,7 @@ from rlhf_core.settings.preference import PreferenceConfig
 from rlhf_core.settings.rollout import RewardSource, RolloutSettings
 from rlhf_core.settings.training import EngineSettings
 
-SampledTable = Literal["sft", "preference", "unpaired"]
+SampledTable = Literal["sft", "preference", "unpaired", "prompts"]
 
 
 class SampleSettings(Settings):
@@ -39,7 +39,8 @@ class SampleConfig(SampleSettings):
 
     table: SampledTable = Field(
         "sft",
-        description="sft: the best answer to each prompt; preference: the best and the worst; unpaired: each, by min_reward",
+        description="sft: the best answer to each prompt; preference: the best and the worst; unpaired: each, by min_reward; prompts: the prompts themselves, with the share of their answers worth "
+        "min_reward as pass_rate",
     )
     engine: EngineSettings = Field(default_factory=EngineSettings, description="Precision and GPUs of sampling and judging")
     max_length_tokens: int = Field(1024, ge=8, description="Longest prompt and answer together")
@@ -77,5 +78,5 @@ def check_table(settings: SampleSettings, table: SampledTable) -> None:
         raise ValueError(
             f"samples_per_prompt={settings.samples_per_prompt} for pairs: the best and the worst of a prompt's answers are taken, so at least 2"
         )
-    if table == "unpaired" and settings.min_reward is None:
-        raise ValueError("min_reward=null for the table 'unpaired': say from which reward on an answer is a good one")
+    if table in ("unpaired", "prompts") and settings.min_reward is None:
+        raise ValueError(f"min_reward=null for the table '{table}': say from which reward on an answer is a good one")

@@ -46,8 +46,9 @@ class RolloutCorrection(str, Enum):
 class RewardSource(Settings):
     """One source of reward."""
 
-    kind: Literal["reward_model", "procedures", "python"] = Field(
-        description="reward_model: the trained scorer; procedures: the checker; python: a function"
+    kind: Literal["reward_model", "process_reward_model", "procedures", "python"] = Field(
+        description="reward_model: the trained scorer; process_reward_model: one trained on judged steps; procedures: the checker; "
+        "python: a function"
     )
     weight: float = Field(1.0, description="Factor in the weighted sum")
     final_weight: float | None = Field(
@@ -64,6 +65,29 @@ class RewardSource(Settings):
         "rewards. Returns for each response a number, a dict with a score, None where it does not apply, or NaN where it failed on "
         "that one: docs/rewards.md",
     )
+
+    of_steps: Literal["each", "min", "mean", "last"] | None = Field(
+        None,
+        description="What a process_reward_model gives: each (null: that): every step earns 2 p - 1 at its last token, p being how "
+        "likely it is right; min, mean, last: the answer earns that of its steps' p",
+    )
+    step_separator: str | None = Field(
+        None, min_length=1, description="What ends a step, for a process_reward_model; null: an empty line"
+    )
+
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether it is the reward model of the entry that scores."""
+        return self.kind in ("reward_model", "process_reward_model")
+
+    @model_validator(mode="after")
+    def _steps_iff_process(self) -> RewardSource:
+        for name in ("of_steps", "step_separator"):
+            if getattr(self, name) is not None and self.kind != "process_reward_model":
+                raise ValueError(
+                    f"rewards: {name}={getattr(self, name)!r} with kind '{self.kind}': only process_reward_model reads it; leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _function_iff_python(self) -> RewardSource:

@@ -104,12 +104,41 @@ class EngineSettings(Settings):
         return self
 
 
+class OrderSettings(Settings):
+    """How often rows come, and in which order. Sources are named as the table's column `source` has them: a file's or dataset's name."""
+
+    source_weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        default_factory=dict,
+        description="How much oftener a source's rows come than those of others; 1 where not named, 0: never",
+    )
+    temperature: float = Field(
+        1.0, gt=0.0, description="Sources have shares (weight x rows)^(1 / temperature): above 1 small ones come oftener"
+    )
+    curriculum: Literal["none", "length", "pass_rate"] = Field(
+        "none",
+        description="The first pass goes from short to long (length), or from the highest to the lowest column pass_rate; none: shuffled",
+    )
+
+    @property
+    def mixes_nothing(self) -> bool:
+        """Whether every row comes equally often."""
+        return self.temperature == 1.0 and set(self.source_weights.values()) <= {1.0}
+
+
 class TrainingConfig(Settings):
     """What every training stage has in common."""
 
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Adapters")
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings, description="Optimizer and schedule")
     engine: EngineSettings = Field(default_factory=EngineSettings, description="Hardware layout")
+    order: OrderSettings = Field(default_factory=OrderSettings, description="Mixing of sources, and curriculum")
+    ema_decay: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Share of an exponential moving average of the weights that an optimizer step keeps (less in the first steps): the "
+        "average is what is measured on the way and what is saved; null: the weights themselves",
+    )
     max_length_tokens: int = Field(
         1024, ge=8, description="Longest sequence (prompt and response); longer rows are handled by `overlong`"
     )
@@ -121,31 +150,21 @@ class TrainingConfig(Settings):
         description="Share of rows that are too long, and share that the chat template cannot render, above which the stage stops "
         "(exit 11)",
     )
-    checkpoint_every_steps: int = operational(20, "Steps between checkpoints to resume from; 0 keeps only the final one", ge=0)
-    stall_after_s: float = operational(1800.0, "Seconds without an event after which the stage counts as hung", gt=0)
-
-
-OwnSettings = dict[str, bool | int | float | str]
-
-
-class TableConfig(TrainingConfig):
-    """What training on a table has in common: how long it goes, what it is measured by on the way, and which step's weights stay."""
-
-    batch_size: int = Field(8, ge=1, description="Conversations, pairs or judged answers an optimizer step, over all ranks")
-    epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
-    max_samples: int | None = Field(None, ge=1, description="Rows of the training split that are used, drawn by seed; null: all")
-    eval_every_steps: int = Field(0, ge=0, description="Steps between passes over the validation split; 0: only at the end")
+    eval_every_steps: int = Field(
+        0, ge=0, description="Steps between evaluations on the validation split; 0: only at the end, and of online training none"
+    )
     keep_best: str | None = Field(
         None,
         description="Metric of the validation split by which the best step's weights are kept: eval_loss (the lower the better), "
-        "eval_accuracy, eval_margin (the higher); null: the last step's are",
+        "eval_accuracy, eval_margin, eval_reward (the higher); null: the last step's are",
     )
     patience: int | None = Field(
         None,
         ge=1,
-        description="Passes over the validation split without a better keep_best after which training ends; null: never",
+        description="Evaluations without a better keep_best after which training ends; null: never",
     )
+    checkpoint_every_steps: int = operational(20, "Steps between checkpoints to resume from; 0 keeps only the final one", ge=0)
+    stall_after_s: float = operational(1800.0, "Seconds without an event after which the stage counts as hung", gt=0)
 
     @model_validator(mode="after")
     def _the_best_is_looked_for(self) -> Self:
@@ -158,6 +177,18 @@ class TableConfig(TrainingConfig):
         if self.patience is not None and self.keep_best is None:
             raise ValueError(f"patience={self.patience} without keep_best: say by which metric it is judged")
         return self
+
+
+OwnSettings = dict[str, bool | int | float | str]
+
+
+class TableConfig(TrainingConfig):
+    """What training on a table has in common: how long it goes."""
+
+    batch_size: int = Field(8, ge=1, description="Conversations, pairs or judged answers an optimizer step, over all ranks")
+    epochs: float = Field(1.0, gt=0.0, description="Passes over the table; ignored when max_steps is set")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; null derives them from epochs")
+    max_samples: int | None = Field(None, ge=1, description="Rows of the training split that are used, drawn by seed; null: all")
 
 
 class MethodConfig(TrainingConfig, Generic[RowT]):

@@ -294,8 +294,23 @@ def read(tmp_path: Path, table: TableName, rows: list[Row], **options: Any) -> R
 )
 def test_records_become_rows_that_fit_the_table(tmp_path: Path, table: TableName, row: Row, expected: Row) -> None:
     (made,) = read(tmp_path, table, [row]).rows
-    assert {k: v for k, v in made.items() if k != "id"} == expected
+    assert {k: v for k, v in made.items() if k != "id"} == {**expected, "source": "rows.jsonl"}
     validate_table(table, to_table(table, [made]), where="test")
+
+
+@pytest.mark.parametrize("table", ["sft", "preference", "unpaired"])
+def test_a_rows_pass_rate_is_kept_and_makes_no_other_row(tmp_path: Path, table: TableName) -> None:
+    row = {"prompt": "Why?", "response": "a", "chosen": "a", "rejected": "b", "desirable": True}
+    row = {
+        name: row[name]
+        for name in {"sft": ("prompt", "response"), "preference": ("prompt", "chosen", "rejected")}.get(
+            table, ("prompt", "response", "desirable")
+        )
+    }
+    (plain,), (rated,) = (read(tmp_path, table, [made]).rows for made in (row, {**row, "pass_rate": "0.25"}))
+    assert rated == {**plain, "pass_rate": 0.25}
+    with pytest.raises(DataError, match="'pass_rate' is 'often', expected a finite number"):
+        read(tmp_path, table, [{**row, "pass_rate": "often"}])
 
 
 @pytest.mark.parametrize(

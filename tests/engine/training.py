@@ -32,6 +32,7 @@ class Run:
     lora: LoraSettings | None = None
     micro_batches: int = 1
     optimizer: OptimizerSettings = OPTIMIZER
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def start(run: Run) -> TrainingEngine:
     torch.manual_seed(0)
     if run.lora is not None:
         add_lora(model, run.lora)
-    return TrainingEngine(PolicyModule(model), optimizer=run.optimizer, engine=run.engine, total_steps=STEPS)
+    return TrainingEngine(
+        PolicyModule(model), optimizer=run.optimizer, engine=run.engine, total_steps=STEPS, ema_decay=run.ema_decay
+    )
 
 
 def step(engine: TrainingEngine, run: Run, rows: Sequence[TokenRow]) -> tuple[float, StepStats]:

@@ -38,7 +38,7 @@ class SlowActor:
 
     version = 0
 
-    def weights(self, dtype: str) -> None:
+    def weights(self, dtype: str, averaged: bool) -> None:
         return None
 
     def update_weights(self, weights: None, version: int) -> None:

@@ -13,8 +13,10 @@ from rlhf_core.events import EventLog
 from rlhf_core.recipes.online.alarms import Alarms, conditions
 from rlhf_core.recipes.online.rollouts import mini_batch_plan
 from rlhf_core.recipes.online.targets import Targets, compute_targets
-from rlhf_core.recipes.prompts import Prompt, prompts_at
+from rlhf_core.recipes.prompts import Prompt
+from rlhf_core.recipes.row_order import RowOrder
 from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.training import OrderSettings
 
 MASK = torch.tensor([[1.0, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]])
 LOGPROBS = -torch.tensor([[1.0, 2, 3], [4, 9, 9], [5, 6, 9], [7, 8, 9]])
@@ -98,11 +100,13 @@ def test_score_clip_bounds_what_advantages_see() -> None:
 
 def test_every_prompt_comes_exactly_once_an_epoch() -> None:
     prompts = [Prompt(str(i), [], None, [i]) for i in range(7)]
-    seen = [prompt.id for step in range(7) for prompt in prompts_at(prompts, 3 * step, 3, seed=5)]
+    stream = RowOrder(OrderSettings(), prompts, 5, n_seen=21)
+    seen = [prompts[i].id for step in range(7) for i in stream.at(3 * step, 3)]
     for epoch in range(3):
         assert Counter(seen[7 * epoch : 7 * epoch + 7]) == Counter(p.id for p in prompts)
     assert seen[:7] != seen[7:14]
-    assert seen != [prompt.id for step in range(7) for prompt in prompts_at(prompts, 3 * step, 3, seed=6)]
+    other = RowOrder(OrderSettings(), prompts, 6, n_seen=21)
+    assert seen != [prompts[i].id for step in range(7) for i in other.at(3 * step, 3)]
 
 
 @pytest.mark.parametrize(("passes", "mini_batches"), [(1, 1), (2, 1), (1, 4), (3, 2)])

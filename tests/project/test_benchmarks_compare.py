@@ -22,6 +22,7 @@ from rlhf_core.batching.templates import Renderer
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.cursor import plan_cursor
 from rlhf_core.recipes.examples import conversation, read_examples
+from rlhf_core.settings.supervised import SftConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEED = 7
@@ -39,7 +40,7 @@ def test_our_recipes_meet_the_rows_in_the_peers_order(tmp_path: Path) -> None:
     work.write("sft", QUICK.shape, [[maker.sft(3 + s + i) for i in range(4)] for s in range(3)], SEED)
     renderer = Renderer(load_tokenizer(work.model))
     examples = read_examples(work.data, "sft", "train", lambda row: conversation(renderer, row))[0]
-    cursor = plan_cursor(len(examples), 4, 1.0, None, SEED)
+    cursor = plan_cursor(SftConfig(batch_size=4), examples, SEED)
     for step, rows in enumerate(work.steps()):
         ours = [examples[i].rows[0] for i in cursor.batch(step)]
         assert [row.ids for row in ours] == [row["input_ids"] for row in rows]

@@ -110,13 +110,11 @@ def test_a_metric_that_is_not_measured_is_named(model: Path, data: Path, tmp_pat
         train_sft(steep_job(model, bare, tmp_path / "none"))
 
 
-def test_more_is_better_but_of_losses(model: Path, data: Path, tmp_path: Path) -> None:
-    class Engine:
-        def save_final(self, folder: Path) -> None:
-            folder.joinpath("weights").write_text("")
+def test_more_is_better_but_of_losses(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        folder.joinpath("weights").write_text("")
 
-    run = job(sft_config(keep_best="eval_accuracy", eval_every_steps=1), model, data, tmp_path)
-    best = Best(run, Engine())  # type: ignore[arg-type]
+    best = Best(sft_config(keep_best="eval_accuracy", eval_every_steps=1), tmp_path)
     for step, accuracy in enumerate([0.5, 0.7, 0.6, 0.7]):
-        best.see(step, {"eval_accuracy": accuracy})
+        best.see(step, {"eval_accuracy": accuracy}, write)
     assert (best.step, best.worse) == (1, 2)

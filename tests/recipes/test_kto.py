@@ -140,6 +140,20 @@ def test_without_pairs_and_answers_the_table_is_named(models: Models, tmp_path: 
         trained(models, tmp_path / "nothing", tmp_path, method="kto")
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_answers_of_one_kind_alone_are_refused(good: bool, models: Models, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    rows = [{**answer_row(n), "desirable": good} for n in range(6)]
+    write_table("unpaired", to_table("unpaired", rows), data / "unpaired" / "train.parquet")
+    with pytest.raises(
+        DataError, match=rf"all 6 answers are {'' if good else 'un'}desirable, .*add {'un' if good else ''}desirable"
+    ):
+        trained(models, data, tmp_path, method="kto")
+    # Pairs have both kinds.
+    write_data(data)
+    trained(models, data, tmp_path / "with_pairs", method="kto", max_steps=1)
+
+
 def test_the_cut_into_micro_batches_changes_nothing(models: Models, data: Path, tmp_path: Path) -> None:
     whole, cut = (
         trained(models, data, tmp_path / str(n), batch_size=8, optimizer=SMOOTH, engine=engine(micro_batch_tokens=n), **RISING)

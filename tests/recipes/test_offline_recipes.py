@@ -17,13 +17,14 @@ from rlhf_core.engine.checkpoint import latest_checkpoint
 from rlhf_core.methods.preference import PREFERENCE
 from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
-from rlhf_core.recipes.cursor import DataCursor
+from rlhf_core.recipes.examples import Example
 from rlhf_core.recipes.loop import BAD_BATCH_NAME
 from rlhf_core.recipes.preference import train_preference
 from rlhf_core.recipes.reward_model import train_reward_model
+from rlhf_core.recipes.row_order import RowOrder
 from rlhf_core.recipes.sft import train_sft
 from rlhf_core.settings.models import ConvertConfig
-from rlhf_core.settings.training import OptimizerSettings
+from rlhf_core.settings.training import OptimizerSettings, OrderSettings
 from tests.recipes.small_jobs import (
     FULL,
     curve,
@@ -234,16 +235,16 @@ def test_margins_of_the_table_enter_the_reward_loss(models: Models, data: Path, 
 
 def test_a_batch_with_nan_stops_the_run_and_is_kept(data: Path, tmp_path: Path) -> None:
     model = _poisoned(tiny_model(tmp_path, "qwen3"), token="@")
-    cursor = DataCursor(10, 4, seed=3, total_steps=6)
-    poisoned = cursor.batch(2)[1]
     write_data(tmp_path / "data")
+    batch = RowOrder(OrderSettings(), [Example(str(i), ()) for i in range(10)], 3, 24).epoch(0)[8:]
+    poisoned = batch[1]
     _replace_answer(tmp_path / "data", poisoned, "write to me @ home")
     run = job(sft_config(checkpoint_every_steps=1), model, tmp_path / "data", tmp_path / "run")
     with pytest.raises(DivergedError, match="step 3 is nan"):
         train_sft(run)
     kept = json.loads((run.resume / BAD_BATCH_NAME).read_text())
     assert kept["step"] == 3
-    assert [example["id"] for example in kept["examples"]] == [f"row{i}" for i in cursor.batch(2)]
+    assert [example["id"] for example in kept["examples"]] == [f"row{i}" for i in batch]
     assert all(len(row["ids"]) == len(row["is_target"]) for example in kept["examples"] for row in example["rows"])
     assert latest_checkpoint(run.resume) == run.resume / "step_00000002"
     assert not any(run.output.iterdir())

@@ -15,7 +15,7 @@ from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.sampler import Sampler
 
 # What the state in a checkpoint looks like.
-FORMAT = 3
+FORMAT = 4
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,9 @@ class Kept(Protocol):
 class Checkpoints:
     """How many rounds are `done`, and their state in the resume folder: saved now and then, and when the run ends early."""
 
-    def __init__(self, job: OnlineJob, trained: dict[str, Group], sampler: Sampler, prompts_sha256: str, **parts: Kept) -> None:
+    def __init__(
+        self, job: OnlineJob, trained: dict[str, Group], sampler: Sampler, prompts_sha256: str, parts: Mapping[str, Kept]
+    ) -> None:
         self.done = 0
         self._job, self._trained, self._sampler = job, trained, sampler
         self._parts: dict[str, Kept] = {"sampler": sampler, **parts}

@@ -18,8 +18,10 @@ from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import Call, wait
 from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.load import load_tokenizer, same_tokens
+from rlhf_core.recipes.best import take_kept
 from rlhf_core.recipes.online.alarms import Alarms, check_rewards, conditions
-from rlhf_core.recipes.online.checkpoints import Checkpoints
+from rlhf_core.recipes.online.checkpoints import Checkpoints, Kept
+from rlhf_core.recipes.online.evaluation import Evaluation, read_validation_prompts
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
 from rlhf_core.recipes.online.losses import LOGPROBS, VALUES, ResponseValues
@@ -49,8 +51,9 @@ def run_online(job: OnlineJob) -> None:
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     renderer = Renderer(tokenizer)
     prompts = read_prompts(job.data, Limits.of(job.config, job.config.rollout), job.events, renderer)
+    validation = read_validation_prompts(job, renderer)
     with start_workers(job, tokenizer.pad_token_id) as workers:
-        OnlineRun(job, workers, renderer, prompts).train()
+        OnlineRun(job, workers, renderer, prompts, validation).train()
 
 
 def check_job(job: OnlineJob) -> None:
@@ -79,9 +82,9 @@ def check_job(job: OnlineJob) -> None:
             if job.teacher
             else f"method '{config.method}' needs a teacher, and this run has none: name one as the input 'teacher'"
         )
-    if any(source.kind == "reward_model" for source in config.rewards) and job.reward_model is None:
+    if any(source.needs_reward_model for source in config.rewards) and job.reward_model is None:
         raise ConfigError(
-            "rewards: kind 'reward_model' needs a reward model, and this run has none: add the reward_model stage, or use another kind"
+            "rewards: a reward model is to score, and this run has none: add the reward_model stage, or use another kind"
         )
 
 
@@ -93,11 +96,13 @@ class OnlineRun:
     workers: Workers
     renderer: Renderer
     prompts: list[Prompt]
+    validation: list[Prompt]
     alarms: Alarms = field(init=False)
     kl: KlCoefficient = field(init=False)
     scales: RewardScales = field(init=False)
     sampler: Sampler = field(init=False)
     updates: Updates = field(init=False)
+    evaluation: Evaluation = field(init=False)
     checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,9 +111,9 @@ class OnlineRun:
         self.kl = KlCoefficient(self.job.config)
         self.scales = RewardScales(lambda statistics: self._wait(self.workers["reward"].call("restore", statistics)))
         self.updates = Updates(self.job, self.workers, self._wait)
-        self.checkpoints = Checkpoints(
-            self.job, self.workers.trained, self.sampler, digest(self.prompts), alarms=self.alarms, kl=self.kl, scales=self.scales
-        )
+        self.evaluation = Evaluation(self.job, self.workers, self.sampler, self.renderer, self.validation, self._wait)
+        parts: dict[str, Kept] = {"alarms": self.alarms, "kl": self.kl, "scales": self.scales, "evaluation": self.evaluation}
+        self.checkpoints = Checkpoints(self.job, self.workers.trained, self.sampler, digest(self.prompts), parts)
 
     def train(self) -> None:
         """All rounds that are left, then the artifact."""
@@ -121,6 +126,9 @@ class OnlineRun:
         pace = Pace(done)
         with self.checkpoints.kept():
             for step in range(done, total):
+                if self.evaluation.is_over:
+                    job.events.progress(step, total, f"ended after round {step}: {self.evaluation.best.why_over}")
+                    break
                 self._stop_if_asked()
                 metrics = self._round(step)
                 job.events.metrics(step + 1, metrics)
@@ -128,6 +136,9 @@ class OnlineRun:
                     step + 1, total, f"round {step + 1}/{total}: {round_line(metrics)}{pace.left(step + 1, total)}"
                 )
                 self.checkpoints.round_is_done()
+            else:
+                self.evaluation.begin(total)
+                self.evaluation.finish()
             self._finish()
 
     def _round(self, step: int) -> dict[str, float]:
@@ -136,6 +147,7 @@ class OnlineRun:
         rollouts = self._sample(step, clock)
         self._say(step, f"scoring {len(rollouts.rows)} responses", clock)
         rollouts, rewards = self._without_flat_groups(step, rollouts, clock)
+        self.evaluation.begin(step)
         scored = self._score(step, rollouts, rewards)
         clock.lap("score")
         self._say(step, "training on them", clock)
@@ -154,6 +166,7 @@ class OnlineRun:
         if scored.teacher is not None and scored.logprobs is not None:
             metrics |= teacher_kl_metrics(scored.logprobs, scored.teacher, rollouts.mask)
         metrics |= self._update(step, rollouts, scored, targets)
+        self.evaluation.finish()
         metrics |= self.kl.follow(metrics)
         self.scales.after(scored.rewards.running)
         clock.lap("update")
@@ -261,7 +274,11 @@ class OnlineRun:
             raise
 
     def _finish(self) -> None:
-        self._wait(self.workers["policy"].call("save_final", self.job.output))
+        best = self.evaluation.weights
+        if best is None:
+            self._wait(self.workers["policy"].call("save_final", self.job.output))
+        else:
+            take_kept(best, self.job.output)
         shutil.copytree(self.job.resume / "rollouts", self.job.output / "rollouts", dirs_exist_ok=True)
 
     def _wait(self, *calls: Sequence[Call], may_stop: bool = False) -> list[list[Any]]:

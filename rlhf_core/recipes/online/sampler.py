@@ -12,7 +12,8 @@ from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.rollouts import Rollouts, collect_rollouts
 from rlhf_core.recipes.online.workers import Workers
-from rlhf_core.recipes.prompts import Prompt, prompts_at
+from rlhf_core.recipes.prompts import Prompt
+from rlhf_core.recipes.row_order import RowOrder
 from rlhf_core.rollout.base import Generation, Sampling
 
 
@@ -41,12 +42,16 @@ class Sampler:
 
     def __init__(self, job: OnlineJob, workers: Workers, renderer: Renderer, prompts: Sequence[Prompt]) -> None:
         self._job, self._workers, self._renderer, self._prompts_table = job, workers, renderer, prompts
-        self._sent_version = 0
+        n_seen = job.config.steps * job.config.prompts_per_step
+        self._order = RowOrder(job.config.order, prompts, job.seed, n_seen)
+        # None where the actor has weights that no round is drawn with.
+        self._sent_version: int | None = 0
         self._sending: list[Call] = []
         self._next_prompt = 0
         # Where rounds begin that a checkpoint knows of and that are to be drawn anew.
         self._begun: dict[int, int] = {}
         self._rounds: dict[int, _Round] = {}
+        self._apart: list[Call] = []
 
     @property
     def in_flight(self) -> list[Call]:
@@ -54,7 +59,7 @@ class Sampler:
         if self._sending and are_done(self._sending):
             wait(self._sending, timeout_s=self._job.config.stall_after_s)
             self._sending = []
-        return [*self._sending, *(call for drawn in self._rounds.values() for call in drawn.calls)]
+        return [*self._sending, *self._apart, *(call for drawn in self._rounds.values() for call in drawn.calls)]
 
     def begin(self, step: int, version: int) -> None:
         """Start drawing round `step` (from 0) with the policy's present weights, of `version`; nothing if it is begun."""
@@ -80,6 +85,22 @@ class Sampler:
         )
         return collect_rollouts(self._prompts(first, count), sampled, self._renderer, step)
 
+    def draw_apart(self, prompts: Sequence[Prompt], version: int, *, greedy: bool, averaged: bool) -> None:
+        """Start drawing one answer to each of `prompts` that is no round's, with the policy's present weights, of `version`.
+
+        Or with their moving average. What was asked for before comes first; `collect_apart` waits for it.
+        """
+        if averaged or version != self._sent_version:
+            self._send_weights(version, averaged=averaged)
+        self._apart = self._call([prompt.ids for prompt in prompts], self._job.seed % 2**31, n=1, greedy=greedy)
+
+    def collect_apart(self) -> Sampled:
+        """What `draw_apart` was asked for."""
+        [[sampled]] = wait(self._apart, timeout_s=self._job.config.stall_after_s)
+        self._apart = []
+        found: Sampled = sampled
+        return found
+
     def _take(self, count: int) -> int:
         """The place of the next `count` prompts, which nobody else gets."""
         first = self._next_prompt
@@ -88,18 +109,21 @@ class Sampler:
 
     def _draw(self, first: int, count: int) -> list[Call]:
         """Start drawing for `count` prompts from place `first` on."""
-        config = self._job.config
+        samples = self._job.config.samples_per_prompt
+        # Prompts are as many seeds apart as they have responses; runs with neighbouring seeds are far from one another.
+        seed = (self._job.seed * 1_000_003 + first * samples) % 2**31
+        return self._call([prompt.ids for prompt in self._prompts(first, count)], seed, n=samples, greedy=False)
+
+    def _call(self, prompts: Sequence[list[int]], seed: int, *, n: int, greedy: bool) -> list[Call]:
+        rollout = self._job.config.rollout
         sampling = Sampling(
-            temperature=config.rollout.temperature,
-            max_new_tokens=config.rollout.max_new_tokens,
-            n=config.samples_per_prompt,
-            greedy=False,
+            temperature=rollout.temperature,
+            max_new_tokens=rollout.max_new_tokens,
+            n=n,
+            greedy=greedy,
             stop_ids=tuple(self._renderer.stop_ids),
         )
-        # Prompts are as many seeds apart as they have responses; runs with neighbouring seeds are far from one another.
-        seed = (self._job.seed * 1_000_003 + first * config.samples_per_prompt) % 2**31
-        ids = [prompt.ids for prompt in self._prompts(first, count)]
-        return self._workers["rollout"].call("generate", ids, sampling, seed)
+        return self._workers["rollout"].call("generate", prompts, sampling, seed)
 
     def collect(self, step: int, meanwhile: Callable[[], None] | None = None) -> Rollouts:
         """The responses of round `step`, which has been begun. Raises `RuntimeError` for weights older than `async_steps`.
@@ -154,7 +178,7 @@ class Sampler:
             self._rounds[entry["step"]] = _Round(groups[0][0].weight_version, entry["first"], [], sampled, list(entry["refills"]))
 
     def _prompts(self, first: int, count: int) -> list[Prompt]:
-        return prompts_at(self._prompts_table, first, count, self._job.seed)
+        return [self._prompts_table[number] for number in self._order.at(first, count)]
 
     def _drawn(self, drawn: _Round, meanwhile: Callable[[], None] | None = None) -> Sampled:
         if drawn.sampled is None:
@@ -162,15 +186,15 @@ class Sampler:
             drawn.calls = []
         return drawn.sampled
 
-    def _send_weights(self, version: int) -> None:
-        """Give the actor the policy's weights; they go from actor to actor, not through this process.
+    def _send_weights(self, version: int, *, averaged: bool = False) -> None:
+        """Give the actor the policy's weights, or their average; they go from actor to actor, not through this process.
 
         Waited for where the actor has nothing else to do: they would have to be there before anything is drawn.
         """
         is_idle = not self.in_flight
-        ranks = self._workers["policy"].call("weights", self._job.config.engine.precision)
+        ranks = self._workers["policy"].call("weights", self._job.config.engine.precision, averaged)
         self._sending = self._workers["rollout"].call("update_weights", ranks[0].ref, version)
-        self._sent_version = version
+        self._sent_version = None if averaged else version
         if is_idle:
             wait(self._sending, timeout_s=self._job.config.stall_after_s)
             self._sending = []

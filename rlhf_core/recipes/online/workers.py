@@ -146,6 +146,7 @@ def _model_setup(job: OnlineJob, pad_id: int) -> ModelSetup:
         seed=job.seed,
         new_head=False,
         trust_remote_code=job.trust_remote_code,
+        ema_decay=config.ema_decay,
     )
 
 
