@@ -150,16 +150,24 @@ def _mismatched(n_rows: int, folder: Path) -> Callable[[], object]:
 
 def _epoch(n_rows: int, folder: Path) -> Callable[[], object]:
     from rlhf_core.recipes.cursor import plan_cursor
+    from rlhf_core.settings.supervised import SftConfig
 
-    cursor = plan_cursor(n_rows, 64, 1.0, None, 0)
+    cursor = plan_cursor(SftConfig(batch_size=64), _prompts(n_rows), 0)
     return lambda: [cursor.batch(step) for step in range(cursor.total_steps)]
 
 
 def _rounds(n_rows: int, folder: Path) -> Callable[[], object]:
-    from rlhf_core.recipes.prompts import Prompt, prompts_at
+    from rlhf_core.recipes.row_order import RowOrder
+    from rlhf_core.settings.training import OrderSettings
 
-    prompts = [Prompt(str(i), [], None, [i]) for i in range(n_rows)]
-    return lambda: [prompts_at(prompts, 64 * step, 64, 0) for step in range(n_rows // 64)]
+    stream = RowOrder(OrderSettings(), _prompts(n_rows), 0, n_rows)
+    return lambda: [stream.at(64 * step, 64) for step in range(n_rows // 64)]
+
+
+def _prompts(n_rows: int) -> list[Any]:
+    from rlhf_core.recipes.prompts import Prompt
+
+    return [Prompt(str(i), [], None, [i]) for i in range(n_rows)]
 
 
 def _render(n_rows: int, folder: Path) -> Callable[[], object]:

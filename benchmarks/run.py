@@ -66,7 +66,7 @@ def run_part(part: Part, scale: Scale) -> dict[str, Any]:
         runs = (apart if part.apart else duel)(arms, work.folder, len(part.steps))
         units = [part.units_per_step(rows) for rows in work.steps()[1:]] * (2 if part.apart else 1)
         own = own_mib(work.model)
-        gaps = _sample_gaps(runs, work) if part.samples else None
+        gaps = {} if part.losses_differ else _sample_gaps(runs, work) if part.samples else None
     by_name = {run.arm.name: run for run in runs}
     targets = [t for t in part.targets if {t.ours, *t.theirs} <= by_name.keys()]
     return {

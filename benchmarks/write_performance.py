@@ -19,7 +19,20 @@ import plots
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, NOTES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "notes"
 PAGE, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "images" / "performance"
-COMPARISONS = ("sft_speed", "sft_memory", "dpo", "grpo", "overlap", "reward_model", "kto", "ranks")
+COMPARISONS = (
+    "sft_speed",
+    "sft_memory",
+    "dpo",
+    "grpo",
+    "overlap",
+    "reward_model",
+    "kto",
+    "unpaired_kto",
+    "pair_methods",
+    "distillation",
+    "rloo",
+    "ranks",
+)
 LESS_IS_ASKED = "over_own_mib"
 DATA_MB_PER_S = 50
 

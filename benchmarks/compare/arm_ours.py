@@ -34,7 +34,7 @@ class TurnTakingLog(EventLog):
 def main() -> None:
     """Run the recipe that the spec names."""
     spec = json.loads(Path(sys.argv[1]).read_text())
-    run = {"sft": _offline, "preference": _offline, "reward_model": _offline, "online": _online}[spec["recipe"]]
+    run = _online if spec["recipe"] == "online" else _offline
     run(spec, Work(Path(spec["work"])), Turns(Path(spec["turns"]), spec["runner_pid"]))
 
 
@@ -43,17 +43,19 @@ def _offline(spec: dict[str, Any], work: Work, turns: Turns) -> None:
 
     from rlhf_core.cluster.launch import launch
     from rlhf_core.cluster.resources import ranks
+    from rlhf_core.recipes.distill import train_distill
     from rlhf_core.recipes.job import TrainingJob
     from rlhf_core.recipes.preference import train_preference
     from rlhf_core.recipes.reward_model import train_reward_model
     from rlhf_core.recipes.sft import train_sft
     from rlhf_core.settings.preference import PreferenceConfig
-    from rlhf_core.settings.supervised import RewardModelConfig, SftConfig
+    from rlhf_core.settings.supervised import DistillConfig, RewardModelConfig, SftConfig
 
     train, model = {
         "sft": (train_sft, SftConfig),
         "preference": (train_preference, PreferenceConfig),
         "reward_model": (train_reward_model, RewardModelConfig),
+        "distill": (train_distill, DistillConfig),
     }[spec["recipe"]]
     config = model.model_validate(spec["settings"])
     job: TrainingJob[Any] = TrainingJob(config, **_places(spec, work, turns))
@@ -79,6 +81,7 @@ def _places(spec: dict[str, Any], work: Work, turns: Turns) -> dict[str, Any]:
     return {
         "model": work.model,
         "data": work.data,
+        "teacher": work.teacher,
         "output": output,
         "resume": resume,
         "seed": spec["seed"],

@@ -103,6 +103,48 @@ def _kto(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
     return trl.KTOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
+def _unpaired_kto(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
+    rows = [{name: row[name] for name in ("prompt", "completion", "label")} for step in steps for row in step]
+    config = trl.KTOConfig(**_arguments(spec, turns, batch_size=len(steps[0])))
+    model, tokenizer = _lm(spec)
+    return trl.KTOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def _cpo(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    return _of_pairs(CPOConfig, CPOTrainer, spec, steps, turns)
+
+
+def _orpo(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    return _of_pairs(ORPOConfig, ORPOTrainer, spec, steps, turns)
+
+
+def _of_pairs(config: Any, trainer: Any, spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
+    """They count words where a limit is not given as a number."""
+    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for step in steps for row in step]
+    arguments = config(**_arguments(spec, turns, batch_size=len(steps[0])), max_length=8192)
+    model, tokenizer = _lm(spec)
+    return trainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def _gkd(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    rows = [{"messages": row["messages"]} for step in steps for row in step]
+    model, tokenizer = _lm(spec)
+    teacher = AutoModelForCausalLM.from_pretrained(Path(spec["work"]) / "teacher", dtype=torch.float32)
+    return GKDTrainer(
+        model=model,
+        teacher_model=teacher,
+        args=GKDConfig(**_arguments(spec, turns, batch_size=len(steps[0]))),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+
+
 def _reward(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
     """The head starts at zero in both arms, so that both start from the same scores."""
     rows = [{"chosen_ids": row["chosen_ids"], "rejected_ids": row["rejected_ids"]} for step in steps for row in step]
@@ -130,7 +172,23 @@ def _grpo(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
     return trainer
 
 
-class _KeepsSamples(trl.GRPOTrainer):  # type: ignore[misc]
+def _rloo(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
+    rows = [{"prompt": row["prompt"]} for step in steps for row in step]
+    samples = spec["settings"]["num_generations"]
+    config = trl.RLOOConfig(**_arguments(spec, turns, batch_size=samples * len(steps[0])), shuffle_dataset=False)
+    model, tokenizer = _lm(spec)
+    trainer = _RlooKeepsSamples(
+        model=model,
+        reward_funcs=reward_for_peer,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    trainer.samples_path = turns.folder / "samples.json"
+    return trainer
+
+
+class _SampleKeeping:
     """Keeps the first step's samples with the log-probs that training computes for them, for the runner to compare."""
 
     samples_path: Path
@@ -138,13 +196,23 @@ class _KeepsSamples(trl.GRPOTrainer):  # type: ignore[misc]
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, **kwargs: Any
     ) -> Any:
-        result = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, **kwargs)
+        result = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+            model, input_ids, attention_mask, logits_to_keep, **kwargs
+        )
         if not self.samples_path.exists():
             rows = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
             lengths = attention_mask[:, -logits_to_keep:].sum(1).tolist()
             logprobs = [row[:length].tolist() for row, length in zip(result[0].detach(), lengths, strict=True)]
             self.samples_path.write_text(json.dumps({"ids": rows, "response_tokens": lengths, "logprobs": logprobs}))
         return result
+
+
+class _KeepsSamples(_SampleKeeping, trl.GRPOTrainer):  # type: ignore[misc]
+    """GRPO."""
+
+
+class _RlooKeepsSamples(_SampleKeeping, trl.RLOOTrainer):  # type: ignore[misc]
+    """RLOO."""
 
 
 def _lm(spec: dict[str, Any]) -> tuple[Any, Any]:
@@ -192,7 +260,18 @@ class _FullLogits:
         return logprobs, unused, unused, unused, unused.bool()
 
 
-TRAINERS = {"sft": _sft, "dpo": _dpo, "kto": _kto, "reward": _reward, "grpo": _grpo}
+TRAINERS = {
+    "sft": _sft,
+    "dpo": _dpo,
+    "kto": _kto,
+    "unpaired_kto": _unpaired_kto,
+    "cpo": _cpo,
+    "orpo": _orpo,
+    "gkd": _gkd,
+    "reward": _reward,
+    "grpo": _grpo,
+    "rloo": _rloo,
+}
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ NO_CHECKPOINTS = {"gradient_checkpointing": False}
 PACKED = {"packing": True, **NO_CHECKPOINTS}
 
 Row = dict[str, Any]
-Unit = Literal["real tokens", "pairs", "new tokens"]
+Unit = Literal["real tokens", "pairs", "answers", "new tokens"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Part:
     shape: Shape
     # Sampled rows differ from arm to arm, and so do the losses on them; there log-probs on one arm's samples are compared.
     samples: bool = False
+    # Where the peer's loss is another by definition, so that losses say nothing on whether both compute the same rows.
+    losses_differ: bool = False
     limits: list[OverheadLimit] = field(default_factory=list)
     # Arms that compute beyond the steps they report, or need every core, cannot take turns: each runs by itself, twice.
     apart: bool = False
@@ -218,6 +220,99 @@ def kto(scale: Scale) -> list[Part]:
     return [Part("KTO", "preference", steps, "pairs", len, arms, targets, scale.shape)]
 
 
+def pair_methods(scale: Scale) -> list[Part]:
+    """Methods without a reference. The peer's are its experimental ones, which have full logits only."""
+    gamma = 1.0
+    simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": gamma}
+    return [
+        _pair_method(scale, "SimPO", {"method": "simpo", "simpo": {"gamma": gamma}}, "cpo", simpo),
+        _pair_method(scale, "CPO", {"method": "cpo"}, "cpo", {"cpo_alpha": 1.0, "beta": 0.1}),
+        # The peer's likelihood term has the prompt's tokens in it.
+        _pair_method(scale, "ORPO", {"method": "orpo"}, "orpo", {"beta": 0.1}, losses_differ=True),
+    ]
+
+
+def _pair_method(scale: Scale, name: str, settings: Row, recipe: str, peer: Row, *, losses_differ: bool = False) -> Part:
+    steps = _pairs(scale, scale.rows // 2)
+    arms = [
+        ours("preference", steps),
+        Arm("TRL, one pair at a time", "trl", recipe, peer | _one_at_a_time(len(steps[0]))),
+        Arm("TRL, no checkpointing", "trl", recipe, peer | NO_CHECKPOINTS),
+        Arm("TRL, default", "trl", recipe, peer),
+    ]
+    arms[0].settings.update(settings)
+    targets = _against_defaults_and_best(f"{name} pairs per CPU-second", arms)
+    return Part(name, "preference", steps, "pairs", len, arms, targets, scale.shape, losses_differ=losses_differ)
+
+
+def _against_defaults_and_best(what: str, arms: Sequence[Arm]) -> list[Target]:
+    """C7: twice as fast as the peer's defaults, which are its last arm, and 1.2 times as its other settings."""
+    first = arms[0].name
+    best = tuple(arm.name for arm in arms[1:-1])
+    return [
+        Target("C7", f"{what}, against TRL's default", first, ("TRL, default",), 2.0),
+        Target("C7", "against TRL's best", first, best, 1.2),
+    ]
+
+
+def unpaired_kto(scale: Scale) -> list[Part]:
+    """Judged answers, each to a prompt of its own."""
+    maker = RowMaker(scale.shape)
+    halves = (n_words // 2 for n_words in maker.drawn(scale.lengths))
+    steps = [
+        [maker.judged(*islice(halves, 2), desirable=number % 2 == 0) for number in range(scale.rows)]
+        for _ in range(scale.repeats + 1)
+    ]
+    cached = {"precompute_ref_log_probs": True}
+    arms = [
+        ours("preference", steps),
+        Arm("TRL, precomputed, no checkpointing", "trl", "unpaired_kto", cached | NO_CHECKPOINTS),
+        Arm("TRL, precomputed, full logits", "trl", "unpaired_kto", cached | NO_CHECKPOINTS | {"full_logits": True}),
+        Arm("TRL, default", "trl", "unpaired_kto", {}),
+    ]
+    arms[0].settings["method"] = "kto"
+    targets = _against_defaults_and_best("KTO answers per CPU-second", arms)
+    return [Part("KTO, unpaired", "unpaired", steps, "answers", len, arms, targets, scale.shape)]
+
+
+def distillation(scale: Scale) -> list[Part]:
+    """A teacher as large as the student, on the table's rows; the peer's experimental GKD, without answers of its own."""
+    steps = _sft_rows(scale, scale.rows)
+    peer = {"lmbda": 0.0, "beta": 0.5, "temperature": 1.0, "max_length": 8192}
+    arms = [
+        ours("distill", steps),
+        Arm("TRL, one row at a time", "trl", "gkd", peer | _one_at_a_time(len(steps[0]))),
+        Arm("TRL, no checkpointing", "trl", "gkd", peer | NO_CHECKPOINTS),
+        Arm("TRL, default", "trl", "gkd", peer),
+    ]
+    arms[0].settings.update({"divergence": "jsd", "jsd_beta": 0.5})
+    targets = _against_defaults_and_best("distilled tokens per CPU-second", arms)
+    return [Part("Distillation (JSD)", "sft", steps, "real tokens", _tokens, arms, targets, scale.shape)]
+
+
+def rloo(scale: Scale) -> list[Part]:
+    """Sampling with transformers on both sides."""
+    prompts, samples, new_tokens = (2, 4, 64) if scale.peer else (2, 2, 8)
+    steps = _prompts(scale, prompts)
+    peer = {"num_generations": samples, "max_completion_length": new_tokens, "beta": 0.0}
+    arms = [
+        _online(steps, samples, new_tokens, "alignflow", "hf", method="rloo"),
+        Arm("TRL, no checkpointing", "trl", "rloo", peer | NO_CHECKPOINTS),
+        Arm("TRL, full logits", "trl", "rloo", peer | NO_CHECKPOINTS | {"full_logits": True}),
+        Arm("TRL, default", "trl", "rloo", peer),
+    ]
+    name = f"{prompts * samples} × {new_tokens}"
+    targets = _against_defaults_and_best(f"RLOO step {name}", arms)
+    part = Part(
+        f"RLOO, {name} new tokens", "prompts", steps, "new tokens", _new_tokens(samples, new_tokens), arms, targets, scale.shape
+    )
+    return [replace(part, samples=True)]
+
+
+def _new_tokens(samples: int, new_tokens: int) -> Callable[[Sequence[Row]], float]:
+    return lambda rows: len(rows) * samples * new_tokens
+
+
 def grpo(scale: Scale) -> list[Part]:
     """C4 and C5."""
     return [_grpo(scale, 2, 4, 64), _grpo(scale, 4, 4, 128)] if scale.peer else [_grpo(scale, 2, 4, 8)]
@@ -328,5 +423,9 @@ CASES = [
     Case(("async",), "overlap", "Online training: generation beside training", overlap),
     Case(("C6",), "reward_model", "Reward model", reward_model),
     Case(("C6",), "kto", "KTO", kto),
+    Case(("C7",), "pair_methods", "Preference methods without a reference", pair_methods),
+    Case(("C7",), "unpaired_kto", "KTO on judged answers", unpaired_kto),
+    Case(("C7",), "distillation", "Distillation", distillation),
+    Case(("C7",), "rloo", "Online training: RLOO", rloo),
     Case(("C9",), "ranks", "Two ranks against one", ranks),
 ]

@@ -56,7 +56,7 @@ class Lengths:
         return min(max(round(generator.lognormvariate(self.mean_log, self.sigma_log)), self.low), self.high)
 
 
-def write_model(folder: Path, shape: Shape) -> None:
+def write_model(folder: Path, shape: Shape, seed: int = SEED) -> None:
     """Seeded random weights (fp32), config and tokenizer, in Hugging Face layout."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -77,7 +77,7 @@ def write_model(folder: Path, shape: Shape) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -113,6 +113,11 @@ class Work:
         return self.folder / "model"
 
     @property
+    def teacher(self) -> Path:
+        """Another Hugging Face folder with the same tokens, as large."""
+        return self.folder / "teacher"
+
+    @property
     def data(self) -> Path:
         """Prepared data folder of our recipes."""
         return self.folder / "data"
@@ -120,6 +125,7 @@ class Work:
     def write(self, table: str, shape: Shape, steps: Sequence[Sequence[dict[str, Any]]], seed: int) -> None:
         """Model and rows; `steps[s]` are the rows of step s + 1, of table sft, preference or prompts."""
         write_model(self.model, shape)
+        write_model(self.teacher, shape, SEED + 1)
         rows = [row for step in steps for row in step]
         placed = [row for _, row in sorted(zip(order(len(rows), seed, 0), rows, strict=True), key=lambda pair: pair[0])]
         path = self.data / table / "train.parquet"
@@ -139,11 +145,15 @@ def _for_peer(renderer: Renderer, row: dict[str, Any]) -> dict[str, Any]:
     if "messages" in row:
         tokens = renderer.conversation(row["messages"])
         labels = [i if target else -100 for i, target in zip(tokens.ids, tokens.is_target, strict=True)]
-        return {"input_ids": tokens.ids, "labels": labels, "tokens": len(tokens)}
+        return {"messages": row["messages"], "input_ids": tokens.ids, "labels": labels, "tokens": len(tokens)}
     if "chosen" in row:
         chosen, rejected = (renderer.prompt_and_response(row["prompt"], row[name]) for name in ("chosen", "rejected"))
         messages = {name: row[name] for name in ("prompt", "chosen", "rejected")}
         return {**messages, "chosen_ids": chosen.ids, "rejected_ids": rejected.ids, "tokens": len(chosen) + len(rejected)}
+    if "response" in row:
+        answer = renderer.prompt_and_response(row["prompt"], row["response"])
+        told = {"prompt": row["prompt"], "completion": row["response"], "label": row["desirable"]}
+        return {**told, "tokens": len(answer)}
     prompt_ids = renderer.prompt_ids(row["prompt"])
     return {"prompt": row["prompt"], "prompt_ids": prompt_ids, "tokens": len(prompt_ids)}
 
@@ -164,6 +174,11 @@ class RowMaker:
         """A prompt with two answers."""
         answers = {"chosen": self._assistant(chosen_words), "rejected": self._assistant(rejected_words)}
         return {"id": self._id(), "prompt": [self._user(prompt_words)], **answers, "margin": None, "detail": None}
+
+    def judged(self, prompt_words: int, answer_words: int, *, desirable: bool) -> dict[str, Any]:
+        """A prompt with one answer, good or bad."""
+        answer = self._assistant(answer_words)
+        return {"id": self._id(), "prompt": [self._user(prompt_words)], "response": answer, "desirable": desirable}
 
     def prompt(self, n_words: int) -> dict[str, Any]:
         """A prompt to sample from."""

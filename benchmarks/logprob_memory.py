@@ -1,0 +1,90 @@
+"""Peak memory of log-probs and entropies with their backward pass, against full logits: vocabulary 150,000, 4,096 tokens.
+
+    python benchmarks/logprob_memory.py          about two minutes; prints the table that stands in docs/performance.md
+
+Each case is a process of its own, whose peak of resident memory is read before and after; hidden states, head, and their gradients, which
+both need, are there before. "over" is what the pass takes beyond them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from rlhf_core.models.head import LogitTransform
+from rlhf_core.models.token_logprobs import token_logprobs
+
+TOKENS, VOCABULARY, HIDDEN = 4096, 150_000, 1024
+WAYS, HEADS, DTYPES = ("full logits", "in chunks"), ("trained", "frozen"), ("fp32", "bf16")
+
+
+def main() -> None:
+    """All cases as a table, or the one that is named."""
+    if len(sys.argv) > 1:
+        way, head, dtype = sys.argv[1:]
+        print(*measured(way, head == "trained", torch.bfloat16 if dtype == "bf16" else torch.float32))
+        return
+    print("| dtype | head | full logits, MiB over | in chunks, MiB over | times less | full logits, CPU-s | in chunks, CPU-s |")
+    print("|---|---|---|---|---|---|---|")
+    for dtype in DTYPES:
+        for head in HEADS:
+            (full, full_s), (chunked, chunked_s) = (_apart(way, head, dtype) for way in WAYS)
+            print(
+                f"| {dtype} | {head} | {full:.0f} | {chunked:.0f} | {full / chunked:.1f} | {full_s:.1f} | {chunked_s:.1f} |",
+                flush=True,
+            )
+
+
+def _apart(way: str, head: str, dtype: str) -> tuple[float, float]:
+    answer = subprocess.run([sys.executable, __file__, way, head, dtype], capture_output=True, text=True, check=True)
+    mib, seconds = answer.stdout.split()
+    return float(mib), float(seconds)
+
+
+def measured(way: str, trains_head: bool, dtype: torch.dtype) -> tuple[float, float]:
+    """MiB over what was there before, and CPU seconds, of one forward and backward pass."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    hidden = (torch.randn(TOKENS, HIDDEN) * 0.5).to(dtype).requires_grad_()
+    weight = (torch.randn(VOCABULARY, HIDDEN) * 0.02).to(dtype).requires_grad_(trains_head)
+    ids = torch.randint(VOCABULARY, (TOKENS,))
+    # Gradients have their place before, as in a trainer that keeps them.
+    for tensor in (hidden, weight):
+        if tensor.requires_grad:
+            tensor.grad = torch.zeros_like(tensor).add_(0)
+    _reset_peak()
+    before, began = _peak_mib(), time.process_time()
+    logprobs, entropies = (_full if way == WAYS[0] else _chunked)(hidden, weight, ids)
+    (logprobs.sum() + 0.01 * entropies.sum()).backward()
+    return _peak_mib() - before, time.process_time() - began
+
+
+def _full(hidden: Tensor, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    every = (hidden @ weight.T).float().log_softmax(-1)
+    return every.gather(-1, ids[:, None])[:, 0], -(every.exp() * every).sum(-1)
+
+
+def _chunked(hidden: Tensor, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    logprobs, entropies = token_logprobs(hidden, weight, None, ids, LogitTransform(), with_entropy=True)
+    assert entropies is not None
+    return logprobs, entropies
+
+
+def _reset_peak() -> None:
+    """Let the kernel count the peak of resident memory from here (Linux)."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as stream:
+        stream.write("5")
+
+
+def _peak_mib() -> float:
+    with open("/proc/self/status", encoding="ascii") as stream:
+        lines = [line.split() for line in stream]
+    return next(int(line[1]) for line in lines if line[0] == "VmHWM:") / 1024
+
+
+if __name__ == "__main__":
+    main()
