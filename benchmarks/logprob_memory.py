@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -76,13 +77,11 @@ def _chunked(hidden: Tensor, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tenso
 
 def _reset_peak() -> None:
     """Let the kernel count the peak of resident memory from here (Linux)."""
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as stream:
-        stream.write("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _peak_mib() -> float:
-    with open("/proc/self/status", encoding="ascii") as stream:
-        lines = [line.split() for line in stream]
+    lines = [line.split() for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines()]
     return next(int(line[1]) for line in lines if line[0] == "VmHWM:") / 1024
 
 
