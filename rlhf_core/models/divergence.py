@@ -1,6 +1,7 @@
 """Divergence of a student from a teacher at chosen places, without ever holding logits of more than a chunk of rows.
 
-Only hidden states wait for the backward pass: there the logits of both are computed again, chunk by chunk.
+Where the gradient at the divergences is known beforehand, all others are computed with them. Otherwise only hidden states wait for the
+backward pass: there the logits of both are computed again, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rlhf_core.models.head import Gradients, Head
+from rlhf_core.models.token_logprobs import promised_factor
 from rlhf_core.objectives.aggregation import widened
-from rlhf_core.objectives.distillation import divergence, slope
+from rlhf_core.objectives.distillation import divergence, divergence_and_slope
 from rlhf_core.objectives.logprobs import LOWEST_LOGIT
 from rlhf_core.settings.supervised import DistillationKind
 
@@ -49,16 +51,20 @@ class Outputs:
         return logits.clamp(min=LOWEST_LOGIT)
 
 
-def token_divergences(student: Outputs, teacher: Outputs, kind: DistillationKind, beta: float) -> Tensor:
+def token_divergences(
+    student: Outputs, teacher: Outputs, kind: DistillationKind, beta: float, expected_grad_N: Tensor | None = None
+) -> Tensor:
     """`divergence` at N places, nats, fp32 [N], over the words that both have; the teacher carries no gradient.
 
-    `N` may be 0: the result still hangs on the graph.
+    `N` may be 0: the result still hangs on the graph. `expected_grad_N` promises the gradient of the loss at the divergences, up to one
+    factor, which saves a third of the work; backward raises `ValueError` where the promise is broken.
     """
     n_words = min(student.n_words, teacher.n_words)
     student, teacher = student.of_words(n_words), teacher.of_words(n_words)
     weight, bias = (None, None) if student.head is None else (student.head.weight, student.head.bias)
     apply: Any = _TokenDivergences.apply
-    values: Tensor = apply(student.values, weight, bias, student, teacher, kind, beta)
+    expected = expected_grad_N if torch.is_grad_enabled() else None
+    values: Tensor = apply(student.values, weight, bias, student, teacher, kind, beta, expected)
     return values
 
 
@@ -75,27 +81,59 @@ class _TokenDivergences(torch.autograd.Function):
         teacher: Outputs,
         kind: DistillationKind,
         beta: float,
+        expected: Tensor | None,
     ) -> Tensor:
-        ctx.student, ctx.teacher, ctx.kind, ctx.beta = student, teacher, kind, beta
-        ctx.head_grad = weight is not None and (weight.requires_grad or (bias is not None and bias.requires_grad))
+        ctx.pull = _Pull(student, teacher, kind, beta, weight is not None and (weight.requires_grad or _requires_grad(bias)))
+        ctx.expected = expected
         found = values.new_empty(len(values), dtype=torch.promote_types(values.dtype, torch.float32))
+        if expected is not None:
+            ctx.sums = ctx.pull.gradients(expected.to(found.dtype), found)
+            return found
         for rows in _chunks(student):
             found[rows] = divergence(student.logits(rows).log_softmax(-1), teacher.logits(rows).log_softmax(-1), kind, beta)
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        student, head, grad = ctx.student, ctx.student.head, grads[0]
-        sums = head.new_gradients(student.values) if ctx.head_grad else Gradients(torch.empty_like(student.values))
+        if ctx.expected is None:
+            sums = ctx.pull.gradients(grads[0])
+        else:
+            # Let go here, so that the engine may take the gradients over instead of copying them.
+            sums, ctx.sums = ctx.sums.times(promised_factor(grads[0], ctx.expected)), None
+        gradients = sums.to(ctx.pull.student.values.dtype)
+        return gradients.hidden, gradients.weight, gradients.bias, None, None, None, None, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pull:
+    """From gradients at the divergences to those at hidden states and head."""
+
+    student: Outputs
+    teacher: Outputs
+    kind: DistillationKind
+    beta: float
+    head_grad: bool
+
+    def gradients(self, grad: Tensor, found: Tensor | None = None) -> Gradients:
+        """Those of a loss with `grad` [N] at the divergences, which are written into `found` [N] on the way, if that is given."""
+        student, head = self.student, self.student.head
+        sums = head.new_gradients(student.values) if head is not None and self.head_grad else None
+        sums = sums or Gradients(torch.empty_like(student.values))
         for rows in _chunks(student):
-            logits, teacher = student.logits(rows), ctx.teacher.logits(rows).log_softmax(-1)
-            gradient = slope(logits.log_softmax(-1), teacher, ctx.kind, ctx.beta).mul_(grad[rows, None])
+            logits, teacher = student.logits(rows), self.teacher.logits(rows).log_softmax(-1)
+            values, gradient = divergence_and_slope(logits.log_softmax(-1), teacher, self.kind, self.beta)
+            gradient.mul_(grad[rows, None])
+            if found is not None:
+                found[rows] = values
             if head is None:
                 sums.hidden[rows] = gradient
             else:
                 head.pull_back(student.values[rows], logits, gradient, sums.of(rows))
-        gradients = sums.to(student.values.dtype)
-        return gradients.hidden, gradients.weight, gradients.bias, None, None, None, None
+        return sums
+
+
+def _requires_grad(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
 
 
 def _chunks(outputs: Outputs) -> list[slice]:

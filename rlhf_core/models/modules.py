@@ -113,9 +113,14 @@ class StudentModule(LanguageModule):
         beta: float,
         temperature: float,
         noise: EmbeddingNoise | None,
+        expected_grad: float | Tensor | None = None,
     ) -> Tensor:
-        """Divergences (nats) at the batch's targets, fp32 [n_rows, T], 0 elsewhere; see `objectives.distillation.divergence`."""
-        return scatter(batch, token_divergences(self.outputs(batch, temperature, noise), teacher, kind, beta))
+        """Divergences (nats) at the batch's targets, fp32 [n_rows, T], 0 elsewhere; see `objectives.distillation.divergence`.
+
+        `expected_grad` is as for a policy's log-probs.
+        """
+        expected = None if expected_grad is None else _at_targets(batch, expected_grad)
+        return scatter(batch, token_divergences(self.outputs(batch, temperature, noise), teacher, kind, beta, expected))
 
 
 class ScoreModule(nn.Module):

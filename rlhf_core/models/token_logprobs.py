@@ -152,7 +152,7 @@ class _EarlyGradients(_Plan):
         self.head.add_gradients(chunk, self.expected[rows], None, scratch, self.sums.of(rows))
 
     def gradients(self, grad: Tensor, entropy_grad: Tensor | None) -> Gradients:
-        return self.sums.times(_factor(grad, self.expected)).to(self.dtype)
+        return self.sums.times(promised_factor(grad, self.expected)).to(self.dtype)
 
 
 class _LateGradients(_Plan):
@@ -179,10 +179,10 @@ class _LateGradients(_Plan):
         return sums.to(self.dtype)
 
 
-def _factor(grad: Tensor, expected: Tensor) -> float:
-    """The number that takes the promised gradient to the one that came."""
+def promised_factor(grad: Tensor, expected: Tensor) -> float:
+    """The number that takes the promised gradient, [N], to the one that came; `ValueError` where there is none."""
     came, promised = grad.double(), expected.double()
     factor = float(came @ promised / (promised @ promised)) if promised.any() else 1.0
     if (came - factor * promised).norm() > PROMISE_TOLERANCE * came.norm():
-        raise ValueError("the gradient at the log-probs is not the one promised as expected_grad: correct it or leave it out")
+        raise ValueError("the gradient is not the one promised as expected_grad: correct it or leave it out")
     return factor

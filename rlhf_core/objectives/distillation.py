@@ -37,14 +37,18 @@ def divergence(student: Tensor, teacher: Tensor, kind: DistillationKind, beta: f
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
 
 
-def slope(student: Tensor, teacher: Tensor, kind: DistillationKind, beta: float = 0.5) -> Tensor:
-    """The gradient of `divergence` at the student's logits, [..., V], in closed form."""
-    if kind == "forward_kl":
-        return student.exp() - teacher.exp()
-    other, factor = (teacher, 1.0) if kind == "reverse_kl" else (_mixture(student, teacher, beta), 1 - beta)
+def divergence_and_slope(student: Tensor, teacher: Tensor, kind: DistillationKind, beta: float = 0.5) -> tuple[Tensor, Tensor]:
+    """`divergence` [...], and its gradient at the student's logits, [..., V], in closed form."""
     probs = student.exp()
+    if kind == "forward_kl":
+        targets = teacher.exp()
+        return (targets * (teacher - student)).sum(dim=-1), probs.sub_(targets)
+    other, factor = (teacher, 1.0) if kind == "reverse_kl" else (_mixture(student, teacher, beta), 1 - beta)
     terms = probs * (student - other)
-    return factor * (terms - probs * terms.sum(dim=-1, keepdim=True))
+    own = terms.sum(dim=-1, keepdim=True)
+    gradient = terms.sub_(probs.mul_(own)).mul_(factor)
+    value = factor * own[..., 0]
+    return (value if kind == "reverse_kl" else value + beta * _kl(teacher, other)), gradient
 
 
 def _kl(first: Tensor, second: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ def train_distill(job: TrainingJob[DistillConfig]) -> None:
     def loss(batch: ModelBatch, examples: Sequence[Example], totals: Totals) -> dict[str, Tensor]:
         with torch.no_grad():
             target = teacher.outputs(batch, config.temperature)
+        # What every target weighs is known, so gradients need not wait for the loss.
+        slopes_BT = weights_of(batch, examples) / totals.weight
         divergence_BT = engine.module(
             batch,
             target,
@@ -58,8 +60,9 @@ def train_distill(job: TrainingJob[DistillConfig]) -> None:
             beta=config.jsd_beta,
             temperature=config.temperature,
             noise=noise_for(job, engine, examples),
+            expected_grad=slopes_BT,
         )
-        return {"loss": (weights_of(batch, examples) * divergence_BT).sum() / totals.weight}
+        return {"loss": (slopes_BT * divergence_BT).sum()}
 
     evaluation = Trainer(job, engine, cursor, splits, loss, tokenizer.pad_token_id).run()
     finish(job, engine, splits, evaluation)

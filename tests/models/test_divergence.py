@@ -61,15 +61,17 @@ def plain(student: Tensor, teacher: Tensor, kind: DistillationKind, beta: float)
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("head_grad", [False, True], ids=["frozen", "trained"])
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("promised", [False, True], ids=["", "promised"])
 def test_values_and_gradients_are_those_of_the_plain_formula(
-    kind: DistillationKind, transform: LogitTransform, head_grad: bool, bias: bool
+    kind: DistillationKind, transform: LogitTransform, head_grad: bool, bias: bool, promised: bool
 ) -> None:
     own, other = hidden(WIDTH, 1).requires_grad_(), hidden(TEACHER_WIDTH, 2)
     student = head(WIDTH, transform, bias=bias, grad=head_grad)
     teacher = head(TEACHER_WIDTH, LogitTransform(temperature=0.7), bias=False, grad=False, seed=5)
     leaves = [own, *(t for t in (student.weight, student.bias) if head_grad and t is not None)]
 
-    found = token_divergences(Outputs(own, student), Outputs(other, teacher), kind, 0.3)
+    promise = FACTORS / 3 if promised else None
+    found = token_divergences(Outputs(own, student), Outputs(other, teacher), kind, 0.3, promise)
     expected = plain(plain_logits(own, student), plain_logits(other, teacher), kind, 0.3)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     gradients = torch.autograd.grad((FACTORS * found).sum(), leaves)
@@ -79,9 +81,10 @@ def test_values_and_gradients_are_those_of_the_plain_formula(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_full_logits_do_as_well_as_a_head(kind: DistillationKind) -> None:
+@pytest.mark.parametrize("promise", [None, 2 * FACTORS], ids=["", "promised"])
+def test_full_logits_do_as_well_as_a_head(kind: DistillationKind, promise: torch.Tensor | None) -> None:
     own, other = hidden(VOCABULARY, 1).requires_grad_(), hidden(VOCABULARY, 2)
-    found = token_divergences(Outputs(own, None), Outputs(other, None), kind, 0.5)
+    found = token_divergences(Outputs(own, None), Outputs(other, None), kind, 0.5, promise)
     expected = plain(own, other, kind, 0.5)
     torch.testing.assert_close(found, expected)
     [gradient], [want] = (torch.autograd.grad((FACTORS * values).sum(), own) for values in (found, expected))
@@ -118,6 +121,17 @@ def test_chunks_leave_no_trace_in_bf16(kind: DistillationKind, monkeypatch: pyte
         assert (one.double() - other_cut.double()).norm() <= 2**-8 * one.double().norm()
     expected = plain(own.double() @ student.double().T, other.double() @ teacher.double().T, kind, 0.5)
     torch.testing.assert_close(found[5][0].double(), expected.detach(), rtol=3e-2, atol=3e-2)
+
+
+def test_a_promise_that_is_broken_is_an_error_and_without_gradients_none_is_asked() -> None:
+    own, other = hidden(WIDTH, 1).requires_grad_(), hidden(TEACHER_WIDTH, 2)
+    student, teacher = (head(width, LogitTransform(), bias=False, grad=False) for width in (WIDTH, TEACHER_WIDTH))
+    values = token_divergences(Outputs(own, student), Outputs(other, teacher), "jsd", 0.5, FACTORS)
+    with pytest.raises(ValueError, match="not the one promised"):
+        values.sum().backward()
+    with torch.no_grad():
+        again = token_divergences(Outputs(own, student), Outputs(other, teacher), "jsd", 0.5, FACTORS)
+    torch.testing.assert_close(again, values.detach())
 
 
 def test_no_rows_still_hang_on_the_graph() -> None:

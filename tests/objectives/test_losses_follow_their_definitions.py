@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf_core.methods.online import Aggregation, KlKind
 from rlhf_core.objectives.aggregation import aggregate, denominator
-from rlhf_core.objectives.distillation import distillation_loss, divergence, slope
+from rlhf_core.objectives.distillation import distillation_loss, divergence, divergence_and_slope
 from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.logprobs import token_logprobs
 from rlhf_core.objectives.policy import CorrectionKind, cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
@@ -366,7 +366,9 @@ def test_the_slope_of_a_divergence_is_its_gradient(kind: Any) -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(4, 7).double(), torch.randn(4, 7).double().log_softmax(-1)
     _, gradient = loss_and_gradient(lambda x: divergence(x.log_softmax(-1), teacher, kind, 0.2).sum(), student)
-    torch.testing.assert_close(slope(student.log_softmax(-1), teacher, kind, 0.2), gradient)
+    value, slope = divergence_and_slope(student.log_softmax(-1), teacher, kind, 0.2)
+    torch.testing.assert_close(slope, gradient)
+    torch.testing.assert_close(value, divergence(student.log_softmax(-1), teacher, kind, 0.2))
 
 
 def test_token_logprobs_have_the_gradients_of_their_definition() -> None:
