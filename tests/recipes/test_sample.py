@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def test_the_best_answer_is_learnt_and_of_pairs_the_worst_is_unlearnt(model: Pat
     assert {row["id"]: (vowels(row["chosen"]), vowels(row["rejected"])) for row in rows(pairs)} == expected
     assert all(row["margin"] == pytest.approx(vowels(row["chosen"]) - vowels(row["rejected"])) for row in rows(pairs))
     assert len(expected) > 10
+    rated = sample_job(tmp_path / "rated", model, data, table="prompts", min_reward=0.3)
+    sample_table(rated)
+    shares = {name: sum(worth >= 0.3 for worth in own) / 3 for name, own in answers.items()}
+    asked = {row["id"]: row for row in read_table("prompts", data / "prompts" / "train.parquet").to_pylist()}
+    for row in rows(rated):
+        assert json.loads(row["extra"]) == {"pass_rate": pytest.approx(shares[row["id"]])}
+        assert {**row, "extra": None} == asked[row["id"]], "the prompt itself is as it was"
+    assert {row["id"] for row in rows(rated)} == shares.keys() - {"v0"}
+    assert len(set(shares.values())) > 2
 
 
 @pytest.mark.usefixtures("all_end")
