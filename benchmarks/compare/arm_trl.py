@@ -194,10 +194,10 @@ class _SampleKeeping:
     samples_path: Path
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, **kwargs: Any
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *more: Any, **kwargs: Any
     ) -> Any:
         result = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
-            model, input_ids, attention_mask, logits_to_keep, **kwargs
+            model, input_ids, attention_mask, logits_to_keep, *more, **kwargs
         )
         if not self.samples_path.exists():
             rows = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
