@@ -1,6 +1,6 @@
 """Peak memory of log-probs and entropies with their backward pass, against full logits: vocabulary 150,000, 4,096 tokens.
 
-    python benchmarks/logprob_memory.py          about two minutes; prints the table that stands in docs/performance.md
+    python benchmarks/logprob_memory.py          minutes, and 14 GiB; python benchmarks/write_performance.py shows it
 
 Each case is a process of its own, whose peak of resident memory is read before and after; hidden states, head, and their gradients, which
 both need, are there before. "over" is what the pass takes beyond them.
@@ -8,6 +8,7 @@ both need, are there before. "over" is what the pass takes beyond them.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -20,24 +21,26 @@ from rlhf_core.models.head import LogitTransform
 from rlhf_core.models.token_logprobs import token_logprobs
 
 TOKENS, VOCABULARY, HIDDEN = 4096, 150_000, 1024
-WAYS, HEADS, DTYPES = ("full logits", "in chunks"), ("trained", "frozen"), ("fp32", "bf16")
+RESULT = Path(__file__).resolve().parent / "results" / "logprob_memory.json"
+WAYS, HEADS, DTYPES = ("full logits", "in chunks"), ("trained", "frozen"), ("fp32",)
 
 
 def main() -> None:
-    """All cases as a table, or the one that is named."""
+    """All cases into the result file, or the one that is named."""
     if len(sys.argv) > 1:
         way, head, dtype = sys.argv[1:]
         print(*measured(way, head == "trained", torch.bfloat16 if dtype == "bf16" else torch.float32))
         return
-    print("| dtype | head | full logits, MiB over | in chunks, MiB over | times less | full logits, CPU-s | in chunks, CPU-s |")
-    print("|---|---|---|---|---|---|---|")
+    rows = []
     for dtype in DTYPES:
         for head in HEADS:
             (full, full_s), (chunked, chunked_s) = (_apart(way, head, dtype) for way in WAYS)
-            print(
-                f"| {dtype} | {head} | {full:.0f} | {chunked:.0f} | {full / chunked:.1f} | {full_s:.1f} | {chunked_s:.1f} |",
-                flush=True,
-            )
+            memory = {f"{WAYS[0]}, MiB over": full, f"{WAYS[1]}, MiB over": chunked, "times less": full / chunked}
+            rows.append({"dtype": dtype, "head": head, **memory, f"{WAYS[0]}, CPU-s": full_s, f"{WAYS[1]}, CPU-s": chunked_s})
+            print(rows[-1], flush=True)
+    result = {"title": "Memory of log-probs", "vocabulary": VOCABULARY, "tokens": TOKENS, "hidden": HIDDEN, "rows": rows}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {RESULT}")
 
 
 def _apart(way: str, head: str, dtype: str) -> tuple[float, float]:

@@ -67,7 +67,8 @@ def page(results: dict[str, Result], images: Path) -> Iterator[str]:
         yield from data_preparation(results["data_preparation"], images)
     if "rows_growth" in results:
         yield from rows_growth(results["rows_growth"])
-    for name, title in (("orchestration", "Orchestration"), ("gpu", "On a GPU")):
+    titled = ("logprob_memory", "Memory of log-probs"), ("orchestration", "Orchestration"), ("gpu", "On a GPU")
+    for name, title in titled:
         yield from plain(name, title, results.get(name))
     yield from _note("exactness")
 

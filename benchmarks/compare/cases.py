@@ -241,17 +241,17 @@ def _pair_method(scale: Scale, name: str, settings: Row, recipe: str, peer: Row,
         Arm("TRL, default", "trl", recipe, peer),
     ]
     arms[0].settings.update(settings)
-    targets = _against_defaults_and_best(f"{name} pairs per CPU-second", arms)
+    targets = _against_defaults_and_best(name, "pairs per CPU-second", arms)
     return Part(name, "preference", steps, "pairs", len, arms, targets, scale.shape, losses_differ=losses_differ)
 
 
-def _against_defaults_and_best(what: str, arms: Sequence[Arm]) -> list[Target]:
-    """C7: twice as fast as the peer's defaults, which are its last arm, and 1.2 times as its other settings."""
+def _against_defaults_and_best(name: str, unit: str, arms: Sequence[Arm]) -> list[Target]:
+    """C11: twice as fast as the peer's defaults, which are its last arm, and 1.2 times as its other settings."""
     first = arms[0].name
     best = tuple(arm.name for arm in arms[1:-1])
     return [
-        Target("C7", f"{what}, against TRL's default", first, ("TRL, default",), 2.0),
-        Target("C7", "against TRL's best", first, best, 1.2),
+        Target("C11", f"{name}, {unit}, against TRL's default", first, ("TRL, default",), 2.0),
+        Target("C11", f"{name}, against TRL's best", first, best, 1.2),
     ]
 
 
@@ -271,7 +271,7 @@ def unpaired_kto(scale: Scale) -> list[Part]:
         Arm("TRL, default", "trl", "unpaired_kto", {}),
     ]
     arms[0].settings["method"] = "kto"
-    targets = _against_defaults_and_best("KTO answers per CPU-second", arms)
+    targets = _against_defaults_and_best("unpaired KTO", "answers per CPU-second", arms)
     return [Part("KTO, unpaired", "unpaired", steps, "answers", len, arms, targets, scale.shape)]
 
 
@@ -286,7 +286,7 @@ def distillation(scale: Scale) -> list[Part]:
         Arm("TRL, default", "trl", "gkd", peer),
     ]
     arms[0].settings.update({"divergence": "jsd", "jsd_beta": 0.5})
-    targets = _against_defaults_and_best("distilled tokens per CPU-second", arms)
+    targets = _against_defaults_and_best("distillation", "tokens per CPU-second", arms)
     return [Part("Distillation (JSD)", "sft", steps, "real tokens", _tokens, arms, targets, scale.shape)]
 
 
@@ -302,7 +302,7 @@ def rloo(scale: Scale) -> list[Part]:
         Arm("TRL, default", "trl", "rloo", peer),
     ]
     name = f"{prompts * samples} × {new_tokens}"
-    targets = _against_defaults_and_best(f"RLOO step {name}", arms)
+    targets = _against_defaults_and_best("RLOO", f"CPU-seconds of a step of {name}", arms)
     part = Part(
         f"RLOO, {name} new tokens", "prompts", steps, "new tokens", _new_tokens(samples, new_tokens), arms, targets, scale.shape
     )
@@ -423,9 +423,9 @@ CASES = [
     Case(("async",), "overlap", "Online training: generation beside training", overlap),
     Case(("C6",), "reward_model", "Reward model", reward_model),
     Case(("C6",), "kto", "KTO", kto),
-    Case(("C7",), "pair_methods", "Preference methods without a reference", pair_methods),
-    Case(("C7",), "unpaired_kto", "KTO on judged answers", unpaired_kto),
-    Case(("C7",), "distillation", "Distillation", distillation),
-    Case(("C7",), "rloo", "Online training: RLOO", rloo),
+    Case(("C11",), "pair_methods", "Preference methods without a reference", pair_methods),
+    Case(("C11",), "unpaired_kto", "KTO on judged answers", unpaired_kto),
+    Case(("C11",), "distillation", "Distillation", distillation),
+    Case(("C11",), "rloo", "Online training: RLOO", rloo),
     Case(("C9",), "ranks", "Two ranks against one", ranks),
 ]
