@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed-$(TARGET)
 PEER   := .venv-peer
 # Test files side by side. A worker is often waiting for a process, so that two cores are busy with three; 0: one file after the other.
 WORKERS ?= 2
-PYTEST  = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST  = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 10
 STUBS  := $(if $(filter cpu,$(TARGET)),$(wildcard deployments/lock/stubs/*/pyproject.toml))
 
 .PHONY: venv demo test test-quick fuzz faults lint shape bench

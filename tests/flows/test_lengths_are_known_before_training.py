@@ -111,3 +111,17 @@ def test_a_run_stops_before_it_trains(model: Path, tmp_path: Path) -> None:
     assert "lengths of sft/train, 20 rows in tokens" in done.stdout
     assert "sft: 1 of 20 rows of sft/train have more than" in done.stderr
     assert "started" not in "".join(line for line in done.stdout.splitlines() if " sft " in line)
+
+
+@pytest.mark.slow
+def test_answers_that_are_all_good_stop_a_run_before_it_trains(model: Path, tmp_path: Path) -> None:
+    lines = [{"prompt": f"{n} + {n}?", "response": str(2 * n), "desirable": True} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = [f"model.path={model}", f"data.unpaired=[{{path: {tmp_path}/rows.jsonl}}]", "data.procedures=null"]
+    settings += ["runtime.executor=subprocess", "data.test_fraction=0", "data.validation_fraction=0"]
+    settings += ["preference.method=kto", "pipeline={preference: {stage: preference, model: base}}"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = command(tmp_path / "home", "run", "--preset", "tiny", *options, "--until", "preference")
+    assert done.returncode == 11, done.stdout + done.stderr
+    assert "unpaired/train: all 8 answers are desirable, and KTO moves the two kinds apart" in done.stderr
+    assert " preference  " not in "".join(line for line in done.stdout.splitlines() if "started" in line)
