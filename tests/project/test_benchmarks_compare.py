@@ -18,11 +18,16 @@ from compare.turns import Turns
 from compare.verdict import OverheadLimit, Target, judged, limited, ratio
 from compare.workload import RowMaker, Work
 
+from flows.graph.build import build_graph
+from flows.settings.presets import resolve
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.methods.online import ONLINE
+from rlhf_core.methods.preference import PREFERENCE
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.cursor import plan_cursor
 from rlhf_core.recipes.examples import conversation, read_examples
 from rlhf_core.settings.supervised import SftConfig
+from rlhf_core.settings.training import MethodConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEED = 7
@@ -120,3 +125,9 @@ def test_our_arm_runs_alone_and_the_page_shows_it(tmp_path: Path) -> None:
     page = "\n\n".join(write_performance.page({"sft_speed": result}, tmp_path / "images"))
     assert f"{arm['units_per_cpu_s']:.4g}" in page
     assert (tmp_path / "images" / "sft_speed-0.svg").stat().st_size > 1000
+
+
+def test_the_table_of_methods_has_every_method() -> None:
+    preset = ROOT / "benchmarks" / "methods.yaml"
+    settings = [node.settings for node in build_graph(resolve(str(preset))).values()]
+    assert {each.method for each in settings if isinstance(each, MethodConfig)} == {*PREFERENCE, *ONLINE}
