@@ -58,7 +58,7 @@ class Evaluation:
         self.best = Best(self.job.config, self.job.resume)
 
     def begin(self, step: int) -> None:
-        """Have answers drawn with the present weights, those after `step` rounds, if it is their turn. Collective over ranks.
+        """Have answers drawn with the present weights, those after `step` rounds, if it is their turn.
 
         Their weights are put aside as well, where the best ones are to stay: soon they will be others.
         """
