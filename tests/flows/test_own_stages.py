@@ -92,6 +92,8 @@ def test_a_stage_of_ones_own_is_an_entry_like_any_other(package: Path, home: Hom
     [made] = (home.store / "count").glob("*/count.txt")
     assert made.read_text() == "PROMPTS: 3 FILES"
     assert not _plan(config, home)["count"].runs
+    made.unlink()
+    assert _plan(config, home)["count"].reason.startswith("not finished, or not kept, since tiny-")
 
 
 def test_its_code_and_what_that_imports_of_its_package_are_in_its_key(package: Path, home: Home) -> None:
@@ -123,7 +125,8 @@ def test_a_result_is_taken_over_when_only_code_has_changed_and_says_so(
 ) -> None:
     _run(_config(), home)
     (package / "words.py").write_text("def shout(text: str) -> str:\n    return text.upper()\n")
-    assert _plan(_config(), home)["count"].reason.startswith("code.my_desk.words")
+    reason = _plan(_config(), home)["count"].reason
+    assert reason.startswith("code.my_desk.words: ") and ";" not in reason
     _adopt(tmp_path, home, "count")
     assert "count: taken over from tiny-" in capsys.readouterr().out
     adopted = _plan(_config(), home)["count"]

@@ -112,6 +112,7 @@ def test_a_place_that_is_waited_for_is_said() -> None:
     limits = Limits(1, 10.0, {"a": 1.0, "b": 1.0})
     assert limits.obstacle("b", ["a"]) == "waiting for one of 1 places (runtime.max_parallel_stages)"
     assert limits.obstacle("b", []) is None
+    assert Limits(2, 2.0, {"a": 1.0, "b": 1.0}).obstacle("b", ["a"]) is None, "all there is may be taken"
     assert limits.obstacle("cached", ["a"]) is None
 
 

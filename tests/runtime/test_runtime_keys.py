@@ -49,6 +49,16 @@ def test_what_json_cannot_say_is_an_error_that_names_the_place(value: object) ->
         canonical_json({"outer": {"inner": value}})
 
 
+def test_the_place_of_what_json_cannot_say_is_named_in_a_list_too() -> None:
+    with pytest.raises(ConfigError, match=r"\$\.outer\[1\]: cannot fingerprint a set"):
+        canonical_json({"outer": [1, {1}]})
+
+
+def test_the_canonical_text_of_a_value_never_changes() -> None:
+    """Every key ever made is a hash of one."""
+    assert canonical_json({"b": "größe", "a": [1, None, True, 1.5]}) == '{"a":[1,null,true,1.5],"b":"größe"}'
+
+
 @given(
     st.fixed_dictionaries(
         {"step_s": st.floats(0, 10), "kill_at": st.integers(0, 9), "stall_after_s": st.floats(1, 99), "started_log": st.text()}
@@ -77,6 +87,32 @@ def test_the_difference_of_two_keys_is_told_by_field() -> None:
     assert explain_difference(old, new) == ['config.separator: "-" -> "+"', 'inputs.counted: "a" -> "b"']
     assert explain_difference(old, old) == []
     assert explain_difference({"a": 1}, {"a": 1.0, "b": None}) == ["a: 1 -> 1.0", "b: (absent) -> null"]
+
+
+def test_a_long_value_is_told_by_its_beginning() -> None:
+    [line] = explain_difference({"a": "x" * 200}, {"a": "x" * 78})
+    assert line == f'a: "{"x" * 76}... -> "{"x" * 78}"'
+
+
+def test_the_fields_of_a_description_keep_their_names() -> None:
+    """They are hashed, and read in the manifests of other versions."""
+    description = stage_key(COUNT, CountConfig(), {}, 7).description
+    assert description.pop("code").keys() >= {"tests.runtime.stages"}
+    assert description.pop("libraries").keys() == {"python"}
+    assert description == {
+        "stage": "count",
+        "schema_version": 1,
+        "config": {"to": 3, "label": "plain"},
+        "inputs": {},
+        "seed": 7,
+        "user_code": {},
+        "fingerprint": {"label_length": 5},
+    }
+
+
+def test_a_cluster_has_versions_of_its_own_by_any_spelling_of_a_name() -> None:
+    there = Code(libraries={"python": "3.12", "Some_Thing": "1.0"})
+    assert there.versions(("some-thing", "other")) == {"python": "3.12", "some-thing": "1.0", "other": "absent"}
 
 
 def test_library_versions_are_in_the_description() -> None:

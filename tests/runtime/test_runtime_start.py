@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +22,16 @@ from data_processing.errors import ConfigError, DataError, DivergedError, OutOfM
 from tasks.runtime.contract.config import RuntimeConfig
 from tasks.runtime.contract.failures import StageFailedError
 from tasks.runtime.contract.home import Home
-from tasks.runtime.contract.liveness import worker_process
+from tasks.runtime.contract.liveness import announce, retire, worker_process
 from tasks.runtime.contract.request import StageOutcome, StageRequest
+from tasks.runtime.execution import start
 from tasks.runtime.execution.attempts import WorkFolder
-from tasks.runtime.execution.executor import Job, JobState, JobStatus
+from tasks.runtime.execution.executor import DuplicateJobError, Job, JobState, JobStatus
 from tasks.runtime.execution.followers import Follower, is_stopping
 from tasks.runtime.execution.start import Runtime, key_of, run_stage
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
 from tasks.runtime.store.artifacts import Store
-from tasks.runtime.store.records import read_node
+from tasks.runtime.store.records import read_node, record_outcome
 from tests.runtime.conftest import REPOSITORY, Heard, cancel_after
 from tests.runtime.stages import JoinConfig
 
@@ -59,6 +61,8 @@ def test_a_stage_runs_once_and_is_cached_for_other_nodes_and_runs(
     record = read_node(home, "later", "other_node")
     assert record is not None
     assert (record.key, record.cached, record.ref) == (first.ref.key, True, first.ref)
+    assert (record.seconds, record.attempt) == (again.seconds, again.attempt) == (first.seconds, 1)
+    assert (again.node, again.summary) == ("other_node", first.summary)
     assert StageOutcome.from_json(json.loads(json.dumps(again.to_json()))) == again
 
 
@@ -354,6 +358,29 @@ def test_who_comes_while_a_job_is_being_stopped_waits_and_goes_on_from_its_check
     assert counted[-1] == [12, 2]
 
 
+def test_an_attempt_that_was_left_is_stopped_and_waited_for_which_is_said_once(
+    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OutOfReach(SubprocessExecutor):
+        asked: ClassVar[list[str]] = []
+
+        def stop(self, job: Job) -> None:
+            self.asked.append(job.id)
+
+    monkeypatch.setattr(start, "_RETRY_CLAIM_S", 0.1)
+    request = count_request()
+    key = key_of(request).key
+    work = WorkFolder.of(home.work, "count", key)
+    left = work.begin("count", key, "subprocess", {}, fresh=True)
+    announce(work.folder(1))
+    (work.folder(1) / "stopping").touch()
+    threading.Timer(1.0, retire, (work.folder(1),)).start()
+    assert _start(request, Runtime(home, OutOfReach(), settings), heard).attempt == 2
+    assert heard.warnings == [f"waiting for the end of job {left.job_id}"]
+    assert len(OutOfReach.asked) > 1
+    assert set(OutOfReach.asked) == {left.job_id}
+
+
 def test_two_runs_with_executors_of_their_own_do_the_work_once_also_while_its_worker_has_yet_to_begin(
     home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard
 ) -> None:
@@ -425,13 +452,22 @@ def test_a_follower_that_was_killed_does_not_keep_a_job_alive(tmp_path: Path) ->
 
 
 def test_preemptions_use_up_no_attempts_and_wait_longer_each_time(
-    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard
+    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    slept, sleep = [], asyncio.sleep
+
+    async def noted_sleep(delay: float) -> None:
+        slept.append(delay)
+        await sleep(delay)
+
+    monkeypatch.setattr(start, "_LONGEST_WAIT_S", 0.03)
+    monkeypatch.setattr(asyncio, "sleep", noted_sleep)
     few = settings.model_copy(update={"max_preemptions": 3, "max_attempts": 1, "preemption_wait_s": 0.01})
     with pytest.raises(PreemptedError):
         _start(count_request(fail_code=14, fail_always=True), Runtime(home, SubprocessExecutor(), few), heard)
     assert [number for number, _ in heard.attempts] == [1, 2, 3, 4]
-    assert [warning.rpartition(" in ")[2] for warning in heard.warnings] == ["0.01 s", "0.02 s", "0.04 s"]
+    assert [warning.rpartition(" in ")[2] for warning in heard.warnings] == ["0.01 s", "0.02 s", "0.03 s"]
+    assert [delay for delay in slept if delay in (0.01, 0.02, 0.03)] == [0.01, 0.02, 0.03]
 
 
 def test_a_result_made_from_other_bytes_of_its_inputs_is_not_taken(runtime: Runtime, home: Home, count_request: Requests) -> None:
@@ -496,6 +532,78 @@ def test_a_worker_of_another_machine_is_followed_by_its_heartbeat(
         return outcome
 
     assert asyncio.run(attach()).attempt == 1
+
+
+def test_an_id_that_the_executor_has_seen_in_another_home_is_passed_over(
+    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard
+) -> None:
+    class Remembers(SubprocessExecutor):
+        def submit(self, job: Job) -> None:
+            if job.id.endswith("-a1"):
+                raise DuplicateJobError(job.id)
+            super().submit(job)
+
+    assert _start(count_request(), Runtime(home, Remembers(), settings), heard).attempt == 2
+    assert heard.attempts == [(2, False)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [(0, "exit code unknown. the node is gone"), (25, "exit code unknown. Last lines of its log:\nline 6\nline 7\n")],
+)
+def test_a_worker_that_ended_without_a_word_is_told_by_the_end_of_its_log(
+    home: Home, settings: RuntimeConfig, count_request: Requests, lines: int, said: str
+) -> None:
+    class Lost(SubprocessExecutor):
+        def submit(self, job: Job) -> None:
+            if lines:
+                (job.folder / "log.txt").write_text("".join(f"line {number}\n" for number in range(1, lines + 1)))
+
+        def state(self, job: Job) -> JobState:
+            return JobState(JobStatus.failed, None, "the node is gone")
+
+    once = settings.model_copy(update={"max_attempts": 1})
+    with pytest.raises(StageFailedError) as caught:
+        _start(count_request(), Runtime(home, Lost(), once))
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("line 25" if lines else "gone")
+
+
+def test_no_attempt_begins_while_the_worker_of_an_ended_job_lives(
+    home: Home, settings: RuntimeConfig, count_request: Requests, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(SubprocessExecutor):
+        def state(self, job: Job) -> JobState:
+            return JobState(JobStatus.failed, 1) if job.id.endswith("-a1") else super().state(job)
+
+    monkeypatch.setattr(start, "_ORPHAN_LIMIT_S", 0.2)
+    request = count_request()
+    key = key_of(request)
+    work = WorkFolder.of(home.work, "count", key.key)
+    work.begin("count", key.key, "subprocess", {}, fresh=True)
+    announce(work.folder(1))
+    left = Store(home.store).staging("numbers", key.key, 1)
+    threading.Timer(1.0, retire, (work.folder(1),)).start()
+    assert _start(request, Runtime(home, Ended(), settings), heard).attempt == 2
+    assert "is still alive although its job has ended" in heard.warnings[0]
+    assert not left.exists(), "what it had made so far goes"
+
+
+def test_a_record_that_somebody_removed_meanwhile_is_not_made_up(runtime: Runtime, home: Home, count_request: Requests) -> None:
+    outcome = _start(count_request(), runtime)
+    record_outcome(home, count_request(run="removed"), outcome)
+    assert read_node(home, "removed", "count_node") is None
+
+
+def test_the_commit_of_the_checkout_is_known_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    commit = start.git_commit.__wrapped__
+    assert commit() is None
+    who = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    for command in (["init", "-q", "-b", "main"], [*who, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert commit() == (tmp_path / ".git" / "refs" / "heads" / "main").read_text().strip()
 
 
 def test_no_room_on_the_disk_is_said_before_anything_starts(home: Home, count_request: Requests, heard: Heard) -> None:

@@ -16,6 +16,7 @@ from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageOutcome, StageRequest
 from tasks.runtime.execution.start import Runtime, key_of, run_stage
 from tasks.runtime.execution.subprocess_executor import SubprocessExecutor
+from tasks.runtime.keys import snapshot
 from tasks.runtime.keys.closure import OWN_PACKAGES, PROJECT_ROOT, Code
 from tasks.runtime.keys.snapshot import take_snapshot
 
@@ -87,14 +88,28 @@ def test_a_snapshot_has_the_keys_of_the_checkout(mine: Path, home: Home) -> None
 
 
 def test_a_snapshot_is_made_once_and_holds_what_code_needs(mine: Path, home: Home) -> None:
+    (mine / "just.bin").write_bytes(bytes(1 << 20))
+    for name in (".env", "stranger.py"):
+        (mine / name).write_text("")
     place = take_snapshot(home.code, ["say_stage", "tasks.sft"])
     assert take_snapshot(home.code, ["say_stage"]) == place
     assert [path.name for path in home.code.iterdir() if not path.name.startswith(".")] == [place.name]
     assert (place / "beside.txt").is_file()
     assert not (place / "large.bin").exists()
+    assert (place / "just.bin").is_file()
+    assert not (place / ".env").exists(), "secrets lie in such"
+    assert not (place / "stranger.py").exists(), "code goes by import alone"
     ours = {path.relative_to(PROJECT_ROOT) for name in OWN_PACKAGES for path in (PROJECT_ROOT / name).rglob("*.jinja")}
     assert ours
     assert all((place / path).is_file() for path in ours)
+
+
+@pytest.mark.parametrize(("limit_bytes", "taken"), [(6, True), (5, False)])
+def test_what_lies_beside_code_is_left_where_it_is_too_much_together(
+    mine: Path, home: Home, monkeypatch: pytest.MonkeyPatch, limit_bytes: int, taken: bool
+) -> None:
+    monkeypatch.setattr(snapshot, "_DATA_BYTES", limit_bytes)
+    assert (take_snapshot(home.code, ["say_stage"]) / "beside.txt").is_file() is taken
 
 
 def test_a_snapshot_whose_writer_was_killed_is_not_taken(home: Home) -> None:

@@ -76,8 +76,9 @@ def test_an_io_error_is_an_error_and_moves_nothing(store: Store) -> None:
     link = store.folder(KIND, KEY) / "weights.bin"
     link.unlink()
     link.symlink_to("/proc/self/mem")  # its size is 0 as well, and reading its first byte is EIO
-    with pytest.raises(StoreError, match=r"Input/output error.*nothing was moved"):
+    with pytest.raises(StoreError, match=r"Input/output error.*nothing was moved") as caught:
         store.lookup(KIND, KEY)
+    assert caught.type is StoreError, "a stale handle would be read again"
     assert _nothing_moved(store)
 
 

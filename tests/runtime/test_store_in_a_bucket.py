@@ -86,6 +86,9 @@ def test_one_file_is_fetched_without_the_others(store: RemoteStore, tmp_path: Pa
     found = other.fetch_file(KIND, KEY, "a.txt")
     assert found is not None and found.read_text() == "hello"
     assert other.fetch_file(KIND, KEY, "c.txt") is None
+    found.write_text("HELLO")
+    again = other.fetch_file(KIND, KEY, "a.txt")
+    assert again is not None and again.read_text() == "hello"
     assert not (tmp_path / "there" / KIND).exists()
 
 
@@ -97,6 +100,8 @@ def test_a_replaced_artifact_is_fetched_anew_and_its_old_files_are_gone(store: R
     folder = other.fetch(KIND, KEY)
     assert folder is not None and (folder / "a.txt").read_text() == "new"
     assert len(_objects()) == 3
+    publish(store, "new", attempt=3)
+    assert len(_objects()) == 3, "the same files are not old ones"
 
 
 def test_files_that_are_not_what_was_uploaded_are_never_handed_out(store: RemoteStore, tmp_path: Path) -> None:
@@ -105,6 +110,7 @@ def test_files_that_are_not_what_was_uploaded_are_never_handed_out(store: Remote
     other = _node(tmp_path, "there")
     assert other.fetch(KIND, KEY) is None
     assert other.lookup(KIND, KEY) is None, "it is set aside, so that it is made again"
+    assert list(other.manifests()) == []
     [reason] = [path for path in bucket().find(f"{PLACE}/.corrupt") if path.endswith("reason.txt")]
     assert b"content changed: a.txt" in bucket().cat_file(reason)
     assert publish(other, attempt=2)
@@ -117,6 +123,7 @@ def test_a_damaged_copy_on_this_disk_is_fetched_again(store: RemoteStore) -> Non
     victim.write_text("HELLO")
     folder = store.fetch(KIND, KEY)
     assert folder is not None and (folder / "a.txt").read_text() == "hello"
+    assert not (store.root / ".corrupt").exists(), "what can be fetched again is not kept"
     assert store.lookup(KIND, KEY)
 
 
@@ -193,6 +200,8 @@ def test_the_cache_keeps_to_its_size_and_loses_what_was_used_longest_ago(store: 
         time.sleep(0.01)
         assert _node(tmp_path, "there", cache_bytes=3100).fetch(KIND, key)
     assert _copies(tmp_path / "there") == {"0", "2", "3"}
+    assert [place.name for place in (tmp_path / "there").iterdir() if not place.name.startswith(".")] == [KIND]
+    assert list((tmp_path / "there" / ".staging").iterdir()) == []
 
 
 def test_what_is_in_use_stays_however_small_the_cache_is(store: RemoteStore, tmp_path: Path) -> None:
@@ -208,6 +217,18 @@ def test_what_is_in_use_stays_however_small_the_cache_is(store: RemoteStore, tmp
     del user
     assert _node(tmp_path, "there", cache_bytes=0).fetch(KIND, keys[1])
     assert _copies(tmp_path / "there") == {"1"}
+
+
+def test_room_is_made_of_others_where_what_was_used_longest_ago_is_in_use(store: RemoteStore, tmp_path: Path) -> None:
+    keys = _keys(3)
+    user = _node(tmp_path, "there", cache_bytes=2100)
+    for key in keys:
+        publish(store, key=key)
+    assert user.fetch(KIND, keys[0])
+    for key in keys[1:]:
+        time.sleep(0.01)
+        assert _node(tmp_path, "there", cache_bytes=2100).fetch(KIND, key)
+    assert _copies(tmp_path / "there") == {"0", "2"}
 
 
 def test_a_bucket_that_does_not_answer_is_an_error_and_not_an_absence(store: RemoteStore, server: object) -> None:
@@ -237,6 +258,17 @@ def test_an_upload_is_tried_again(store: RemoteStore, monkeypatch: pytest.Monkey
     assert store.lookup(KIND, KEY)
 
 
+def test_what_is_prepared_is_uploaded_once(store: RemoteStore) -> None:
+    staging = staged(store)
+    manifest = manifest_of(store, staging)
+    store.prepare(staging, manifest)
+    assert store.lookup(KIND, KEY) is None
+    sent = {path: bucket().info(path)["LastModified"] for path in bucket().find(f"{PLACE}/{KIND}")}
+    time.sleep(1.1)
+    store.publish(staging, manifest, prepared=True)
+    assert {path: bucket().info(path)["LastModified"] for path in sent} == sent
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [("nope://x/y", "nope.*not known"), ("s3://artifacts", None)],
@@ -261,6 +293,14 @@ def test_a_folder_may_be_the_store_and_none_is_the_homes(home: Home, monkeypatch
         monkeypatch.setenv("ALIGNFLOW_STORE", given)
         assert root(store_of(home)) == tmp_path / "my store"
     assert root(open_store(tmp_path / "x", None)) == tmp_path / "x"
+
+
+def test_copies_may_lie_elsewhere_than_in_the_home(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ALIGNFLOW_STORE", ADDRESS)
+    assert (store_of(home).address, store_of(home).root) == (ADDRESS, home.cache)
+    monkeypatch.setenv("ALIGNFLOW_CACHE_GIB", "0")  # only what is in use
+    monkeypatch.setenv("ALIGNFLOW_CACHE", str(tmp_path / "copies"))
+    assert store_of(home).root == tmp_path / "copies"
 
 
 def test_stages_run_from_one_machine_to_another_through_the_bucket(
