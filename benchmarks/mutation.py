@@ -73,7 +73,7 @@ TESTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "graph": {
         "flows/graph/limits.py": ("flows/test_scheduler.py",),
-        "flows/graph/plan.py": ("flows/test_own_stages.py",),
+        "flows/graph/plan.py": ("flows/test_graph.py", "flows/test_own_stages.py"),
         "flows/graph/selection.py": ("flows/test_graph.py",),
         "flows/graph/walk.py": ("flows/test_scheduler.py",),
     },

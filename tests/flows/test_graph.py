@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,22 @@ from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig
 from flows.graph.build import build_graph, unused_entries
 from flows.graph.nodes import Graph, ancestors, longest_path_first
+from flows.graph.plan import Plan, PlannedNode, has_work, make_plan, reserves
 from flows.graph.selection import select
 from flows.settings.config import PipelineConfig
 from flows.settings.layers import validate
 from flows.settings.presets import known_presets, resolve
 from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.preference import PreferenceConfig
+from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.registry import load_stage
+from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import stage_key
+from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.base import reference
+from tasks.runtime.store.manifest import Manifest
+from tasks.runtime.store.records import NodeRecord, write_node
+from tests.runtime.published import manifest_of
 
 GRAPH = build_graph(resolve("quickstart"))
 FIVE: dict[str, Any] = {
@@ -414,6 +423,109 @@ def test_every_combination_of_from_until_and_force_is_a_selection_or_one_clear_r
             continue
         assert chosen.given | chosen.forced <= set(chosen.graph)
         assert not chosen.given & chosen.forced
+
+
+# --- what a plan says of each node
+
+TINY = resolve("tiny")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.open(tmp_path / "home")
+
+
+def _plan(home: Home, overrides: dict[str, Any] | None = None, **options: Any) -> Plan:
+    config = resolve("tiny", overrides=overrides) if overrides else TINY
+    return make_plan(config, select(build_graph(config), **options), home, Code())
+
+
+def _made(home: Home, planned: PlannedNode, text: str = "hello", **inputs: Manifest) -> Manifest:
+    """The node's artifact in the store, made in 7 seconds."""
+    store, kind, key = Store(home.store), planned.key.stage.kind, planned.key.key
+    staging = store.staging(kind, key, 1)
+    (staging / "a.txt").write_text(text)
+    refs = {name: reference(store, made) for name, made in inputs.items()}
+    manifest = manifest_of(store, staging, key=key).model_copy(update={"kind": kind, "inputs": refs, "seconds": 7.0})
+    store.publish(staging, manifest)
+    return manifest
+
+
+def _ran(home: Home, planned: PlannedNode, run: str, seconds: float | None = None, **config: Any) -> None:
+    """The record of the node in a run in which its settings had the values in `config`."""
+    description = {**planned.key.description, "config": {**planned.key.description["config"], **config}}
+    record = NodeRecord(node=planned.node.name, stage="sft", key="k" * 64, description=description, seconds=seconds)
+    write_node(home, run, record)
+
+
+def test_a_node_that_runs_says_what_it_follows_and_three_of_its_own_differences(home: Home) -> None:
+    planned = _plan(home)
+    assert {node.reason for node in planned.values()} == {"never run here"}
+    batch_size = planned["sft"].key.description["config"]["batch_size"]
+    _ran(home, planned["sft"], "tiny-1", batch_size=batch_size + 1)
+    assert _plan(home)["sft"].reason == f"follows base, data; config.batch_size: {batch_size + 1} -> {batch_size}"
+    _ran(home, planned["sft"], "tiny-1", a=1, b=2, c=3)
+    differences = "; ".join(f"config.{name}: {value} -> (absent)" for name, value in (("a", 1), ("b", 2), ("c", 3)))
+    assert _plan(home)["sft"].reason == f"follows base, data; {differences}"
+    _ran(home, planned["sft"], "tiny-1", a=1, b=2, c=3, d=4, e=5)
+    assert _plan(home)["sft"].reason == f"follows base, data; {differences}; and 2 more"
+    _ran(home, planned["sft"], "tiny-1")
+    assert _plan(home)["sft"].reason == "not finished, or not kept, since tiny-1"
+
+
+def test_a_cached_node_says_who_made_it_and_runs_where_its_inputs_have_other_bytes(home: Home) -> None:
+    planned = _plan(home)
+    base, data = _made(home, planned["base"]), _made(home, planned["data"])
+    made = _made(home, planned["sft"], model=base, data=data)
+    sft = _plan(home)["sft"]
+    assert (sft.hit, sft.renewed, sft.reason, sft.runs, sft.may_run) == (made, (), "made by run", False, False)
+    forced = _plan(home, force=["data"])
+    assert (forced["data"].reason, forced["data"].hit) == ("forced", None)
+    assert forced["sft"].reason == "made by run; runs if other bytes come out of data"
+    assert (forced["sft"].runs, forced["sft"].may_run, forced["sft"].renewed) == (False, True, ("data",))
+    _made(home, planned["data"], "other")
+    other = _plan(home)["sft"]
+    assert (other.reason, other.runs) == ("made from other bytes of data", True)
+
+
+def test_from_takes_nothing_that_is_not_cached(home: Home) -> None:
+    _made(home, _plan(home)["base"])
+    with pytest.raises(ConfigError, match=r"cached .* and data is not \(data: never run here\); start with --from data"):
+        _plan(home, from_stage="sft")
+    _made(home, _plan(home)["data"])
+    assert _plan(home, from_stage="sft")["sft"].runs
+
+
+def test_a_node_is_thought_to_take_what_it_took_in_the_last_run_of_that_name(home: Home) -> None:
+    planned = _plan(home)
+    formula = planned["sft"].estimate
+    assert formula.memory_gib > 1.1 and formula.seconds is not None, "the model's size is known"
+    _ran(home, planned["sft"], "other-1", seconds=99.0)
+    assert _plan(home)["sft"].estimate == formula
+    _ran(home, planned["sft"], "tiny-1", seconds=12.5)
+    assert _plan(home)["sft"].estimate.seconds == 12.5
+    _made(home, planned["base"])
+    assert _plan(home)["base"].estimate.seconds == 7.0
+
+
+def test_a_plan_knows_whether_there_is_work_and_whether_that_reserves_anything(home: Home) -> None:
+    base = _plan(home, until_stage="base")
+    assert has_work(base) and not reserves(base)
+    assert not reserves(_plan(home, until_stage="sft"))
+    two_ranks = {"sft.engine.world_size": 2}
+    assert reserves(_plan(home, two_ranks, until_stage="sft"))
+    for name in ("base", "data"):
+        _made(home, _plan(home)[name])
+    assert not has_work(_plan(home, until_stage="base"))
+    cached = _plan(home, two_ranks)
+    _made(home, cached["sft"], model=_hit(cached, "base"), data=_hit(cached, "data"))
+    assert not reserves(_plan(home, two_ranks, until_stage="sft")), "what is cached needs no room"
+
+
+def _hit(plan: Plan, name: str) -> Manifest:
+    found = plan[name].hit
+    assert found is not None
+    return found
 
 
 def test_online_comes_before_preference_and_both_before_evaluations_of_what_is_there() -> None:

@@ -12,7 +12,6 @@ import pytest
 from data_processing.errors import ConfigError, SupersededError
 from tasks.runtime.execution.attempts import WorkFolder
 from tasks.runtime.keys.stage_key import StageKey
-from tasks.runtime.store import tree
 from tasks.runtime.store.adopt import adopt
 from tasks.runtime.store.artifacts import Store
 from tasks.runtime.store.manifest import Adoption, Manifest
@@ -114,7 +113,7 @@ def test_all_of_an_artifact_is_on_the_disk_before_it_can_be_found(
     (staging / "weights.bin").symlink_to(tmp_path / "weights.bin")
     manifest = manifest_of(store, staging)
     synced: set[int] = set()
-    monkeypatch.setattr(tree.os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     store.prepare(staging, manifest)
     assert {path.stat().st_ino for path in (staging, *staging.rglob("*")) if path.name != "manifest.json"} - synced == {
