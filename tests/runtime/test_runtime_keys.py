@@ -195,6 +195,14 @@ def test_the_closure_reaches_late_relative_and_named_modules(package: Path) -> N
     assert not any(name.startswith("tasks.runtime") or name == "closure_case.stranger" for name in modules)
 
 
+def test_what_is_imported_from_several_places_hides_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"crossed_case_{number}" for number in range(5)]
+    for number, name in enumerate(names):
+        (tmp_path / f"{name}.py").write_text("".join(f"import {other}\n" for other in ("os", *names[number + 1 :])))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert Code().digests(names[0]).keys() == set(names)
+
+
 @pytest.mark.parametrize("name", ["adapter", "lazy", "helper", "named"])
 def test_a_change_of_code_in_the_closure_changes_the_key(package: Path, name: str) -> None:
     before, _ = _case_key()

@@ -104,6 +104,15 @@ def test_a_replaced_artifact_is_fetched_anew_and_its_old_files_are_gone(store: R
     assert len(_objects()) == 3, "the same files are not old ones"
 
 
+def test_what_another_machine_publishes_is_listed_at_once(store: RemoteStore, tmp_path: Path) -> None:
+    publish(store)
+    other = _node(tmp_path, "there")
+    assert len(list(other.manifests())) == 1
+    elsewhere = bucket()  # knows nothing of what the store's own client has listed
+    elsewhere.copy(f"{PLACE}/{KIND}/{KEY}/manifest.json", f"{PLACE}/{KIND}/{'m' * 64}/manifest.json")
+    assert len(list(other.manifests())) == 2
+
+
 def test_files_that_are_not_what_was_uploaded_are_never_handed_out(store: RemoteStore, tmp_path: Path) -> None:
     place = store.uri(publish(store)).rpartition("/")[2]
     bucket().pipe_file(f"{PLACE}/{KIND}/{KEY}/{place}/a.txt", b"HELLO")
