@@ -82,9 +82,10 @@ def check_job(job: OnlineJob) -> None:
             if job.teacher
             else f"method '{config.method}' needs a teacher, and this run has none: name one as the input 'teacher'"
         )
-    if any(source.needs_reward_model for source in config.rewards) and job.reward_model is None:
+    scored = next((source.kind for source in config.rewards if source.needs_reward_model), None)
+    if scored is not None and job.reward_model is None:
         raise ConfigError(
-            "rewards: a reward model is to score, and this run has none: add the reward_model stage, or use another kind"
+            f"rewards: kind '{scored}' needs a reward model, and this run has none: add the reward_model stage, or use another kind"
         )
 
 
