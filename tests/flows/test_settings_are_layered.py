@@ -83,9 +83,8 @@ def test_given_fields_are_exactly_those_that_were_set() -> None:
     assert given_fields(SftConfig(lora=LoraSettings(rank=4), batch_size=8)) == {"lora": {"rank": 4}, "batch_size": 8}
     assert given_fields(DataConfig(procedures=None)) == {"procedures": None}
     rewards = given_fields(OnlineConfig(rewards=[RewardSource(kind="procedures")]))
-    assert rewards == {
-        "rewards": [{"kind": "procedures", "weight": 1.0, "final_weight": None, "normalise": None, "function": None}]
-    }
+    unset = dict.fromkeys(("final_weight", "normalise", "function", "of_steps", "step_separator"))
+    assert rewards == {"rewards": [{"kind": "procedures", "weight": 1.0, **unset}]}
     assert given_fields(Entry(stage="online", model="sft")) == {"stage": "online", "model": "sft"}
 
 
