@@ -98,14 +98,16 @@ def _kto(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
         for name in ("chosen", "rejected")
         for row in step
     ]
-    config = trl.KTOConfig(**_arguments(spec, turns, batch_size=2 * len(steps[0])))
-    model, tokenizer = _lm(spec)
-    return trl.KTOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    return _judged(rows, 2 * len(steps[0]), spec, turns)
 
 
 def _unpaired_kto(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
     rows = [{name: row[name] for name in ("prompt", "completion", "label")} for step in steps for row in step]
-    config = trl.KTOConfig(**_arguments(spec, turns, batch_size=len(steps[0])))
+    return _judged(rows, len(steps[0]), spec, turns)
+
+
+def _judged(rows: Rows, batch_size: int, spec: dict[str, Any], turns: Turns) -> Any:
+    config = trl.KTOConfig(**_arguments(spec, turns, batch_size=batch_size))
     model, tokenizer = _lm(spec)
     return trl.KTOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
@@ -157,35 +159,27 @@ def _reward(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
 
 
 def _grpo(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
-    rows = [{"prompt": row["prompt"]} for step in steps for row in step]
-    samples = spec["settings"]["num_generations"]
-    config = trl.GRPOConfig(**_arguments(spec, turns, batch_size=samples * len(steps[0])), shuffle_dataset=False)
-    model, tokenizer = _lm(spec)
-    trainer = _KeepsSamples(
-        model=model,
-        reward_funcs=reward_for_peer,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
-    trainer.samples_path = turns.folder / "samples.json"
-    return trainer
+    return _sampling(trl.GRPOConfig, _GrpoKeepsSamples, spec, steps, turns)
 
 
 def _rloo(spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
+    return _sampling(trl.RLOOConfig, _RlooKeepsSamples, spec, steps, turns)
+
+
+def _sampling(config: Any, trainer: Any, spec: dict[str, Any], steps: list[Rows], turns: Turns) -> Any:
     rows = [{"prompt": row["prompt"]} for step in steps for row in step]
     samples = spec["settings"]["num_generations"]
-    config = trl.RLOOConfig(**_arguments(spec, turns, batch_size=samples * len(steps[0])), shuffle_dataset=False)
+    arguments = config(**_arguments(spec, turns, batch_size=samples * len(steps[0])), shuffle_dataset=False)
     model, tokenizer = _lm(spec)
-    trainer = _RlooKeepsSamples(
+    made = trainer(
         model=model,
         reward_funcs=reward_for_peer,
-        args=config,
+        args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    trainer.samples_path = turns.folder / "samples.json"
-    return trainer
+    made.samples_path = turns.folder / "samples.json"
+    return made
 
 
 class _SampleKeeping:
@@ -207,7 +201,7 @@ class _SampleKeeping:
         return result
 
 
-class _KeepsSamples(_SampleKeeping, trl.GRPOTrainer):  # type: ignore[misc]
+class _GrpoKeepsSamples(_SampleKeeping, trl.GRPOTrainer):  # type: ignore[misc]
     """GRPO."""
 
 
