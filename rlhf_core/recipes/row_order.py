@@ -95,7 +95,7 @@ def _parts(settings: OrderSettings, rows: Sequence[OrderedRow]) -> list[tuple[st
     for number, row in enumerate(rows):
         by_source[row.source].append(number)
     if unknown := sorted(settings.source_weights.keys() - by_source.keys()):
-        raise ConfigError(f"order.source_weights: no row comes from {unknown}; the sources are {sorted(by_source)}")
+        raise ConfigError(f"order.source_weights: no row comes from {unknown}; use names of the sources: {sorted(by_source)}")
     shares = _shares(settings, {name: len(members) for name, members in by_source.items()})
     return [(name, by_source[name], count) for name, count in counts(shares, len(rows)).items()]
 

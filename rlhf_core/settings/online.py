@@ -177,7 +177,7 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     def _the_best_is_measured(self) -> OnlineConfig:
         if self.keep_best is not None and not self.keep_best.startswith("eval_reward"):
             raise ValueError(
-                f"keep_best='{self.keep_best}' is not measured online: 'eval_reward', or 'eval_reward/NAME' of one of the rewards"
+                f"keep_best='{self.keep_best}' is not measured online: use 'eval_reward', or 'eval_reward/NAME' of one of the rewards"
             )
         return self
 

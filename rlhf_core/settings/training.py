@@ -170,12 +170,16 @@ class TrainingConfig(Settings):
     def _the_best_is_looked_for(self) -> Self:
         if self.keep_best is not None and not self.eval_every_steps:
             raise ValueError(
-                f"keep_best='{self.keep_best}' with eval_every_steps=0: only the last step is measured; say how often"
+                f"keep_best='{self.keep_best}' with eval_every_steps=0: only the last step is measured; set how often it is"
             )
         if self.keep_best is not None and not self.keep_best.startswith("eval_"):
-            raise ValueError(f"keep_best='{self.keep_best}' is no metric of the validation split: their names begin with eval_")
+            raise ValueError(
+                f"keep_best='{self.keep_best}' is no metric of the validation split: use one whose name begins with eval_"
+            )
         if self.patience is not None and self.keep_best is None:
-            raise ValueError(f"patience={self.patience} without keep_best: say by which metric it is judged")
+            raise ValueError(
+                f"patience={self.patience} without keep_best: set that to the metric it is judged by, or leave patience out"
+            )
         return self
 
 

@@ -83,20 +83,22 @@ def test_measuring_changes_nothing_and_a_resumed_run_keeps_the_same_best_weights
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_that_gets_no_better_ends_with_its_best_weights(tmp_path: Path) -> None:
     data = with_validation(prompts_folder(tmp_path / "data"))
-    rewards = [{"kind": "python", "function": f"{REWARD}:constant"}]
+    rewards = [
+        {"kind": "python", "function": f"{REWARD}:{name}", "weight": weight} for name, weight in (("vowels", 1), ("constant", 0))
+    ]
     settings = {
         "method": "grpo",
         "steps": 9,
         "rewards": rewards,
         "eval_every_steps": 1,
-        "keep_best": "eval_reward",
+        "keep_best": "eval_reward/constant",
         "patience": 2,
     }
     job = online_job(tmp_path, tiny_model(tmp_path), data, **settings, evaluation={"greedy": False})
     run_online(job)
     assert sorted(evaluations(job)) == [1, 2, 3]
     [line] = [event["message"] for event in events(job, "progress") if event["message"].startswith("ended")]
-    assert line == "ended after round 4: eval_reward was no better than at step 1 in 2 evaluations in a row"
+    assert line == "ended after round 4: eval_reward/constant was no better than at step 1 in 2 evaluations in a row"
     assert final_weights(job)
 
 

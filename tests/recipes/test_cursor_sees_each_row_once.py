@@ -144,7 +144,7 @@ def test_more_sources_than_rows_are_counted_too() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source_weights": {"alpaka": 2.0}}, r"no row comes from \['alpaka'\]; the sources are \['alpaca', 'other'\]"),
+        ({"source_weights": {"alpaka": 2.0}}, r"no row comes from \['alpaka'\]; use names of the sources: \['alpaca', 'other'\]"),
         ({"source_weights": {"alpaca": 0.0, "other": 0.0}}, "every source weighs 0"),
         ({"curriculum": "pass_rate"}, "12 of 12 rows have no number in the column pass_rate"),
     ],
