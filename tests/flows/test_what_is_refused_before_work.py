@@ -145,7 +145,7 @@ def test_a_metric_that_nothing_measures_is_refused(home: Home, sources: Any, set
 @pytest.mark.parametrize(
     ("only", "settings", "said"),
     [
-        (["sft"], {"sft.engine.gpus_per_rank": 1, "sft.engine.world_size": 4}, r"sft: needs 4 x \(2 CPUs and 1 GPU\)"),
+        (["sft"], {"sft.engine.gpus_per_rank": 1, "sft.engine.world_size": 4}, r"sft: needs 4 x \(1 CPU and 1 GPU\)"),
         (["online"], {"online.engine.gpus_per_rank": 0.5}, r"online: needs 4 x \(0\.2 CPU and 0\.5 GPU\)"),
         (["evaluate"], {"evaluate.gpus": 1}, r"evaluate_base: needs 1 x \(1 CPU and 1 GPU\)"),
     ],
@@ -162,7 +162,7 @@ def test_more_gpus_than_there_are_is_refused(
 def test_more_cpus_than_there_are_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(
-        ConfigError, match=r"sft: needs 999 x \(2 CPUs\), and this machine never has more than \d+ CPUs?; lower engine"
+        ConfigError, match=r"sft: needs 999 x \(1 CPU\), and this machine never has more than \d+ CPUs?; lower engine"
     ):
         refuse(home, "sft", **{"sft.engine.world_size": 999})
 
