@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -66,7 +69,11 @@ def _in_prefect(prepared: Prepared, parameters: Mapping[str, Any], load_flow: Ca
     """The flow. Its servers start together, and while they do this process imports what it needs."""
     home = prepared.home
     on_ray = prepared.config.runtime.executor is ExecutorKind.ray and has_work(prepared.plan)
-    with prefect_for_run(home, prepared.was_missed) as wait_for_prefect, ray_for_run(home, on_ray) as wait_for_ray:
+    with (
+        _ending_in_order(),
+        prefect_for_run(home, prepared.was_missed) as wait_for_prefect,
+        ray_for_run(home, on_ray) as wait_for_ray,
+    ):
         from httpx import HTTPError
         from prefect.exceptions import TerminationSignal
 
@@ -90,6 +97,31 @@ def _in_prefect(prepared: Prepared, parameters: Mapping[str, Any], load_flow: Ca
             _tell_end(prepared)
         show_waiting(home)
         return result
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Inside, SIGTERM interrupts as Ctrl-C does, once; while the flow runs Prefect has a handler of its own.
+
+    Prefect passes the signal on when the flow has ended. Were there no handler by then, this process would be gone at once, and leave its
+    servers behind.
+    """
+    was_told = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal was_told
+        if not was_told:
+            was_told = True
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _without_prefect(prepared: Prepared, address: str, error: Exception) -> dict[str, Any]:
