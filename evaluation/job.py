@@ -23,8 +23,8 @@ class EvaluationJob:
     """One model to be measured; `model_name` stands in the predictions table.
 
     All paths are artifact folders. Code in them is trusted: the base_model stage lets it into the store only where allowed.
-    `counts` says by table which rows were measured, `held_out` holds the rows for perplexity: both fill while they are read. `loaded` is the model that computes log-probs,
-    by its folder.
+    `counts` says by table which rows were measured, `held_out` holds the rows for perplexity: both fill while they are read.
+    `loaded` is the model that computes log-probs, by its folder.
     """
 
     config: EvaluateConfig

@@ -68,12 +68,10 @@ def up(home: Home, ports: Ports, say: Callable[[str], None]) -> dict[str, str]:
         say("deploying the flow and starting its worker")
         _deploy(home)
         _start_worker(home)
-    for record in records.all():
-        # Its services have run once by now. One that fails every time leaves a server that answers, and schedules that never fire.
-        if record.name == "prefect" and record.process and (faults := service_faults(record.log, at_least=1)):
-            say(
-                f"warning: the Prefect server runs, but {'; '.join(faults)} (alignflow doctor looks again; the log is {record.log})"
-            )
+    prefect = records.running("prefect")
+    # Its services have run once by now. One that fails every time leaves a server that answers, and schedules that never fire.
+    if prefect and (faults := service_faults(prefect.log, at_least=1)):
+        say(f"warning: the Prefect server runs, but {'; '.join(faults)} (alignflow doctor looks again; the log is {prefect.log})")
     return addresses(home)
 
 
