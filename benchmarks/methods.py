@@ -3,7 +3,7 @@
     python benchmarks/methods.py          all 75 stages, an hour or two on two cores; what an earlier run has done is taken from its store
     python benchmarks/methods.py RUN      only writes the table, from the folder of a run
 
-Scores are those of the evaluate stage; seconds and memory are what training logged, with another stage beside it half of the time.
+Scores are those of the evaluate stage; processor time and memory are what training logged, of all its processes together.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _run() -> Path:
 
 def table(data: ReportData) -> Iterator[str]:
     """Lines of Markdown, a method a row, the untrained and the supervised model above them."""
-    yield f"| method | score [{data.confidence:.0%}] | against SFT | KL to the base, nats | length, tokens | seconds a step | peak memory, MiB |"
+    yield f"| method | score [{data.confidence:.0%}] | against SFT | KL to the base, nats | length, tokens | CPU-seconds a step | peak memory, MiB |"
     yield "|---|---|---|---|---|---|---|"
     for name, measured in data.verdict["models"].items():
         sampled = measured["sampled"]
@@ -64,7 +64,7 @@ def _difference(data: ReportData, name: str) -> str:
 
 
 def _seconds(curves: Mapping[str, Curve]) -> str:
-    curve = curves.get("seconds/round") or curves.get("seconds")
+    curve = curves.get("cpu_seconds")
     return "–" if curve is None else f"{statistics.median(curve.values):.0f}"
 
 

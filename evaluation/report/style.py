@@ -68,6 +68,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; min-width: 1
 table.left th, table.left td { text-align: left; }
 tr:last-child td { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 600; font-size: .84rem; border-bottom: 2px solid var(--rule); white-space: nowrap; }
+.folds thead th { white-space: normal; min-width: 4.2em; } .folds th, .folds td { padding-left: 8px; padding-right: 8px; }
 tr.group th { color: var(--soft); font-size: .76rem; text-transform: uppercase; letter-spacing: .07em; padding-top: 22px; border-bottom: 1px solid var(--rule); }
 tr.primary td { background: var(--sunk); }
 tr.primary td:first-child { font-weight: 650; box-shadow: -12px 0 0 var(--sunk); }

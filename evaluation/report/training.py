@@ -63,27 +63,39 @@ _COLUMNS = (
     Column("Margin", ("margin",), _last),
     Column("Accuracy", ("accuracy",), _last),
     Column("Seconds a step", ("seconds/round", "seconds"), median),
+    Column("CPU-seconds a step", ("cpu_seconds",), median),
     Column("Peak memory (MiB)", ("memory_mib",), max),
 )
 
 
 def training_section(data: ReportData) -> Markup:
-    """A row a model; what several seeds trained has the mean over them, with its interval. Left out for fewer than two models."""
+    """A row a model, a table for those that log the same; left out for fewer than two models.
+
+    What several seeds trained has the mean over them, with its interval.
+    """
     runs = {
         name: [found for member in _members(data, name) if (found := _numbers(data, member))] for name in data.verdict["models"]
     }
     runs = {name: found for name, found in runs.items() if found}
     if len(runs) < 2:
         return join()
-    columns = [c for c in _COLUMNS if any(c.title in numbers for found in runs.values() for numbers in found)]
-    head = tag("tr", tag("th", "Model"), *(tag("th", column.title) for column in columns))
-    rows = [_row(data, name, found, columns) for name, found in runs.items()]
-    table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows), class_="folds"), class_="scroll")
+    tables = [_table(data, runs, titles) for titles in dict.fromkeys(_titles(found) for found in runs.values())]
     lead = (
         "What the training runs logged themselves; first and last are means over a quarter of the steps. Models of several seeds show the "
         f"mean over seeds with Student's {data.confidence:.0%} interval. Each method ran at the learning rate that its entry was given."
     )
-    return section("training", "Training compared", table, _pareto(data), lead=lead)
+    return section("training", "Training compared", *tables, _pareto(data), lead=lead)
+
+
+def _titles(runs: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+    return tuple(column.title for column in _COLUMNS if any(column.title in numbers for numbers in runs))
+
+
+def _table(data: ReportData, runs: Mapping[str, Sequence[Mapping[str, float]]], titles: tuple[str, ...]) -> Markup:
+    """The models whose runs have just these columns."""
+    head = tag("tr", tag("th", "Model"), *(tag("th", title) for title in titles))
+    rows = [_row(data, name, found, titles) for name, found in runs.items() if _titles(found) == titles]
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows), class_="folds"), class_="scroll")
 
 
 def _members(data: ReportData, name: str) -> Sequence[str]:
@@ -112,19 +124,15 @@ def _total_memory(curves: Mapping[str, Curve]) -> Curve | None:
     return Curve("memory_mib", [0.0], [sum(max(values) for values in roles)])
 
 
-def _row(data: ReportData, name: str, runs: Sequence[Mapping[str, float]], columns: Sequence[Column]) -> Markup:
+def _row(data: ReportData, name: str, runs: Sequence[Mapping[str, float]], titles: Sequence[str]) -> Markup:
     model = tag("td", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name)
-    return tag(
-        "tr", model, *(_cell(data, column, [run[column.title] for run in runs if column.title in run]) for column in columns)
-    )
+    return tag("tr", model, *(_cell(data, title, [run[title] for run in runs if title in run]) for title in titles))
 
 
-def _cell(data: ReportData, column: Column, values: Sequence[float]) -> Markup:
-    if not values:
-        return tag("td", "–", data_column=column.title)
+def _cell(data: ReportData, title: str, values: Sequence[float]) -> Markup:
     interval = interval_over_seeds(values, data.confidence)
     spread = tag("span", f"{number(interval.low)} – {number(interval.high)}", class_="range") if len(values) > 1 else None
-    return tag("td", tag("span", number(interval.mean), class_="mean"), spread, data_column=column.title)
+    return tag("td", tag("span", number(interval.mean), class_="mean"), spread, data_column=title)
 
 
 def _pareto(data: ReportData) -> Markup | None:

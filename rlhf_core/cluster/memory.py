@@ -1,17 +1,27 @@
-"""What a process of a run takes of memory, for people who compare methods or size machines. No torch is loaded for it."""
+"""What a process of a run takes of memory and processors, for people who compare methods or size machines. No torch is loaded for it."""
 
 from __future__ import annotations
 
 import resource
 import sys
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The most memory that a process has held, MiB, and the processor time that it has taken since it started, seconds."""
+
+    memory_mib: float
+    cpu_seconds: float
 
 
 class Measured:
-    """A worker that says how much memory its process has taken."""
+    """A worker that says what its process has taken."""
 
-    def memory_mib(self) -> float:
-        """As `peak_memory_mib`."""
-        return peak_memory_mib()
+    def usage(self) -> Usage:
+        """So far."""
+        return Usage(peak_memory_mib(), time.process_time())
 
 
 def peak_memory_mib() -> float:

@@ -120,7 +120,7 @@ class Trainer:
     def _train(self, step: int, pace: Pace) -> None:
         """One optimizer step and its line of metrics."""
         examples = [self.splits.train[i] for i in self.cursor.batch(step)]
-        started = time.monotonic()
+        started, cpu_before = time.monotonic(), time.process_time()
         totals, sums = self.totals(examples), Sums()
         try:
             stats = self.engine.train_step([partial(self._forward, part, totals, sums) for part in self._parts(examples)])
@@ -128,7 +128,8 @@ class Trainer:
             self._keep_bad_batch(step, examples, error)
             raise
         # Of all ranks together, which add up their shares anyway.
-        sums.add({"memory_mib": torch.tensor(peak_memory_mib(), device=self.engine.device)})
+        taken = {"memory_mib": peak_memory_mib(), "cpu_seconds": time.process_time() - cpu_before}
+        sums.add({name: torch.tensor(value, device=self.engine.device) for name, value in taken.items()})
         seconds = time.monotonic() - started
         tokens = sum(example.length_tokens for example in examples)
         self._report(

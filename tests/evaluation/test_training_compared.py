@@ -40,14 +40,14 @@ def test_a_run_is_summed_up_by_its_first_and_last_quarter(data: ReportData) -> N
     assert "Margin" not in found
 
 
-def test_the_table_has_a_row_for_each_trained_model(data: ReportData) -> None:
+def test_models_that_log_the_same_share_a_table(data: ReportData) -> None:
     page = html.fromstring(training_section(data))
-    rows = {row[0].text_content(): [cell.text_content() for cell in row[1:]] for row in page.xpath(".//tbody/tr")}
-    assert list(rows) == ["preference", "online"], "of SFT there is nothing to compare"
-    titles = [cell.text_content() for cell in page.xpath(".//thead//th")][1:]
-    online, preference = (dict(zip(titles, rows[name], strict=True)) for name in ("online", "preference"))
+    told = {row[0].text_content(): [cell.text_content() for cell in row[1:]] for row in page.xpath(".//tbody/tr")}
+    assert list(told) == ["preference", "online"], "of SFT there is nothing to compare"
+    titles = [[cell.text_content() for cell in head][1:] for head in page.xpath(".//thead/tr")]
+    preference, online = (dict(zip(head, told[name], strict=True)) for head, name in zip(titles, told, strict=True))
     assert online["Mismatch KL (nats a token, largest)"] == "2.0e-04"
-    assert preference["Reward at last"] == "–"
+    assert "Reward at last" not in preference and "Margin" not in online, "no column that a model has nothing for"
     assert float(preference["Accuracy"]) > 0.8
     assert online["Peak memory (MiB)"] == "1,530"
 

@@ -149,7 +149,18 @@ def test_every_step_reports_what_a_user_watches(models: Models, data: Path, tmp_
     run = trained("preference", models["llama"], data, tmp_path, eval_every_steps=2, max_steps=5)
     steps = [event for event in events(run, "metrics") if "loss" in event["values"]]
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5]
-    common = {"loss", "grad_norm", "learning_rate", "tokens", "seen_tokens", "tokens_per_s", "seconds", "epoch", "memory_mib"}
+    common = {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens",
+        "seen_tokens",
+        "tokens_per_s",
+        "seconds",
+        "epoch",
+        "memory_mib",
+        "cpu_seconds",
+    }
     own = {"rewards/chosen", "rewards/rejected", "margin", "accuracy", "nll", "log_ratio_per_token"}
     assert all(common | own == set(event["values"]) for event in steps)
     assert [event["step"] for event in events(run, "metrics") if "eval_loss" in event["values"]] == [2, 4, 5]
