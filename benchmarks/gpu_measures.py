@@ -31,7 +31,7 @@ from rlhf_core.objectives.advantages import group_advantages
 from rlhf_core.objectives.aggregation import aggregate
 from rlhf_core.objectives.policy import ppo_loss
 from rlhf_core.objectives.preference import Pairs, dpo_loss
-from rlhf_core.rollout.base import Sampling
+from rlhf_core.rollout.base import Sampling, generate
 from rlhf_core.rollout.hf_engine import HfGenerator
 from rlhf_core.settings.training import EngineSettings, OptimizerSettings
 
@@ -144,7 +144,7 @@ def grpo(size: Size, model: Path) -> Figures:
     sampling = Sampling(temperature=1.0, max_new_tokens=size.response, n=size.samples, greedy=False, stop_ids=())
 
     def ours() -> list[list[int]]:
-        return [one.response_ids for group in sampler.generate(prompts, sampling, seed=0) for one in group]
+        return [one.response_ids for group in generate(sampler, prompts, sampling, seed=0) for one in group]
 
     def theirs() -> list[list[int]]:
         with engine.evaluating():

@@ -37,6 +37,7 @@ class SourceKind(str, Enum):
 
     huggingface = "huggingface"
     file = "file"
+    reasoning_gym = "reasoning_gym"
 
 
 class TableSource(Settings):
@@ -44,19 +45,26 @@ class TableSource(Settings):
 
     `path` is a Hugging Face dataset name, a file (.parquet, .jsonl, .ndjson, .json, .csv, .arrow, .txt, .tar; text and tar also
     .gz or .zst), a folder of such files or of `save_to_disk`, or `data_type@dir` (for example `jsonl@/data/chat`), which reads
-    every file of that type below the folder.
+    every file of that type below the folder. With kind `reasoning_gym` it is the name of a dataset of that library.
     """
 
     path: str = Field(
         description="Dataset name, file, folder, or data_type@dir; ~ is your home", json_schema_extra={"path": True}
     )
-    kind: SourceKind = Field(SourceKind.file, description="'file' for local paths, 'huggingface' for dataset names")
+    kind: SourceKind = Field(
+        SourceKind.file, description="'file' for local paths, 'huggingface' for dataset names, 'reasoning_gym' for generated ones"
+    )
     split: str = Field("train", description="Split of a Hugging Face dataset, or of a folder of save_to_disk that has splits")
     subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset")
     revision: str | None = Field(
-        None, description="Commit, tag or branch of a Hugging Face dataset; resolved to its commit when a run is planned"
+        None,
+        description="Commit, tag or branch of a Hugging Face dataset, version of reasoning-gym; resolved when a run is planned",
     )
-    max_rows: int | None = Field(None, ge=1, description="Read at most this many rows")
+    max_rows: int | None = Field(None, ge=1, description="Read at most this many rows; of kind 'reasoning_gym' make so many")
+    seed: int = Field(0, ge=0, description="Of kind 'reasoning_gym': what the rows are drawn with")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Of kind 'reasoning_gym': settings of the dataset's generator"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="Renames source columns: {name in the source: name a recogniser knows}"
     )
@@ -75,12 +83,27 @@ class TableSource(Settings):
 
     @model_validator(mode="after")
     def _options_apply(self) -> TableSource:
-        given = [name for name in ("subset", "revision") if getattr(self, name) != type(self).model_fields[name].default]
-        if self.kind is SourceKind.file and given:
-            raise ValueError(f"{', '.join(given)} only apply to kind 'huggingface'; remove them or set the kind")
+        given = [
+            name
+            for name in _ONLY_OF
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True)
+        ]
+        if wrong := [name for name in given if self.kind not in _ONLY_OF[name]]:
+            kinds = dict.fromkeys(kind.value for name in wrong for kind in _ONLY_OF[name])
+            allowed = " or ".join(f"'{kind}'" for kind in kinds)
+            raise ValueError(f"{', '.join(wrong)} only apply to kind {allowed}; remove them or set the kind")
+        if self.kind is SourceKind.reasoning_gym and self.max_rows is None:
+            raise ValueError("max_rows is needed with kind 'reasoning_gym': say how many rows to make")
         return self
 
 
+# Fields that mean something to these kinds only.
+_ONLY_OF: dict[str, tuple[SourceKind, ...]] = {
+    "subset": (SourceKind.huggingface,),
+    "revision": (SourceKind.huggingface, SourceKind.reasoning_gym),
+    "seed": (SourceKind.reasoning_gym,),
+    "options": (SourceKind.reasoning_gym,),
+}
 _EARLIER = {"allow_duplicates", "allow_leaks"}
 
 

@@ -21,7 +21,7 @@ def first_prompts(config: DataConfig, count: int, seed: int) -> list[dict[str, A
         few = config.procedures.model_copy(update={**none, "prompt_rows": min(count, config.procedures.prompt_rows)})
         rows += procedures_rows(few, seed).get(("prompts", "train"), [])
     for i, source in enumerate(config.prompts):
-        if source.kind is SourceKind.file:
+        if source.kind is not SourceKind.huggingface:
             found = SourceRows("prompts", source, f"data.prompts[{i}]", max_bad_fraction=1.0)
             rows += [row for row, *_ in islice(found, count)]
     return rows

@@ -13,7 +13,7 @@ from evaluation.job import Answer, EvaluationJob, Prompt
 from evaluation.row_reading import read_prompts
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.models.load import load_tokenizer
-from rlhf_core.rollout.base import Generation, Generator, Sampling, Tell
+from rlhf_core.rollout.base import Generation, Generator, Sampling, Tell, generate
 from rlhf_core.rollout.choose import choose_engine, fallback_note, make_generator
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _answers(
         greedy=greedy,
         stop_ids=tuple(renderer.stop_ids),
     )
-    groups = generator.generate([prompt.ids for prompt in prompts], sampling, job.seed, tell(decoding))
+    groups = generate(generator, [prompt.ids for prompt in prompts], sampling, job.seed, tell(decoding))
     for prompt, group in zip(prompts, groups, strict=True):
         for sample, generation in enumerate(group):
             yield _answer(prompt, decoding, sample, generation, renderer.tokenizer)

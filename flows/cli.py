@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 cache = typer.Typer(help="What is cached, and why something was not.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
+reward = typer.Typer(help="What rewards say, before a run depends on them.", no_args_is_help=True)
+app.add_typer(reward, name="reward")
 
 PresetOption = Annotated[
     str, typer.Option("--preset", help="Where settings start from: the name of a preset (alignflow presets), or a YAML file")
@@ -258,6 +260,46 @@ def chat(
     from flows.commands.chat import Manner, chat_with
 
     chat_with(model, prompt, Manner(system, temperature, max_new_tokens, max_length_tokens, gpus))
+
+
+@app.command("serve-rm")
+def serve_rm(
+    model: ModelArgument,
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen at; one that other machines reach needs --key-from")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any free one", min=0, max=65535)] = 8765,
+    key_from: Annotated[str | None, typer.Option(help="Environment variable with the key that clients must send")] = None,
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp32"], typer.Option(help="Precision; auto: what the device computes natively")
+    ] = "auto",
+    batch_tokens: Annotated[int, typer.Option(help="Most tokens in one forward pass", min=16)] = 8192,
+    max_length_tokens: Annotated[int, typer.Option(help="Longest prompt and response, in tokens", min=2)] = 8192,
+    gpus: Annotated[float, typer.Option(help="GPUs to use; 0: the CPU", min=0)] = 0.0,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run Python code that comes with the model folder")] = False,
+) -> None:
+    """Serve a reward model over HTTP, for kind `http` of online.rewards and for other trainers."""
+    from flows.commands.serve_rm import Serving, serve_reward_model
+
+    chosen = None if dtype == "auto" else dtype
+    serve_reward_model(model, Serving(host, port, key_from, chosen, batch_tokens, max_length_tokens, gpus, trust_remote_code))
+
+
+@reward.command("try")
+def try_(
+    rewards: Annotated[str, typer.Argument(help="YAML file with rewards or online.rewards, or a function: module:name")],
+    *,
+    on: Annotated[Path, typer.Option(help="File, folder or table with answers, in any form that data takes")],
+    rows: Annotated[int, typer.Option(help="How many rows, the first ones", min=1)] = 16,
+    scorer: Annotated[list[str] | None, typer.Option(help="Folder of a reward model: reward_model=DIR; repeatable")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder whose tokens lengths count; default: a scorer's, else words")
+    ] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(help="Host that a service may be asked at; repeatable")] = None,
+) -> None:
+    """Score answers that are there already: spread, time, failures, and what each reward goes with. Trains nothing."""
+    from flows.commands.try_reward import Asked, read_scorers, try_reward
+
+    try_reward(Asked(rewards, on, rows, read_scorers(scorer or []), tokenizer, allow_host or []))
 
 
 @cache.command()

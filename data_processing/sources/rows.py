@@ -14,6 +14,7 @@ from data_processing.schemas import TableName
 from data_processing.sources.columns import OWN_COLUMNS, ROW_BUILDERS, extra_columns, json_text, pass_rate, row_tools
 from data_processing.sources.files import Position, RawRow, read_files
 from data_processing.sources.found import found_files
+from data_processing.sources.generated import read_generated
 from data_processing.sources.hub import read_hub
 from data_processing.sources.messages import unknown_keys
 from data_processing.sources.recognise import BEFORE, WORSE, Shape, recognise
@@ -125,7 +126,7 @@ class SourceRows:
             raise BadRow(f"holds text that is not valid Unicode: {error}") from error
         pack_turns(row)
         path = self._source.path
-        row["source"] = path if self._source.kind is SourceKind.huggingface else Path(path).name
+        row["source"] = Path(path).name if self._source.kind is SourceKind.file else path
         return row, key
 
     def _note(self, raw: RawRow, reason: str) -> None:
@@ -147,6 +148,8 @@ class SourceRows:
     def _raw_rows(self) -> Iterator[RawRow]:
         if self._source.kind is SourceKind.huggingface:
             return read_hub(self._source, f"{self.place}.path")
+        if self._source.kind is SourceKind.reasoning_gym:
+            return read_generated(self._source, f"{self.place}.path")
         found = found_files(self._source, f"{self.place}.path")
         self._passed_over = found.passed_over
         self._position = Position(found.files)

@@ -15,6 +15,7 @@ from evaluation.report.details import (
     timings_section,
 )
 from evaluation.report.markup import Markup, join, tag
+from evaluation.report.rewards import rewards_section
 from evaluation.report.rows import data_section
 from evaluation.report.style import STYLE
 from evaluation.report.tables import forest_section, metrics_section, tiles, verdict_section
@@ -29,6 +30,7 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[ReportData], Markup]]] = {
     "primary": ("Primary metric", forest_section),
     "metrics": ("Metrics", metrics_section),
     "training": ("Training", training_section),
+    "rewards": ("Rewards", rewards_section),
     "pipeline": ("Pipeline", pipeline_section),
     "data": ("Data", data_section),
     "samples": ("Answers", samples_section),

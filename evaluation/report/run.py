@@ -57,6 +57,7 @@ def gather(run: Path, find: FindFile = in_its_folder) -> ReportData:
         title=run.name,
         pages=_pages(run / "status.json"),
         data={record["node"]: summary for record in done if (summary := _data_summary(record, find))},
+        rewards={record["node"]: facts for record in done if (facts := _reward_facts(record, find))},
     )
 
 
@@ -67,6 +68,15 @@ def _data_summary(record: Record, find: FindFile) -> Mapping[str, Any] | None:
         return None
     summary: Mapping[str, Any] = read_json(path)
     return summary if "rows" in summary else None
+
+
+def _reward_facts(record: Record, find: FindFile) -> Mapping[str, Any] | None:
+    """What an online run says of its rewards; None for others, and where there were none."""
+    path = find(record["ref"], "rewards.json") if record["stage"] == "online" else None
+    if path is None or not path.is_file():
+        return None
+    facts: Mapping[str, Any] = read_json(path)
+    return facts if facts["parts"] else None
 
 
 def _pages(status: Path) -> dict[str, str]:

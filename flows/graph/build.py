@@ -54,7 +54,7 @@ def settled(settings: Settings, native: Native = native_dtype) -> Settings:
 def pinned(graph: Graph) -> Graph:
     """The same with each Hugging Face dataset at the commit that it names now, so that new data is another key and old data the same.
 
-    Raises what `commit_of` does.
+    Generated data is at the version of the library that makes it. Raises what `commit_of` and `version_for` do.
     """
     return {name: replace(node, settings=_at_commits(node.settings)) for name, node in graph.items()}
 
@@ -68,11 +68,13 @@ def _at_commits(settings: Settings) -> Settings:
 
 
 def _at_commit(place: str, source: TableSource) -> TableSource:
-    if source.kind is not SourceKind.huggingface:
+    if source.kind is SourceKind.file:
         return source
+    from data_processing.sources.generated import version_for
     from data_processing.sources.hub import commit_of
 
-    return source.model_copy(update={"revision": commit_of(source, place)})
+    revision = (commit_of if source.kind is SourceKind.huggingface else version_for)(source, place)
+    return source.model_copy(update={"revision": revision})
 
 
 def deciding_metric(graph: Graph) -> str | None:

@@ -137,7 +137,14 @@ class Expansion:
         entry, stage = self.entries[name], self.stages[name]
         inputs = {given: what for given, what in stage.inputs.items() if given != ANY}
         if ANY in stage.inputs:
-            inputs |= {given: stage.inputs[ANY] for given in entry.inputs if given not in inputs}
+            any_one = stage.inputs[ANY]
+            # A name close to an input's is meant for that one, where what it names could be no other.
+            further = [
+                given
+                for given, text in entry.inputs.items()
+                if given not in inputs and (self._can_be(text, any_one.role) or not did_you_mean(given, inputs))
+            ]
+            inputs |= dict.fromkeys(further, any_one)
         if unknown := [given for given in entry.inputs if given not in inputs]:
             allowed = [*inputs, *Entry.model_fields]
             raise ConfigError(
@@ -154,6 +161,11 @@ class Expansion:
             if text is not None:
                 references[given] = self._reference(f"pipeline.{name}.{given}", text, what.role)
         return references
+
+    def _can_be(self, text: str, role: str) -> bool:
+        """Whether `text` names an entry that makes a `role`."""
+        stage = self.stages.get(text.partition("@")[0])
+        return stage is not None and stage.makes == role
 
     def _check_inputs(self, name: str, inputs: Collection[str], settings: Sequence[Settings]) -> None:
         for own in settings:

@@ -76,6 +76,20 @@ class Renderer:
         check_shown(messages, text, first_learnt=len(messages))
         return self._literal.encode(text)
 
+    def reply_ids(self, before: Sequence[Message], reply: Sequence[Message], tools: Tools = None) -> list[int]:
+        """Tokens from behind the end of the last turn of `before`, an assistant's, to the opening of the next assistant turn.
+
+        They say `reply`; what stands before is not encoded again, so it may be what a model has sampled. Raises `DataError` where the
+        template renders what stands before otherwise once `reply` follows.
+        """
+        messages, functions = self._given([*before, *reply], tools)
+        head = "".join(self._text.turn(messages[: len(before)], functions))
+        whole = self._text.opening(messages, functions)
+        if not whole.startswith(head):
+            raise self._text.rewrites(len(before), head, whole)
+        check_shown(messages, whole, first_learnt=len(messages))
+        return self._literal.encode(whole.removeprefix(head))
+
     def prompt_and_response(self, prompt: Sequence[Message], response: Sequence[Message], tools: Tools = None) -> TokenRow:
         """Prompt, then response; targets are the assistant turns of the response. Starts with `prompt_ids(prompt, tools)`."""
         return self._row([*prompt, *response], len(prompt), tools)

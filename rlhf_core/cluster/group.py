@@ -61,6 +61,11 @@ class Group:
             for rank, bundle in enumerate(spec.bundles)
         ]
 
+    @property
+    def handles(self) -> list[Any]:
+        """The actors, for others that call them."""
+        return list(self._actors)
+
     def call(self, method: str, *args: Any) -> list[Call]:
         """Start `method(*args)` on every rank."""
         return [

@@ -7,27 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rlhf_core.cluster.memory import Measured
 from rlhf_core.rewards.base import ScoredResponse
-from rlhf_core.rewards.build import build_reward
-from rlhf_core.rewards.compose import ComposedReward, Retries, Rewards
-from rlhf_core.settings.rollout import RewardSource
-from rlhf_core.settings.training import EngineSettings
+from rlhf_core.rewards.build import Around, build_reward
+from rlhf_core.rewards.compose import ComposedReward, Rewards
+from rlhf_core.settings.rewards.base import RewardSettings
 
 
 @dataclass(frozen=True, slots=True)
 class RewardSetup:
-    """What the reward worker is started with; a call of a Python function may take `limit_s` seconds, and there are `rounds` of them."""
+    """What the reward worker is started with: the sources, what they are built in, and how many rounds there are."""
 
-    sources: list[RewardSource]
-    policy_model: Path
-    reward_model: Path | None
-    engine: EngineSettings
-    retries: Retries
-    trust_remote_code: bool
-    limit_s: float | None = None
+    sources: Sequence[RewardSettings]
+    around: Around
     rounds: int = 1
 
 
@@ -38,21 +31,20 @@ class RewardWorker(Measured):
 
     def setup(self, setup: RewardSetup) -> tuple[str, ...]:
         """Load every source; returns lines for people. Raises `ConfigError` for a source that cannot be loaded."""
-        self.reward = build_reward(
-            setup.sources,
-            policy_model=setup.policy_model,
-            reward_model=setup.reward_model,
-            engine=setup.engine,
-            retries=setup.retries,
-            trust_remote_code=setup.trust_remote_code,
-            limit_s=setup.limit_s,
-            rounds=setup.rounds,
-        )
+        self.reward = build_reward(setup.sources, setup.around, rounds=setup.rounds)
         return self.reward.notes
 
     def restore(self, running: Mapping[str, tuple[int, float, float]]) -> None:
         """Go on with the statistics of earlier rounds."""
         self.reward.restore(running)
+
+    def waits(self) -> bool:
+        """Whether it pays to `begin` with responses as soon as they end."""
+        return self.reward.waits
+
+    def begin(self, responses: Sequence[ScoredResponse]) -> None:
+        """Have the sources that wait work on these, for which `score` will be called; raises nothing."""
+        self.reward.begin(responses)
 
     def score(self, responses: Sequence[ScoredResponse]) -> Rewards:
         """The weighted sum and what it is made of; raises what `ComposedReward.score` raises."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from rlhf_core.cluster.memory import Measured
+from rlhf_core.cluster.memory import Measured, Usage
 from rlhf_core.cluster.weights import Arrays, to_tensors
 from rlhf_core.precision import Dtype
 from rlhf_core.rollout.base import Generation, Generator, Sampling
 from rlhf_core.settings.rollout import RolloutEngine
+
+Listener = Callable[[int, Generation], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +76,26 @@ class RolloutWorker(Measured):
         notes = (*fallback_note(setup.engine, chosen, reason), *self.generator.notes)
         return Sampler(f"{self.generator.name} ({reason})", notes, dict(self.generator.metrics))
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Sampled:
-        """As `Generator.generate`."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, listener: Listener | None = None
+    ) -> Sampled:
+        """Answer `prompts`, as `Generator.stream` does; `listener` hears of each answer, with the place of its prompt, when it ends."""
         start = time.monotonic()
-        groups = self.generator.generate(prompts, sampling, seed)
+        ended: dict[int, Generation] = {}
+        for number, generation in self.generator.stream(prompts, sampling, seed):
+            ended[number] = generation
+            if listener is not None:
+                listener(number // sampling.n, generation)
+        answers = [ended[number] for number in range(len(prompts) * sampling.n)]
+        groups = [answers[first : first + sampling.n] for first in range(0, len(answers), sampling.n)]
         return Sampled(groups, time.monotonic() - start)
 
-    def memory_mib(self) -> float:
-        """With what the processes of the engine hold now."""
-        children = psutil.Process().children(recursive=True)
-        theirs: float = sum(child.memory_info().rss for child in children) / 2**20
-        return super().memory_mib() + theirs
+    def usage(self) -> Usage:
+        """With what the processes of the engine hold now, and have taken."""
+        own, children = super().usage(), psutil.Process().children(recursive=True)
+        memory_mib = sum(child.memory_info().rss for child in children) / 2**20
+        cpu_seconds = sum(sum(child.cpu_times()[:2]) for child in children)
+        return Usage(own.memory_mib + memory_mib, own.cpu_seconds + cpu_seconds)
 
     def update_weights(self, weights: Arrays, version: int) -> None:
         """As `Generator.update_weights`, with what `to_arrays` made of the weights."""

@@ -17,7 +17,7 @@ from rlhf_core.batching.refused import named, render_rows
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.events import EventLog
 from rlhf_core.rewards.base import ScoredResponse
-from rlhf_core.rollout.base import Generation
+from rlhf_core.rollout.base import Generation, Trajectory
 from rlhf_core.settings.own_answers import SampleConfig
 from rlhf_core.settings.rollout import RolloutSettings
 from rlhf_core.settings.training import TrainingConfig
@@ -110,6 +110,18 @@ def digest(prompts: Sequence[Prompt]) -> str:
 
 def scored_response(prompt: Prompt, generation: Generation, tokenizer: Any, step: int = 0) -> ScoredResponse:
     """A generation as rewards see it."""
-    text = tokenizer.decode(generation.response_ids, skip_special_tokens=True)
-    ids, reason = generation.response_ids, generation.finish_reason
-    return ScoredResponse(prompt.id, prompt.messages, prompt.label, prompt.ids, ids, text, prompt.columns, step, reason)
+    ids, reason, trajectory = generation.response_ids, generation.finish_reason, generation.trajectory
+    said = ids if trajectory is None else _last_turn(generation, trajectory)
+    text = tokenizer.decode(said, skip_special_tokens=True)
+    return ScoredResponse(
+        prompt.id, prompt.messages, prompt.label, prompt.ids, ids, text, prompt.columns, step, reason, trajectory
+    )
+
+
+def _last_turn(generation: Generation, trajectory: Trajectory) -> list[int]:
+    """What the model said last: the learnt tokens at the end."""
+    learnt = generation.is_learnt
+    start = len(learnt)
+    while start and learnt[start - 1]:
+        start -= 1
+    return generation.response_ids[start:] if trajectory.turn_ends else []

@@ -27,22 +27,22 @@ from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.prompts import Limits, Prompt, read_prompts, scored_response
 from rlhf_core.recipes.stop import stop_if_requested_while
 from rlhf_core.rewards.base import ScoredResponse
-from rlhf_core.rewards.build import build_reward
-from rlhf_core.rollout.base import Generation, Generator, Sampling
+from rlhf_core.rewards.build import Around, build_reward
+from rlhf_core.rollout.base import Generation, Generator, Sampling, generate
 from rlhf_core.rollout.choose import choose_engine, fallback_note, make_generator
 from rlhf_core.settings.own_answers import SampledTable, SampleSettings
 from rlhf_core.settings.training import EngineSettings
 
 # What a stop costs at most.
 PROMPTS_A_PART = 32
-REWARD_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class SampleJob:
     """Which prompts of `data` are answered by `model`, and where the table goes: below `output`, `<table>/<split>.parquet`.
 
-    `reward_model` is the Hugging Face folder of a trained scorer, `model_name` tells models apart: another one is asked other prompts.
+    `scorers` are Hugging Face folders of trained reward models by the names of the inputs, services are asked on this machine and at
+    `allowed_hosts`, `model_name` tells models apart: another one is asked other prompts.
     """
 
     settings: SampleSettings
@@ -52,7 +52,8 @@ class SampleJob:
     stall_after_s: float
     model: Path
     model_name: str
-    reward_model: Path | None
+    scorers: Mapping[str, Path]
+    allowed_hosts: tuple[str, ...]
     data: Path
     output: Path
     resume: Path
@@ -128,7 +129,7 @@ def _draw(job: SampleJob, renderer: Renderer, prompts: Sequence[Prompt]) -> list
     kept: list[list[dict[str, Any]]] = [
         group for place in places.values() for group in json.loads(place.read_text(encoding="utf-8"))
     ]
-    return [(prompt, [Generation(**answer) for answer in group]) for prompt, group in zip(prompts, kept, strict=True)]
+    return [(prompt, [Generation.of(answer) for answer in group]) for prompt, group in zip(prompts, kept, strict=True)]
 
 
 def _start(job: SampleJob) -> Generator:
@@ -163,7 +164,7 @@ def _drawn(
         stop_ids=tuple(renderer.stop_ids),
     )
     seed = (job.seed * 1_000_003 + first * sampling.n) % 2**31
-    groups = generator.generate([prompt.ids for prompt in prompts[first : first + PROMPTS_A_PART]], sampling, seed)
+    groups = generate(generator, [prompt.ids for prompt in prompts[first : first + PROMPTS_A_PART]], sampling, seed)
     return [[asdict(generation) for generation in group] for group in groups]
 
 
@@ -173,11 +174,14 @@ def _judge(
     """The answers that can be learnt from, by prompt, and facts on all of them."""
     reward = build_reward(
         job.settings.rewards,
-        policy_model=job.model,
-        reward_model=job.reward_model,
-        engine=job.engine,
-        trust_remote_code=True,
-        limit_s=REWARD_SHARE * job.stall_after_s,
+        Around.of_stage(
+            job.model,
+            job.engine,
+            job.scorers,
+            stall_after_s=job.stall_after_s,
+            resume=job.resume,
+            allowed_hosts=job.allowed_hosts,
+        ),
     )
     judged: list[Judged] = []
     values: dict[str, list[float]] = defaultdict(list)

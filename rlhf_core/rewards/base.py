@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rlhf_core.batching.chat_template import Message
-from rlhf_core.rollout.base import FinishReason
+from rlhf_core.rollout.base import FinishReason, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class ScoredResponse:
 
     `text` is without special tokens; `response_ids` are exactly what was sampled. `columns` are the further columns of the
     prompt's row, by name; `step` is the round (from 0) that the response was drawn in, `finish_reason` "stop" where it ended
-    and "length" where it was cut.
+    and "length" where it was cut. Where an environment has spoken, `trajectory` is who said what, and `text` the model's last turn.
     """
 
     prompt_id: str
@@ -28,20 +28,67 @@ class ScoredResponse:
     columns: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     finish_reason: FinishReason = "stop"
+    trajectory: Trajectory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a source says of responses, one entry each, in order.
+
+    `rewards`: None where the source does not apply to a response, NaN where it failed on it alone, and `failures` says why.
+    `metrics` are further numbers by name, None where a response has none; `tokens` rewards of the single tokens, a number an id,
+    on top of the response's own, None for a response without.
+    """
+
+    rewards: Sequence[float | None]
+    metrics: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    tokens: Sequence[Sequence[float] | None] = ()
+    failures: Sequence[str | None] = ()
+
+    @classmethod
+    def of(cls, given: Sequence[float | None] | Scores) -> Scores:
+        """What a scorer returned."""
+        return given if isinstance(given, Scores) else cls(given)
+
+    def at(self, place: int) -> Scores:
+        """What it says of one response."""
+        return Scores(
+            [self.rewards[place]],
+            {name: [values[place]] for name, values in self.metrics.items()},
+            [self.tokens[place]] if self.tokens else (),
+            [self.failures[place]] if self.failures else (),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Those of several calls, one after the other."""
+        names = dict.fromkeys(name for part in parts for name in part.metrics)
+        return cls(
+            [value for part in parts for value in part.rewards],
+            {name: [value for part in parts for value in part._filled(part.metrics.get(name, ()))] for name in names},
+            [value for part in parts for value in part._filled(part.tokens)] if any(part.tokens for part in parts) else (),
+            [value for part in parts for value in part._filled(part.failures)] if any(part.failures for part in parts) else (),
+        )
+
+    def _filled(self, values: Sequence[Any]) -> Sequence[Any]:
+        """One entry a response, None where there are none."""
+        return values or [None] * len(self.rewards)
 
 
 class Scorer(Protocol):
-    """One source of reward."""
+    """One source of reward. It may have `notes`, lines for people that are told once.
+
+    One with `waits` true spends its time waiting for others and may be asked from several threads at once: it is asked beside the
+    other sources, and for each response as soon as that has ended.
+    """
 
     @property
     def name(self) -> str:
         """The source's name in metrics and tables."""
         ...
 
-    def score(self, responses: Sequence[ScoredResponse]) -> Sequence[float | None]:
-        """One number a response, in order: None where the source does not apply to it, NaN where it failed on it alone.
-
-        A source that also rewards tokens has `token_rewards` of the last call: a number an id of each response, None for one without.
+    def score(self, responses: Sequence[ScoredResponse]) -> Sequence[float | None] | Scores:
+        """One number a response, in order, or `Scores` where there is more to say.
 
         Raises `TransientRewardError` for what may work at the next try; anything else it raises is final.
         """

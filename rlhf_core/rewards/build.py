@@ -2,67 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.rewards.base import Scorer
 from rlhf_core.rewards.compose import ComposedReward, Retries
-from rlhf_core.rewards.procedures import ProceduresScorer
-from rlhf_core.rewards.python_function import PythonScorer
 from rlhf_core.rewards.weighing import Weighing
-from rlhf_core.settings.rollout import RewardSource
+from rlhf_core.settings.rewards.base import RewardSettings
 from rlhf_core.settings.training import EngineSettings
 
+# By kind, the function `(settings, around) -> Scorer`. By name, so that a run loads what its own rewards need: most need no torch.
+_BUILDERS: Mapping[str, str] = {
+    "reward_model": "rlhf_core.rewards.reward_model:build",
+    "process_reward_model": "rlhf_core.rewards.process_reward_model:build",
+    "procedures": "rlhf_core.rewards.procedures:build",
+    "python": "rlhf_core.rewards.python_function:build",
+    "environment": "rlhf_core.rewards.environment:build",
+    "code": "rlhf_core.rewards.code:build",
+    "http": "rlhf_core.rewards.services.http:build",
+    "judge": "rlhf_core.rewards.services.judge:build",
+    "exact": "rlhf_core.rewards.verifiers.exact:build",
+    "numeric": "rlhf_core.rewards.verifiers.numeric:build",
+    "math": "rlhf_core.rewards.verifiers.mathematics:build",
+    "choice": "rlhf_core.rewards.verifiers.choice:build",
+    "regex": "rlhf_core.rewards.verifiers.regular_expression:build",
+    "json_schema": "rlhf_core.rewards.verifiers.json_schema:build",
+    "length": "rlhf_core.rewards.verifiers.length:build",
+    "instructions": "rlhf_core.rewards.verifiers.instructions:build",
+    "reasoning_gym": "rlhf_core.rewards.verifiers.reasoning_gym:build",
+}
 
-def build_reward(
-    sources: list[RewardSource],
-    *,
-    policy_model: Path,
-    reward_model: Path | None,
-    engine: EngineSettings,
-    trust_remote_code: bool,
-    retries: Retries | None = None,
-    limit_s: float | None = None,
-    rounds: int = 1,
-) -> ComposedReward:
-    """Load every source, for a run of `rounds`; a call of a Python function may take `limit_s` seconds.
+# Of the time after which nobody waits for a call any more: a source that hangs is named before its process is given up.
+REWARD_SHARE = 0.9
+# Where what services said is kept, so that the next attempt asks nothing again.
+VERDICTS = "verdicts"
 
-    Raises `ConfigError` for a reward model that is asked for but not given.
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What scorers are built in: the policy, the inputs of the entry that are scorers, by name, and how models compute.
+
+    A call of what may hang may take `limit_s` seconds; what fails for a while is tried again as `retries` say.
+    Services are asked on this machine and at `allowed_hosts`; what they gave is kept in `cache_folder`, None: in memory only.
     """
 
-    def scorer(source: RewardSource) -> Scorer:
-        if source.function is not None:
-            return PythonScorer(source.function, limit_s)
-        return _scorer(source, policy_model, reward_model, engine, trust_remote_code)
+    policy_model: Path
+    engine: EngineSettings
+    scorers: Mapping[str, Path] = field(default_factory=dict)
+    trust_remote_code: bool = False
+    retries: Retries = field(default_factory=Retries)
+    limit_s: float | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    cache_folder: Path | None = None
 
-    weighed = [(scorer(s), Weighing(s.weight, s.final_weight, s.normalise)) for s in sources]
-    return ComposedReward(weighed, retries, rounds)
-
-
-def _scorer(
-    source: RewardSource, policy_model: Path, reward_model: Path | None, engine: EngineSettings, trust_remote_code: bool
-) -> Scorer:
-    if source.kind == "procedures":
-        return ProceduresScorer()
-    if reward_model is None:
-        raise ConfigError(
-            f"rewards: kind '{source.kind}' needs a reward model, and this run has none: add the reward_model stage, or use another kind"
+    @classmethod
+    def of_stage(
+        cls,
+        policy_model: Path,
+        engine: EngineSettings,
+        scorers: Mapping[str, Path],
+        *,
+        stall_after_s: float,
+        resume: Path,
+        allowed_hosts: tuple[str, ...],
+        retries: Retries | None = None,
+        trust_remote_code: bool = True,
+    ) -> Around:
+        """In a stage that counts as hung after `stall_after_s` and keeps for its next attempt what is below `resume`."""
+        limit_s, kept = REWARD_SHARE * stall_after_s, resume / VERDICTS
+        return cls(
+            policy_model, engine, scorers, trust_remote_code, retries or Retries(), limit_s, allowed_hosts, cache_folder=kept
         )
-    # Only here, so that a run without a reward model does not load torch models in this process.
-    from rlhf_core.rewards.process_reward_model import ProcessScorer
-    from rlhf_core.rewards.reward_model import RewardModelScorer
 
-    loading: dict[str, Any] = {
-        "dtype": engine.precision,
-        "attention": engine.attention,
-        "micro_batch_tokens": engine.micro_batch_tokens,
-        "packing": engine.packing,
-        "gpus": engine.gpus_per_rank,
-        "trust_remote_code": trust_remote_code,
-    }
-    if source.kind == "process_reward_model":
-        return ProcessScorer(
-            reward_model, policy_model, of_steps=source.of_steps or "each", separator=source.step_separator or "\n\n", **loading
-        )
-    return RewardModelScorer(reward_model, policy_model, **loading)
+    def scorer(self, source: RewardSettings, name: str) -> Path:
+        """The folder of the scorer that the input `name` is; raises `ConfigError` where there is none."""
+        if name not in self.scorers:
+            kind = getattr(source, "kind", "")
+            raise ConfigError(
+                f"rewards: kind '{kind}' needs the reward model '{name}', and this run has {sorted(self.scorers) or 'none'}: name an "
+                "entry that makes one as that input, or use another kind"
+            )
+        return self.scorers[name]
+
+
+def build_reward(sources: Sequence[RewardSettings], around: Around, *, rounds: int = 1) -> ComposedReward:
+    """Load every source, for a run of `rounds`. Raises `ConfigError` for one that cannot be had."""
+    weighed = [(build_scorer(source, around), _weighing(source)) for source in sources]
+    return ComposedReward(weighed, around.retries, rounds, names=[source.name for source in sources])
+
+
+def build_scorer(source: RewardSettings, around: Around) -> Scorer:
+    """Load one source."""
+    kind: Any = getattr(source, "kind", None)
+    module, _, name = _BUILDERS[kind].partition(":")
+    scorer: Scorer = getattr(import_module(module), name)(source, around)
+    return scorer
+
+
+def _weighing(source: RewardSettings) -> Weighing:
+    return Weighing(source.weight, source.final_weight, source.normalise)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from rlhf_core.rewards.base import ScoredResponse, Scorer
+from rlhf_core.rewards.ahead import Ahead
+from rlhf_core.rewards.base import ScoredResponse, Scorer, Scores
 from rlhf_core.rewards.errors import InfiniteRewardError, TransientRewardError
 from rlhf_core.rewards.weighing import Running, Scale, Weighing
 
 LONGEST_WAIT_S = 60.0
+
+Ask = Callable[[Sequence[ScoredResponse]], Sequence[float | None] | Scores]
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Rewards:
     on it: the response is invalid, as is one that no source applies to. `asked_again` says which calls were repeated, and why.
     `metrics[source/name]` are further numbers that sources gave, one a response, None where there is none. `tokens[i]` are rewards
     of the single tokens of response i, weighted and summed, on top of its total; None where no source gave any. `running` are the
-    statistics by source, after these, of those that are put on a scale of all responses so far.
+    statistics by source, after these, of those that are put on a scale of all responses so far. `failures[source][i]` says why a
+    source gave NaN for response i, where it said so.
     """
 
     total: list[float | None]
@@ -33,6 +38,7 @@ class Rewards:
     metrics: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     tokens: Sequence[Sequence[float] | None] = ()
     running: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)
+    failures: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     @property
     def has_tokens(self) -> bool:
@@ -56,6 +62,7 @@ class Rewards:
             all_placed(self.metrics, others.metrics),
             placed(self.tokens, others.tokens),
             others.running,
+            all_placed(self.failures, others.failures),
         )
 
     def with_part(self, name: str, values: Sequence[float]) -> Rewards:
@@ -77,8 +84,12 @@ class Rewards:
         """Which sources left responses without a reward, and how many."""
         failed = {name: sum(map(_failed, values)) for name, values in self.by_source.items()}
         unclaimed = sum(all(value is None for value in values) for values in zip(*self.by_source.values(), strict=True))
-        reasons = [f"reward '{name}' gave NaN for {n}" for name, n in failed.items() if n]
+        reasons = [f"reward '{name}' gave NaN for {n}{self._first_failure(name)}" for name, n in failed.items() if n]
         return ", ".join(reasons + [f"none of {list(self.by_source)} applies to {unclaimed}"] * bool(unclaimed))
+
+    def _first_failure(self, name: str) -> str:
+        said = next((failure for failure in self.failures.get(name, ()) if failure), None)
+        return f", the first: {said}" if said else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,71 +104,120 @@ class Retries:
         return min(self.wait_s * 2.0 ** (tries - 1), LONGEST_WAIT_S)
 
 
-class ComposedReward:
-    """A weighted sum of scorers over a run of `rounds`; a name that repeats gets a number (`length`, `length_2`)."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A scorer under its name, what its numbers are weighed and scaled with, and what it does ahead of being asked."""
 
-    def __init__(self, scorers: Sequence[tuple[Scorer, Weighing]], retries: Retries | None = None, rounds: int = 1) -> None:
-        names = [scorer.name for scorer, _ in scorers]
-        repeats = [names[:i].count(name) for i, name in enumerate(names)]
-        unique = [f"{name}_{n + 1}" if n else name for name, n in zip(names, repeats, strict=True)]
-        self._sources = [(name, scorer, Scale(weighing)) for name, (scorer, weighing) in zip(unique, scorers, strict=True)]
+    name: str
+    scorer: Scorer
+    scale: Scale
+    ahead: Ahead | None
+
+
+class ComposedReward:
+    """A weighted sum of scorers over a run of `rounds`, each under the name it is given, or its own.
+
+    A name that repeats gets a number (`length`, `length_2`).
+    """
+
+    def __init__(
+        self,
+        scorers: Sequence[tuple[Scorer, Weighing]],
+        retries: Retries | None = None,
+        rounds: int = 1,
+        names: Sequence[str | None] = (),
+    ) -> None:
+        given = names or [None] * len(scorers)
+        own = [name or scorer.name for name, (scorer, _) in zip(given, scorers, strict=True)]
+        repeats = [own[:i].count(name) for i, name in enumerate(own)]
+        unique = [f"{name}_{n + 1}" if n else name for name, n in zip(own, repeats, strict=True)]
+        self._sources = [
+            _Source(name, scorer, Scale(weighing), Ahead(scorer) if getattr(scorer, "waits", False) else None)
+            for name, (scorer, weighing) in zip(unique, scorers, strict=True)
+        ]
         self._retries, self._last_round = retries or Retries(), max(rounds - 1, 1)
 
     def restore(self, running: Mapping[str, tuple[int, float, float]]) -> None:
         """Go on with the statistics of earlier rounds."""
-        for name, _, scale in self._sources:
-            if name in running:
-                scale.running = Running(*running[name])
+        for source in self._sources:
+            if source.name in running:
+                source.scale.running = Running(*running[source.name])
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines for people on how the sources work, from those that have any."""
-        return tuple(note for _, scorer, _ in self._sources for note in getattr(scorer, "notes", ()))
+        return tuple(note for source in self._sources for note in getattr(source.scorer, "notes", ()))
+
+    @property
+    def waits(self) -> bool:
+        """Whether any source spends its time waiting, so that it pays to begin with it as soon as responses end."""
+        return any(source.ahead is not None for source in self._sources)
+
+    def begin(self, responses: Sequence[ScoredResponse]) -> None:
+        """Have the sources that wait work on these, which they will be asked for."""
+        for source in self._sources:
+            if source.ahead is not None:
+                source.ahead.begin(responses)
 
     def score(self, responses: Sequence[ScoredResponse], *, is_learnt: bool = True) -> Rewards:
-        """Ask every source, one that may answer at the next try again and again.
+        """Ask every source, one that may answer at the next try again and again; those that wait beside the others.
 
         What is not learnt from is put on no scale: its sums are those of the numbers that sources gave.
         Raises `TransientRewardError` for one that still does not, `InfiniteRewardError` for an infinite number.
         """
-        by_source: dict[str, Sequence[float | None]] = {}
         asked_again: list[str] = []
+        found = self._ask_all(responses, asked_again, is_learnt=is_learnt)
         metrics: dict[str, Sequence[float | None]] = {}
         tokens: list[list[float] | None] = [None] * len(responses)
         weights: dict[str, float] = {}
         share = min(responses[0].step / self._last_round, 1.0) if responses else 0.0
-        for name, scorer, scale in self._sources:
-            weights[name] = weight = scale.weighing.at(share)
-            by_source[name] = self._ask(name, scorer, responses, asked_again)
-            _check_finite(name, by_source[name], responses)
-            metrics |= {f"{name}/{what}": values for what, values in getattr(scorer, "metrics", {}).items()}
-            for i, values in enumerate(getattr(scorer, "token_rewards", ())):
+        for source in self._sources:
+            name, scores = source.name, found[source.name]
+            weights[name] = weight = source.scale.weighing.at(share)
+            _check_finite(name, scores.rewards, responses)
+            metrics |= {f"{name}/{what}": values for what, values in scores.metrics.items()}
+            for i, values in enumerate(scores.tokens):
                 tokens[i] = _summed(tokens[i], values, weight)
-            if scale.weighing.final_weight is not None:
+            if source.scale.weighing.final_weight is not None:
                 metrics[f"{name}/weight"] = [weight] * len(responses)
+        by_source = {name: scores.rewards for name, scores in found.items()}
         prompt_ids = [response.prompt_id for response in responses]
-        scaled = {name: scale(by_source[name], prompt_ids) for name, _, scale in self._sources} if is_learnt else by_source
+        scaled = {s.name: s.scale(by_source[s.name], prompt_ids) for s in self._sources} if is_learnt else by_source
         totals = [_sum({name: values[i] for name, values in scaled.items()}, weights) for i in range(len(responses))]
         running = {
-            name: (scale.running.count, scale.running.mean, scale.running.squares)
-            for name, _, scale in self._sources
-            if scale.weighing.normalise == "running"
+            s.name: (s.scale.running.count, s.scale.running.mean, s.scale.running.squares)
+            for s in self._sources
+            if s.scale.weighing.normalise == "running"
         }
-        return Rewards(totals, by_source, tuple(asked_again), metrics, tokens, running)
+        failures = {name: scores.failures for name, scores in found.items() if any(scores.failures)}
+        return Rewards(totals, by_source, tuple(asked_again), metrics, tokens, running, failures)
 
-    def _ask(
-        self, name: str, scorer: Scorer, responses: Sequence[ScoredResponse], asked_again: list[str]
-    ) -> Sequence[float | None]:
+    def _ask_all(self, responses: Sequence[ScoredResponse], asked_again: list[str], *, is_learnt: bool) -> dict[str, Scores]:
+        """What each source says. Functions stay in this thread, which they may set alarms in."""
+        pool = ThreadPoolExecutor(max_workers=len(self._sources) or 1)
+        try:
+            begun = {
+                # What nobody learns from was not asked for ahead, and is no reason to forget what was.
+                s.name: pool.submit(self._ask, s, s.ahead.score if is_learnt else s.scorer.score, responses, asked_again)
+                for s in self._sources
+                if s.ahead is not None
+            }
+            here = {s.name: self._ask(s, s.scorer.score, responses, asked_again) for s in self._sources if s.ahead is None}
+            return {s.name: begun[s.name].result() if s.name in begun else here[s.name] for s in self._sources}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, source: _Source, ask: Ask, responses: Sequence[ScoredResponse], asked_again: list[str]) -> Scores:
         for tries in count(1):
             try:
-                return scorer.score(responses)
+                return Scores.of(ask(responses))
             except TransientRewardError as error:
                 if tries > self._retries.count:
                     raise TransientRewardError(
-                        f"reward '{name}' failed {tries} times in a row, at last with: {error}; the rounds done are kept, and the "
-                        "stage is tried again. online.reward_retries and online.reward_retry_wait_s say how long to wait here"
+                        f"reward '{source.name}' failed {tries} times in a row, at last with: {error}; the rounds done are kept, and "
+                        "the stage is tried again. online.reward_retries and online.reward_retry_wait_s say how long to wait here"
                     ) from error
-                asked_again.append(f"reward '{name}' is asked again: {error}")
+                asked_again.append(f"reward '{source.name}' is asked again: {error}")
                 time.sleep(self._retries.pause_s(tries))
         raise AssertionError("the loop has no other end")
 

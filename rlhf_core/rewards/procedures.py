@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from data_processing.errors import ConfigError
 from data_processing.procedures.checker import check
 from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.settings.rewards.functions import ProceduresReward
+
+if TYPE_CHECKING:
+    from rlhf_core.rewards.build import Around
 
 
 class ProceduresScorer:
@@ -17,6 +22,11 @@ class ProceduresScorer:
     def score(self, responses: Sequence[ScoredResponse]) -> list[float]:
         """Raises `ConfigError` naming the prompt that carries no policy."""
         return [check(_policy(response), response.text).score for response in responses]
+
+
+def build(source: ProceduresReward, around: Around) -> ProceduresScorer:
+    """From settings."""
+    return ProceduresScorer()
 
 
 def _policy(response: ScoredResponse) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.models.load import load_tokenizer
-from rlhf_core.rewards.base import ScoredResponse
-from rlhf_core.rewards.reward_model import RewardModelScorer
+from rlhf_core.rewards.base import ScoredResponse, Scores
+from rlhf_core.rewards.reward_model import ModelScorer, Tell, loading
+from rlhf_core.settings.rewards.models import ProcessRewardModelReward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rlhf_core.rewards.build import Around
 
-class ProcessScorer(RewardModelScorer):
+
+class ProcessScorer(ModelScorer):
     """Scores the steps of an answer, which `separator` ends.
 
     With `of_steps` "each" a step earns 2 p - 1 at its last token, p being its probability to be right: a step that may be either earns
@@ -31,27 +34,28 @@ class ProcessScorer(RewardModelScorer):
         super().__init__(model, policy_model, **loading)
         self._of_steps, self._separator = of_steps, separator
         self._tokenizer = load_tokenizer(policy_model, trust_remote_code=loading.get("trust_remote_code", False))
-        self.token_rewards: Sequence[Sequence[float] | None] = ()
-        self.metrics: Mapping[str, Sequence[float]] = {}
 
-    def score(
-        self, responses: Sequence[ScoredResponse], tell: Callable[[int, int], None] = lambda done, total: None
-    ) -> list[float]:
-        """What `of_steps` says, a number a response: 0 with "each", whose rewards are `token_rewards`. Raises as a reward model does."""
+    def score(self, responses: Sequence[ScoredResponse], tell: Tell = lambda done, total: None) -> Scores:
+        """What `of_steps` says, a number a response: 0 with "each", which rewards tokens. Raises as a reward model does."""
         ends = [step_ends(self._tokenizer, response.response_ids, self._separator) for response in responses]
         rows = [_read_at(response, own) for response, own in zip(responses, ends, strict=True)]
-        chances = [[_sigmoid(value) for value in values] for values in self._values(rows, tell, per_target=True)]
+        chances = [[_sigmoid(value) for value in values] for values in self.values(rows, tell, per_target=True)]
         means = [math.fsum(own) / len(own) for own in chances]
-        self.metrics = {"steps": [float(len(own)) for own in ends], "least": [min(own) for own in chances], "mean": means}
+        metrics = {"steps": [float(len(own)) for own in ends], "least": [min(own) for own in chances], "mean": means}
         if self._of_steps == "each":
-            self.token_rewards = [
+            tokens = [
                 _at(own, [2 * p - 1 for p in found], len(response.response_ids))
                 for response, own, found in zip(responses, ends, chances, strict=True)
             ]
-            return [0.0] * len(responses)
-        if self._of_steps == "mean":
-            return means
-        return [min(own) if self._of_steps == "min" else own[-1] for own in chances]
+            return Scores([0.0] * len(responses), metrics, tokens)
+        of_answer = {"mean": means, "min": metrics["least"], "last": [own[-1] for own in chances]}
+        return Scores(of_answer[self._of_steps], metrics)
+
+
+def build(source: ProcessRewardModelReward, around: Around) -> ProcessScorer:
+    """From settings."""
+    model = around.scorer(source, source.input)
+    return ProcessScorer(model, around.policy_model, of_steps=source.of_steps, separator=source.step_separator, **loading(around))
 
 
 def step_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], separator: str) -> list[int]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.imported import RAISED, imported, last_user_line
 from rlhf_core.rewards.arguments import Signature
-from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.rewards.base import ScoredResponse, Scores
 from rlhf_core.rewards.errors import TransientRewardError, is_transient
 from rlhf_core.rewards.returned import read_returned
 from rlhf_core.rewards.time_limit import TimeLimitError, time_limit
+from rlhf_core.settings.rewards.functions import PythonReward
+
+if TYPE_CHECKING:
+    from rlhf_core.rewards.build import Around
 
 # What a function raises that is given texts and looks for messages in them.
 _WRONG_FORM = (TypeError, AttributeError, KeyError, IndexError)
@@ -36,7 +40,7 @@ def load_function(path: str) -> Callable[..., Any]:
 class PythonScorer:
     """Calls a function once a batch, with what it asks for by name (`rlhf_core.rewards.arguments`); it may be async.
 
-    A call that takes longer than `limit_s` is given up. `metrics` and `token_rewards` are what the last call returned beside numbers.
+    A call that takes longer than `limit_s` is given up.
     """
 
     def __init__(self, path: str, limit_s: float | None = None) -> None:
@@ -45,15 +49,13 @@ class PythonScorer:
         self._function = load_function(path)
         self._signature = Signature.of(self._function, path)
         self._as_text: bool | None = None
-        self.metrics: Mapping[str, Sequence[float | None]] = {}
-        self.token_rewards: Sequence[Sequence[float] | None] = ()
 
     @property
     def name(self) -> str:
         """The function's own name."""
         return self._path.partition(":")[2]
 
-    def score(self, responses: Sequence[ScoredResponse]) -> list[float | None]:
+    def score(self, responses: Sequence[ScoredResponse]) -> Scores:
         """What the function returned, one value a response; see `Scorer.score`.
 
         Raises `TransientRewardError` where it raised what `is_transient` says may work at the next try. Anything else that it
@@ -61,8 +63,7 @@ class PythonScorer:
         """
         values = self._values(responses)
         returned = read_returned(self._path, values, [len(r.response_ids) for r in responses])
-        self.metrics, self.token_rewards = returned.metrics, returned.token_rewards
-        return returned.rewards
+        return Scores(returned.rewards, returned.metrics, returned.token_rewards)
 
     def _values(self, responses: Sequence[ScoredResponse]) -> Any:
         try:
@@ -107,6 +108,11 @@ class PythonScorer:
         if inspect.isawaitable(values):
             values = asyncio.run(_awaited(values))
         return list(values) if isinstance(values, Iterator) else values
+
+
+def build(source: PythonReward, around: Around) -> PythonScorer:
+    """From settings."""
+    return PythonScorer(source.function, around.limit_s)
 
 
 async def _awaited(values: Awaitable[Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,16 +18,22 @@ from rlhf_core.models.load import load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.precision import Dtype
 from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.settings.rewards.models import RewardModelReward
 from rlhf_core.settings.training import Packing
 
+if TYPE_CHECKING:
+    from rlhf_core.rewards.build import Around
 
-class RewardModelScorer:
-    """Scores the very token ids that were sampled, so the reward model must share the policy's vocabulary.
+
+# Hears how many of all micro-batches are done.
+Tell = Callable[[int, int], None]
+
+
+class ModelScorer:
+    """A trained scorer that reads the very token ids that were sampled, so it must share the policy's vocabulary.
 
     `micro_batch_tokens` bounds one forward pass; with `gpus` above 0 it runs on a GPU. Raises `ConfigError` where the vocabularies differ.
     """
-
-    name = "reward_model"
 
     def __init__(
         self,
@@ -55,18 +62,8 @@ class RewardModelScorer:
         notes: tuple[str, ...] = self._module.layouts.notes
         return notes
 
-    def score(
-        self, responses: Sequence[ScoredResponse], tell: Callable[[int, int], None] = lambda done, total: None
-    ) -> list[float]:
-        """One raw score (logit of the head) a response; `tell` hears how many of all micro-batches are done.
-
-        Raises `DivergedError` for a score that is not finite.
-        """
-        rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
-        return [value for [value] in self._values(rows, tell, per_target=False)]
-
     @torch.inference_mode()
-    def _values(self, rows: Sequence[TokenRow], tell: Callable[[int, int], None], *, per_target: bool) -> list[list[float]]:
+    def values(self, rows: Sequence[TokenRow], tell: Tell, *, per_target: bool) -> list[list[float]]:
         """The raw score of each row at its last token, or with `per_target` one at each of its targets."""
         layouts = self._module.layouts
         [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
@@ -79,6 +76,38 @@ class RewardModelScorer:
             for i, found in zip(indices, scores.tolist(), strict=True):
                 values[i] = found[: rows[i].n_targets if per_target else 1]
         return values
+
+
+class RewardModelScorer(ModelScorer):
+    """The score at the last token of prompt and response."""
+
+    name = "reward_model"
+
+    def score(self, responses: Sequence[ScoredResponse], tell: Tell = lambda done, total: None) -> list[float]:
+        """One raw score (logit of the head) a response; `tell` hears how many of all micro-batches are done.
+
+        Raises `DivergedError` for a score that is not finite.
+        """
+        rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
+        return [value for [value] in self.values(rows, tell, per_target=False)]
+
+
+def build(source: RewardModelReward, around: Around) -> RewardModelScorer:
+    """From settings."""
+    return RewardModelScorer(around.scorer(source, source.input), around.policy_model, **loading(around))
+
+
+def loading(around: Around) -> dict[str, Any]:
+    """How models compute, as a scorer is told."""
+    engine = around.engine
+    return {
+        "dtype": engine.precision,
+        "attention": engine.attention,
+        "micro_batch_tokens": engine.micro_batch_tokens,
+        "packing": engine.packing,
+        "gpus": engine.gpus_per_rank,
+        "trust_remote_code": around.trust_remote_code,
+    }
 
 
 def _checked(scores: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""One call of each Python reward function on a few prompts, before anything is started, in a process of its own.
+"""Each reward asked once about a few prompts before anything is started; what may hang in a process of its own.
 
-A process can be ended whatever the function does. `python -m rlhf_core.rewards.trial FOLDER` is that process.
+A process can be ended whatever a function does. `python -m rlhf_core.rewards.trial FOLDER` is that process.
 """
 
 from __future__ import annotations
@@ -14,26 +14,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from data_processing.errors import ConfigError
-from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.rewards.base import ScoredResponse, Scores
+from rlhf_core.rewards.build import Around, build_scorer
 from rlhf_core.rewards.errors import TransientRewardError
-from rlhf_core.rewards.python_function import PythonScorer
+from rlhf_core.settings.rewards.base import RewardSettings
+from rlhf_core.settings.rewards.functions import PythonReward
+from rlhf_core.settings.rewards.kinds import RewardSource
+from rlhf_core.settings.training import EngineSettings
 
 LIMIT_S = 60.0
 _ASKED, _FOUND = "asked.json", "found.json"
 _ANSWER = "This is an answer."
 
 
-def try_function(path: str, prompts: Sequence[Mapping[str, Any]], limit_s: float = LIMIT_S) -> str | None:
-    """Import the function at `path` and call it on made-up answers to `prompts` (rows of the prompts table; none: import only).
+def ask(source: RewardSettings, prompts: Sequence[Mapping[str, Any]], allowed_hosts: Sequence[str] = ()) -> str | None:
+    """Load the source and ask it about made-up answers to `prompts` (rows of the prompts table; none: it is loaded only).
 
-    Returns what may work later, in words, None where it works now. Raises `ConfigError` for what can never work, and for a
-    function that does not return within `limit_s` seconds, the import included.
+    Returns what may work later, in words, None where it works now. Raises `ConfigError` for what can never work. One that
+    `computes` is not for this.
     """
+    error, later = _answered(source, prompts, allowed_hosts, LIMIT_S)
+    return _told(source, prompts, error, later)
+
+
+def ask_apart(
+    source: RewardSettings, prompts: Sequence[Mapping[str, Any]], allowed_hosts: Sequence[str] = (), *, limit_s: float = LIMIT_S
+) -> str | None:
+    """As `ask`, in a process of its own, which gets `limit_s` seconds, being loaded included; raises `ConfigError` after that too."""
+    asked = {"source": source.model_dump(mode="json"), "prompts": list(prompts), "limit_s": limit_s, "hosts": list(allowed_hosts)}
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, _ASKED).write_text(
-            json.dumps({"path": path, "prompts": list(prompts), "limit_s": limit_s}), encoding="utf-8"
-        )
+        Path(folder, _ASKED).write_text(json.dumps(asked), encoding="utf-8")
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", __spec__.name if __spec__ else __name__, folder],
@@ -46,34 +59,53 @@ def try_function(path: str, prompts: Sequence[Mapping[str, Any]], limit_s: float
             )
         except subprocess.TimeoutExpired:
             raise ConfigError(
-                f"reward function '{path}' did not return within {limit_s:g} s from one call on {len(prompts)} prompts, and could "
+                f"{_named(source)} did not return within {limit_s:g} s from one call on {len(prompts)} prompts, and could "
                 "not be ended; look at what it waits for, or leave this check out (--no-check)"
             ) from None
         found = Path(folder, _FOUND)
         if not found.is_file():
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise ConfigError(
-                f"reward function '{path}': its process ended with code {done.returncode} when it was tried: {last}"
-            )
+            raise ConfigError(f"{_named(source)}: its process ended with code {done.returncode} when it was tried: {last}")
         error, later = json.loads(found.read_text(encoding="utf-8"))
-    if error:
-        raise ConfigError(f"{error} (tried on {len(prompts)} prompts before the start; --no-check leaves this out)")
-    return str(later) if later else None
+    return _told(source, prompts, error, later)
 
 
 def main(folder: Path) -> None:
     """Try what `asked.json` names and write what is wrong with it to `found.json`: [for good, for now]."""
     asked = json.loads((folder / _ASKED).read_text(encoding="utf-8"))
-    error = later = None
+    source: RewardSettings = TypeAdapter(RewardSource).validate_python(asked["source"])
+    found = _answered(source, asked["prompts"], asked["hosts"], asked["limit_s"])
+    (folder / _FOUND).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _answered(
+    source: RewardSettings, prompts: Sequence[Mapping[str, Any]], allowed_hosts: Sequence[str], limit_s: float
+) -> tuple[str | None, str | None]:
+    """What is wrong with it: for good, and for now."""
+    around = Around(Path(), EngineSettings(), limit_s=limit_s, allowed_hosts=tuple(allowed_hosts))
     try:
-        scorer = PythonScorer(asked["path"], asked["limit_s"])
-        if responses := [_response(row) for row in asked["prompts"]]:
-            scorer.score(responses)
+        scorer = build_scorer(source, around)
+        responses = [_response(row) for row in prompts]
+        return None, _nothing_but_failures(Scores.of(scorer.score(responses))) if responses else None
     except TransientRewardError as raised:
-        later = str(raised)
+        return None, str(raised)
     except ConfigError as raised:
-        error = str(raised)
-    (folder / _FOUND).write_text(json.dumps([error, later]), encoding="utf-8")
+        return str(raised), None
+
+
+def _told(source: RewardSettings, prompts: Sequence[Any], error: str | None, later: str | None) -> str | None:
+    if error:
+        raise ConfigError(f"{error} (tried on {len(prompts)} prompts before the start; --no-check leaves this out)")
+    return f"{_named(source)}: {later}" if later else None
+
+
+def _nothing_but_failures(scores: Scores) -> str | None:
+    """Why no response got a reward, where each has a reason."""
+    return scores.failures[0] if scores.failures and all(scores.failures) else None
+
+
+def _named(source: RewardSettings) -> str:
+    return f"reward function '{source.function}'" if isinstance(source, PythonReward) else f"rewards: kind '{source.kind}'"
 
 
 def _response(row: Mapping[str, Any]) -> ScoredResponse:

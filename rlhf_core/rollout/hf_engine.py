@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class HfGenerator:
     """
 
     name = "hf"
+    in_batches = True
 
     def __init__(
         self, model: Path, *, dtype: Dtype, max_model_len: int, max_num_seqs: int, trust_remote_code: bool, gpus: float = 0.0
@@ -52,6 +53,7 @@ class HfGenerator:
         self._max_model_len = max_model_len
         self._max_num_seqs = max_num_seqs
         self._version = 0
+        self._begun: list[tuple[int, Sequence[int], Sampling, int]] = []
         self.notes, self.metrics = self._seen()
 
     @property
@@ -72,29 +74,61 @@ class HfGenerator:
         self._version = version
 
     @torch.inference_mode()
-    def generate(
+    def stream(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, tell: Tell | None = None
-    ) -> list[list[Generation]]:
-        """Answer `prompts` (token ids), `sampling.n` generations each; see `Generator.generate`."""
+    ) -> Iterator[tuple[int, Generation]]:
+        """Answer `prompts` (token ids), `sampling.n` generations each; see `Generator.stream`."""
         check_prompts(prompts, self._max_model_len)
         random = torch.Generator(self._device).manual_seed(seed)
         owners = [p for p in range(len(prompts)) for _ in range(sampling.n)]
-        done: list[Generation] = []
         for start in range(0, len(owners), self._max_num_seqs):
             first, *_ = batch = owners[start : start + self._max_num_seqs]
             asked = prompts[first : batch[-1] + 1]
             told = _within(tell, start / len(owners), len(batch) / len(owners))
-            done += self._generate_batch(asked, torch.tensor(batch, device=self._device) - first, sampling, random, told)
-        return [done[i : i + sampling.n] for i in range(0, len(done), sampling.n)]
+            of_prompts = torch.tensor(batch, device=self._device) - first
+            longest = [sampling.max_new_tokens] * len(asked)
+            for row, generation in self._batch(asked, of_prompts, sampling, random, longest=longest, tell=told):
+                yield start + row, generation
 
-    def _generate_batch(
-        self, prompts: Sequence[Sequence[int]], owners: Tensor, sampling: Sampling, random: torch.Generator, tell: Tell
-    ) -> list[Generation]:
-        """One response for each of `owners` (numbers of prompts, ascending), in that order."""
+    def begin(self, number: int, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
+        """Begin one answer; see `Generator.begin`. Those of one batch differ in their longest length only."""
+        check_prompts([prompt], self._max_model_len)
+        self._begun.append((number, prompt, sampling, seed))
+
+    @torch.inference_mode()
+    def ended(self) -> list[tuple[int, Generation]]:
+        """All that was begun, as far as it fits one batch, drawn to its end; see `Generator.ended`.
+
+        The draws are those of the seed of the lowest number.
+        """
+        ordered = sorted(self._begun, key=lambda each: each[0])
+        batch, self._begun = ordered[: self._max_num_seqs], ordered[self._max_num_seqs :]
+        if not batch:
+            return []
+        numbers, prompts, samplings, seeds = zip(*batch, strict=True)
+        random = torch.Generator(self._device).manual_seed(seeds[0])
+        owners, longest = torch.arange(len(batch), device=self._device), [each.max_new_tokens for each in samplings]
+        drawn = self._batch(prompts, owners, samplings[0], random, longest=longest, tell=lambda _: None)
+        return [(numbers[row], generation) for row, generation in drawn]
+
+    def _batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        owners: Tensor,
+        sampling: Sampling,
+        random: torch.Generator,
+        *,
+        longest: Sequence[int],
+        tell: Tell,
+    ) -> Iterator[tuple[int, Generation]]:
+        """One response for each of `owners` (numbers of prompts, ascending), with its place among them, as they end.
+
+        Those to `prompts[p]` have at most `longest[p]` tokens.
+        """
         ids, mask = _left_padded(prompts, self._device)
         lengths = mask.sum(1)
         logits, cache = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0), None)
-        limits = (self._max_model_len - lengths).clamp_max(sampling.max_new_tokens)[owners]
+        limits = torch.minimum(self._max_model_len - lengths, torch.tensor(longest, device=self._device))[owners]
         n_steps = int(limits.max())
         preallocate(cache, owners, ids.shape[1] + n_steps)
         logits = logits[owners]
@@ -102,6 +136,7 @@ class HfGenerator:
         room = torch.cat([mask, mask.new_ones(len(mask), n_steps)], 1)[owners] if len(set(map(len, prompts))) > 1 else None
         batch = _Open(torch.arange(len(owners), device=self._device), lengths[owners], limits, room)
         drawn = _Drawn.empty(len(owners), n_steps, self._device)
+        going_on = set(range(len(owners)))
         stops = torch.tensor(sampling.stop_ids, device=self._device, dtype=torch.long)
         for step in range(n_steps):
             if step % TOLD_EVERY_TOKENS == 0:
@@ -109,7 +144,11 @@ class HfGenerator:
             tokens, logprobs = _draw(logits, sampling, random)
             drawn.ids[batch.rows, step], drawn.logprobs[batch.rows, step] = tokens, logprobs
             kept = batch.going_on(tokens, stops, step)
-            if not len(kept):
+            if len(kept) < len(going_on):
+                before, going_on = going_on, set(batch.rows[kept].tolist())
+                for row in sorted(before - going_on):
+                    yield row, drawn.generation(row, step + 1, sampling.stop_ids, self._version)
+            if not going_on:
                 break
             if len(kept) <= (1 - ENDED_SHARE) * len(tokens):
                 batch, tokens = batch.select(kept), tokens[kept]
@@ -118,7 +157,6 @@ class HfGenerator:
             positions = (batch.prompt_lengths[:, None] + step).clamp_max(self._max_model_len - 1)
             seen = None if batch.mask is None else batch.mask[:, : ids.shape[1] + step + 1]
             logits, cache = self._forward(tokens[:, None], seen, positions, cache)
-        return drawn.generations(limits, stops, self._version)
 
     @torch.inference_mode()
     def _seen(self) -> tuple[tuple[str, ...], dict[str, float]]:
@@ -183,13 +221,10 @@ class _Drawn:
         shape = (n_rows, n_steps)
         return cls(torch.zeros(shape, dtype=torch.long, device=device), torch.zeros(shape, device=device))
 
-    def generations(self, limits: Tensor, stops: Tensor, version: int) -> list[Generation]:
-        """Each response up to and with its first stop token, at most `limits` [R] tokens."""
-        is_stop = torch.isin(self.ids, stops)
-        stopped = torch.where(is_stop.any(1), is_stop.int().argmax(1) + 1, limits + 1)
-        lengths = torch.minimum(stopped, limits).tolist()
-        rows = zip(self.ids.tolist(), self.logprobs.tolist(), lengths, (stopped <= limits).tolist(), strict=True)
-        return [Generation(ids[:n], lps[:n], "stop" if ended else "length", version) for ids, lps, n, ended in rows]
+    def generation(self, row: int, length: int, stop_ids: Collection[int], version: int) -> Generation:
+        """The response of a row, which has ended after `length` tokens."""
+        ids, logprobs = self.ids[row, :length].tolist(), self.logprobs[row, :length].tolist()
+        return Generation(ids, logprobs, "stop" if ids[-1] in stop_ids else "length", version)
 
 
 def _within(tell: Tell | None, start: float, share: float) -> Tell:

@@ -6,9 +6,7 @@ vLLM seeds the global random state and starts torch.distributed: nothing may be 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,6 +36,7 @@ class VllmGenerator:
     """
 
     name = "vllm"
+    in_batches = False
     notes: tuple[str, ...] = ()
     metrics: Mapping[str, float] = MappingProxyType({"generation/vllm": 1.0})
 
@@ -85,6 +84,8 @@ class VllmGenerator:
         )
         self._max_model_len = max_model_len
         self._version = 0
+        # What is being drawn, and under which name the engine knows it.
+        self._open: dict[int, str] = {}
 
     @property
     def weight_version(self) -> int:
@@ -98,63 +99,56 @@ class VllmGenerator:
             raise RuntimeError("vLLM kept its prefix cache after a weight update: it is still generating")
         self._version = version
 
-    def generate(
+    def stream(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, tell: Tell | None = None
-    ) -> list[list[Generation]]:
-        """Answer `prompts` (token ids), `sampling.n` generations each; see `Generator.generate`."""
-        from vllm import SamplingParams
-
+    ) -> Iterator[tuple[int, Generation]]:
+        """Answer `prompts` (token ids), `sampling.n` generations each; see `Generator.stream`."""
+        total = len(prompts) * sampling.n
         check_prompts(prompts, self._max_model_len)
-        params = [
-            SamplingParams(
-                n=sampling.n,
-                temperature=0.0 if sampling.greedy else sampling.temperature,
-                max_tokens=min(sampling.max_new_tokens, self._max_model_len - len(prompt)),
-                stop_token_ids=list(sampling.stop_ids),
-                # Only the given stop ids end a response, whatever the model folder calls its end of sequence.
-                ignore_eos=True,
-                logprobs=0,
-                # vLLM gives sample i of a prompt the seed plus i, so prompts are n apart.
-                seed=None if sampling.greedy else seed + index * sampling.n,
-                detokenize=False,
-            )
-            for index, prompt in enumerate(prompts)
-        ]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(p)} for p in prompts],
-            params,
-            use_tqdm=tell is not None and partial(_Bar, tell, len(prompts) * sampling.n),
+        try:
+            for number in range(total):
+                self.begin(number, prompts[number // sampling.n], sampling, seed + number)
+            while self._open:
+                yield from self.ended()
+                if tell is not None:
+                    tell(1 - len(self._open) / total)
+        finally:
+            # Nothing is left to the next call where this one was given up.
+            self._llm.llm_engine.abort_request(list(self._open.values()), internal=True)
+            self._open.clear()
+
+    def begin(self, number: int, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
+        """Begin one answer; see `Generator.begin`."""
+        from vllm.inputs import tokens_input
+
+        check_prompts([prompt], self._max_model_len)
+        params = self._params(sampling, len(prompt), seed)
+        self._open[number] = self._llm.llm_engine.add_request(str(number), tokens_input(list(prompt)), params)
+
+    def ended(self) -> list[tuple[int, Generation]]:
+        """One step of the engine; see `Generator.ended`."""
+        done = [output for output in self._llm.llm_engine.step() if output.finished] if self._open else []
+        for output in done:
+            del self._open[int(output.request_id)]
+        return [(int(output.request_id), self._generation(output.outputs[0])) for output in done]
+
+    def _params(self, sampling: Sampling, prompt_tokens: int, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=0.0 if sampling.greedy else sampling.temperature,
+            max_tokens=min(sampling.max_new_tokens, self._max_model_len - prompt_tokens),
+            stop_token_ids=list(sampling.stop_ids),
+            # Only the given stop ids end a response, whatever the model folder calls its end of sequence.
+            ignore_eos=True,
+            logprobs=0,
+            seed=None if sampling.greedy else seed,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        return [[self._generation(c) for c in sorted(o.outputs, key=lambda c: c.index)] for o in outputs]
 
     def _generation(self, completion: Any) -> Generation:
         ids = list(completion.token_ids)
         logprobs = [at[token].logprob for at, token in zip(completion.logprobs, ids, strict=True)]
         return Generation(ids, logprobs, "stop" if completion.finish_reason == "stop" else "length", self._version)
-
-
-class _Bar:
-    """What vLLM takes for a progress bar: nothing is drawn, and `tell` hears the share of all `count` responses."""
-
-    def __init__(self, tell: Tell, count: int, iterable: Iterable[Any] = (), **_: Any) -> None:
-        self._tell, self._count, self._iterable, self._began_s = tell, count, iterable, time.monotonic()
-        self.n, self.postfix = 0, ""
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._iterable)
-
-    @property
-    def format_dict(self) -> dict[str, float]:
-        """By the seconds in it vLLM divides."""
-        return {"elapsed": max(time.monotonic() - self._began_s, 1e-9)}
-
-    def update(self, count: int = 1) -> None:
-        """So many more are done."""
-        self.n += count
-        self._tell(min(self.n / self._count, 1.0))
-
-    def refresh(self) -> None:
-        """Nothing is drawn."""
-
-    def close(self) -> None:
-        """Nothing is drawn."""

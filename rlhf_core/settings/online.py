@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from data_processing.settings import Settings, operational
+from data_processing.settings import Settings, local_path, operational
 from rlhf_core.methods.online import ONLINE, Aggregation, KlKind, KlPlace, OnlineMethod
-from rlhf_core.settings.rollout import RewardSource, RolloutCorrection, RolloutSettings
+from rlhf_core.settings.rewards.kinds import RewardSource, the_reward_model
+from rlhf_core.settings.rollout import RolloutCorrection, RolloutSettings
 from rlhf_core.settings.training import MethodConfig
 
 
@@ -69,6 +70,30 @@ class EvaluationSettings(Settings):
     )
 
 
+class CanarySettings(Settings):
+    """Pairs of a good and a bad answer whose rewards are looked at while the run goes on; they teach nothing."""
+
+    every_steps: int | None = Field(None, ge=1, description="Rounds from one look to the next; null: no looks")
+    pairs: int = Field(8, ge=1, description="Pairs that are scored each time, the first ones")
+    path: str | None = Field(
+        None,
+        description="File of rows with chosen and rejected answers, with the columns that the rewards need; null: the data's preference "
+        "table, validation split",
+        json_schema_extra={"path": True},
+    )
+    max_drift: float = Field(
+        0.25, gt=0.0, description="Mean change of an answer's worth, in deviations of all of them, from which on it is a sign"
+    )
+    min_right_fraction: float = Field(
+        0.5, ge=0.0, le=1.0, description="Share of the pairs whose good answer is worth more, below which it is a sign"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _path_is_absolute(cls, value: str | None) -> str | None:
+        return None if value is None else local_path(value)
+
+
 class OnlineConfig(MethodConfig[OnlineMethod]):
     """Online training: sample, score, compute advantages, update, send the weights to the sampler."""
 
@@ -88,7 +113,7 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     updates_per_step: int = Field(1, ge=1, description="Passes over each round's rollouts")
     mini_batches: int = Field(1, ge=1, description="Optimizer steps a pass")
     rewards: list[RewardSource] = Field(
-        default_factory=lambda: [RewardSource(kind="reward_model")],
+        default_factory=the_reward_model,
         description="Weighted sum of these; may be empty with a method that has a teacher, whose own rewards are only told",
     )
     reward_retries: int = operational(
@@ -154,6 +179,9 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     correction_high: float = Field(2.0, gt=1.0, description="Upper bound of the correction's weights")
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="Measuring on the way")
     gates: GateSettings = Field(default_factory=GateSettings, description="Signs that a run goes wrong")
+    canary: CanarySettings = operational(
+        CanarySettings(), "Known answers that are scored on the way; rewards that drift are a sign"
+    )
 
     @model_validator(mode="after")
     def _groups_need_samples(self) -> OnlineConfig:

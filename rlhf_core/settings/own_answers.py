@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from data_processing.settings import Settings, operational
 from rlhf_core.settings.preference import PreferenceConfig
-from rlhf_core.settings.rollout import RewardSource, RolloutSettings
+from rlhf_core.settings.rewards.kinds import RewardSource, the_reward_model
+from rlhf_core.settings.rollout import RolloutSettings
 from rlhf_core.settings.training import EngineSettings
 
 SampledTable = Literal["sft", "preference", "unpaired", "prompts"]
@@ -23,7 +24,7 @@ class SampleSettings(Settings):
     )
     max_validation_prompts: int = Field(16, ge=0, description="Validation prompts that are answered; 0: none")
     rewards: list[RewardSource] = Field(
-        default_factory=lambda: [RewardSource(kind="reward_model")],
+        default_factory=the_reward_model,
         min_length=1,
         description="What answers are worth: weighted sum",
     )

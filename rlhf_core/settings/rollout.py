@@ -1,11 +1,10 @@
-"""Settings of sampling and of what samples are worth."""
+"""Settings of sampling."""
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from data_processing.settings import Settings, operational
 
@@ -41,58 +40,3 @@ class RolloutCorrection(str, Enum):
     truncate = "truncate"
     mask = "mask"
     sequence_mask = "sequence_mask"
-
-
-class RewardSource(Settings):
-    """One source of reward."""
-
-    kind: Literal["reward_model", "process_reward_model", "procedures", "python"] = Field(
-        description="reward_model: the trained scorer; process_reward_model: one trained on judged steps; procedures: the checker; "
-        "python: a function"
-    )
-    weight: float = Field(1.0, description="Factor in the weighted sum")
-    final_weight: float | None = Field(
-        None, description="Factor in the last round; it goes there from `weight` in a straight line; null: it stays"
-    )
-    normalise: Literal["group", "running"] | None = Field(
-        None,
-        description="group: less the mean, and divided by the deviation, of the prompt's responses; running: of all responses so "
-        "far; null: as it is",
-    )
-    function: str | None = Field(
-        None,
-        description="Import path module:function for kind python; called with prompts, responses and labels, or as TRL calls its "
-        "rewards. Returns for each response a number, a dict with a score, None where it does not apply, or NaN where it failed on "
-        "that one: docs/rewards.md",
-    )
-
-    of_steps: Literal["each", "min", "mean", "last"] | None = Field(
-        None,
-        description="What a process_reward_model gives: each (null: that): every step earns 2 p - 1 at its last token, p being how "
-        "likely it is right; min, mean, last: the answer earns that of its steps' p",
-    )
-    step_separator: str | None = Field(
-        None, min_length=1, description="What ends a step, for a process_reward_model; null: an empty line"
-    )
-
-    @property
-    def needs_reward_model(self) -> bool:
-        """Whether it is the reward model of the entry that scores."""
-        return self.kind in ("reward_model", "process_reward_model")
-
-    @model_validator(mode="after")
-    def _steps_iff_process(self) -> RewardSource:
-        for name in ("of_steps", "step_separator"):
-            if getattr(self, name) is not None and self.kind != "process_reward_model":
-                raise ValueError(
-                    f"rewards: {name}={getattr(self, name)!r} with kind '{self.kind}': only process_reward_model reads it; leave it out"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _function_iff_python(self) -> RewardSource:
-        if (self.kind == "python") != (self.function is not None):
-            raise ValueError(
-                f"rewards: kind '{self.kind}' with function={self.function!r}: 'function' is needed for kind python and for no other"
-            )
-        return self

@@ -21,7 +21,7 @@ from rlhf_core.events import EventLog
 from rlhf_core.recipes.online.losses import ResponseLogprobs
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.reward_model import RewardModelScorer
-from rlhf_core.rollout.base import Sampling
+from rlhf_core.rollout.base import Sampling, generate
 from rlhf_core.rollout.hf_engine import HfGenerator
 from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings, Packing
 from tests.rewards.test_reward_model_scorer import reward_folder
@@ -80,7 +80,7 @@ def test_ranks_without_a_gpu_train_and_score_on_the_cpu(model: Path, worker: Sco
 def test_sampling_rewards_and_evaluation_without_a_gpu_run_on_the_cpu(model: Path, tmp_path: Path) -> None:
     sampler = HfGenerator(model, dtype="fp32", max_model_len=8, max_num_seqs=1, trust_remote_code=False)
     sampling = Sampling(temperature=1.0, max_new_tokens=2, n=1, greedy=True, stop_ids=())
-    assert len(sampler.generate([[5, 6]], sampling, 0)[0][0].response_ids) == 2
+    assert len(generate(sampler, [[5, 6]], sampling, 0)[0][0].response_ids) == 2
     scorer = RewardModelScorer(
         reward_folder(tmp_path, model), model, dtype="fp32", attention="sdpa", micro_batch_tokens=64, packing=Packing.auto
     )

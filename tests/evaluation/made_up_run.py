@@ -25,6 +25,7 @@ from evaluation.report.data import LineageEntry, ReportData, Timing, assemble
 from evaluation.report.page import write_report
 from evaluation.scores import Measure, Score
 from rlhf_core.events import EventLog
+from rlhf_core.rewards.facts import part_facts
 
 SOURCES = ("procedures", "my-prompts")
 SHARES = ("score", "valid", "accuracy", "soundness", "efficiency")
@@ -89,10 +90,16 @@ def write_events(folder: Path) -> dict[str, Path]:
                 values |= {f"seconds/{phase}": 3 + rng.random() for phase in ("rollout", "score", "update", "sync")}
                 values |= {"reward/mean": 2 - 2 * fall, "kl/sequence": 6 - 6 * fall, "sampled_entropy": 0.4 + 0.3 * fall}
                 values |= {"response_tokens/mean": 80 - 9 * fall, "mismatch_kl": 2e-4, "seconds/round": 12 + rng.random()}
-                values |= {"memory_mib/policy": 1000.0 + step, "memory_mib/reward": 500.0}
+                values |= {"memory_mib/policy": 1000.0 + step, "memory_mib/reward": 500.0, "cpu_seconds": 12.0}
                 values |= {"truncated_share": 0.0, "ratio": 1.0, "value_loss": fall}
             if stage == "preference":
-                values |= {"margin": 1 - fall, "accuracy": 1 - fall / 2, "seconds": 4 + rng.random(), "memory_mib": 1400.0}
+                values |= {
+                    "margin": 1 - fall,
+                    "accuracy": 1 - fall / 2,
+                    "seconds": 4 + rng.random(),
+                    "memory_mib": 1400.0,
+                    "cpu_seconds": 5.0,
+                }
             log.metrics(step, values)
     EventLog(paths["preference"]).warn("2 pairs were longer than max_length_tokens and are left out")
     return paths
@@ -130,8 +137,26 @@ def made_up_report(folder: Path) -> ReportData:
     timings = [Timing(node, s, cached=node in ("base_model", "prepare_data")) for node, s in zip(nodes, seconds, strict=True)]
     config = "run:\n  name: made-up\n  seed: 17\nonline:\n  method: ppo\n  kl_coef: 0.02\n  steps: 30\n"
     return assemble(
-        comparison, write_events(folder), config, lineage, timings, title="A made-up run", data={"prepare_data": SUMMARY}
+        comparison,
+        write_events(folder),
+        config,
+        lineage,
+        timings,
+        title="A made-up run",
+        data={"prepare_data": SUMMARY},
+        rewards={"online": _reward_facts()},
     )
+
+
+def _reward_facts() -> dict[str, object]:
+    """Those of a checker, and of a reward model that pays for length and was away twice."""
+    rng = random.Random(2)
+    lengths = [rng.uniform(30, 90) for _ in range(200)]
+    checked: list[float | None] = [float(rng.random() < 0.7) for _ in lengths]
+    scored: list[float | None] = [0.05 * length + rng.gauss(0, 0.3) for length in lengths]
+    scored[:2] = [None, None]
+    facts = part_facts({"procedures": checked, "reward_model": scored}, lengths)
+    return {"responses": len(lengths), "parts": [part.to_json() for part in facts]}
 
 
 def _write_evaluation(folder: Path, name: str, prompts: int) -> None:

@@ -28,7 +28,20 @@ from rlhf_core.events import EventLog
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.store.records import NodeRecord
 
-SECTIONS = ["verdict", "primary", "metrics", "training", "pipeline", "data", "samples", "curves", "timings", "lineage", "config"]
+SECTIONS = [
+    "verdict",
+    "primary",
+    "metrics",
+    "training",
+    "rewards",
+    "pipeline",
+    "data",
+    "samples",
+    "curves",
+    "timings",
+    "lineage",
+    "config",
+]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +92,7 @@ def test_it_follows_the_reader_into_the_dark_onto_phones_and_onto_paper(page: An
 
 def test_on_a_phone_every_cell_of_a_wide_table_stands_under_its_title_with_the_name_of_its_column(page: Any) -> None:
     wide = page.xpath("//table[@class='folds']")
-    assert len(wide) == 3, "by source, all metrics, and how models were trained"
+    assert len(wide) == 5, "by source, all metrics, how models of either kind were trained, and rewards"
     for table in wide:
         columns = [text_of(th) for th in table.xpath("thead/tr/th")]
         for row in table.xpath("tbody/tr[td]"):
@@ -173,7 +186,7 @@ def test_lineage_timings_and_configuration_are_shown(page: Any) -> None:
 
 
 def test_what_is_missing_is_left_out(data: ReportData) -> None:
-    bare = dataclasses.replace(data, curves={}, samples=[], timings=(), lineage=(), config_yaml="", data={})
+    bare = dataclasses.replace(data, curves={}, samples=[], timings=(), lineage=(), config_yaml="", data={}, rewards={})
     page = html.document_fromstring(render_report(bare))
     assert [section.get("id") for section in page.iter("section")] == SECTIONS[:3]
 

@@ -187,14 +187,14 @@ def test_an_answer_is_what_the_model_says(
     from rlhf_core.batching.templates import Renderer
     from rlhf_core.models.load import load_tokenizer
     from rlhf_core.precision import native_dtype
-    from rlhf_core.rollout.base import Sampling
+    from rlhf_core.rollout.base import Sampling, generate
     from rlhf_core.rollout.hf_engine import HfGenerator
 
     _chat(monkeypatch, "--prompt", "Hello")
     renderer = Renderer(load_tokenizer(model))
     generator = HfGenerator(model, dtype=native_dtype(on_gpu=False), max_model_len=200, max_num_seqs=1, trust_remote_code=False)
     sampling = Sampling(temperature=1.0, max_new_tokens=6, n=1, greedy=True, stop_ids=tuple(renderer.stop_ids))
-    [[expected]] = generator.generate([renderer.prompt_ids([{"role": "user", "content": "Hello"}])], sampling, 0)
+    [[expected]] = generate(generator, [renderer.prompt_ids([{"role": "user", "content": "Hello"}])], sampling, 0)
     said = capsys.readouterr().out
     assert said.rstrip("\n") == renderer.tokenizer.decode(expected.response_ids, skip_special_tokens=True)
 

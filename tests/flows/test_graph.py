@@ -268,6 +268,17 @@ def test_an_entry_that_nothing_uses_and_nothing_evaluates_is_named() -> None:
     assert unused_entries(_graph(FIVE)) == []
 
 
+def test_an_online_entry_takes_several_reward_models() -> None:
+    rewards = [{"kind": "reward_model"}, {"kind": "reward_model", "input": "safety", "name": "safety"}]
+    pipeline = {
+        **FIVE,
+        "harmless": {"stage": "reward_model", "model": "sft"},
+        "ppo": {**FIVE["ppo"], "safety": "harmless", "set": {"rewards": rewards}},
+    }
+    ppo = _graph(pipeline, evaluate={"reward_model": "rm"})["ppo"]
+    assert ppo.inputs == {"model": "convert_sft", "data": "data", "reward_model": "convert_rm", "safety": "convert_harmless"}
+
+
 # --- what is refused
 
 
@@ -282,6 +293,11 @@ def test_an_entry_that_nothing_uses_and_nothing_evaluates_is_named() -> None:
         ({"sft": {"stage": "sft", "model": "grpo"}}, ["in a circle", "sft -> grpo -> dpo -> sft"]),
         ({"sft": {"stage": "sft", "model": "sft"}}, ["in a circle", "sft -> sft"]),
         ({"rm": None}, ["pipeline.ppo.reward_model", "'rm'"]),
+        ({"ppo": {**FIVE["ppo"], "safety": "rm"}}, ["pipeline.ppo", "'safety' is asked by no reward", "input: safety"]),
+        (
+            {"ppo": {**FIVE["ppo"], "safty": "rm", "set": {"rewards": [{"kind": "reward_model", "input": "safety"}]}}},
+            ["pipeline.ppo", "ask the reward model 'safety'", "did you mean 'safty'", "safety: rm"],
+        ),
         ({"rm": None, "ppo": {"stage": "online"}, "grpo": None}, ["pipeline.ppo", "'reward_model'", "no entry makes a scorer"]),
         ({"rm2": FIVE["rm"], "ppo": {"stage": "online"}}, ["pipeline.ppo", "say which 'reward_model'", "rm, rm2"]),
         ({"rm2": FIVE["rm"]}, ["evaluate.reward_model", "rm, rm2"]),

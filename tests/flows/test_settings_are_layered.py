@@ -23,7 +23,7 @@ from flows.settings.entries import Entry
 from flows.settings.layers import as_overrides, dotted_paths, given_fields, merge, parse_assignments, set_dotted
 from flows.settings.presets import known_presets, read_preset, read_values, resolve
 from rlhf_core.settings.online import OnlineConfig
-from rlhf_core.settings.rollout import RewardSource
+from rlhf_core.settings.rewards.functions import ProceduresReward
 from rlhf_core.settings.supervised import SftConfig
 from rlhf_core.settings.training import LoraSettings, OptimizerSettings, Packing
 
@@ -82,8 +82,8 @@ def test_given_fields_are_exactly_those_that_were_set() -> None:
     assert given_fields(SftConfig()) == {}
     assert given_fields(SftConfig(lora=LoraSettings(rank=4), batch_size=8)) == {"lora": {"rank": 4}, "batch_size": 8}
     assert given_fields(DataConfig(procedures=None)) == {"procedures": None}
-    rewards = given_fields(OnlineConfig(rewards=[RewardSource(kind="procedures")]))
-    unset = dict.fromkeys(("final_weight", "normalise", "function", "of_steps", "step_separator"))
+    rewards = given_fields(OnlineConfig(rewards=[ProceduresReward()]))
+    unset = dict.fromkeys(("final_weight", "normalise", "name"))
     assert rewards == {"rewards": [{"kind": "procedures", "weight": 1.0, **unset}]}
     assert given_fields(Entry(stage="online", model="sft")) == {"stage": "online", "model": "sft"}
 

@@ -24,6 +24,7 @@ from flows.running.checks import check_what_runs
 from flows.services.environment import without_proxy
 from flows.services.processes import free_port
 from flows.settings.presets import resolve
+from rlhf_core.settings.rewards.functions import PythonReward
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.closure import Code
 
@@ -197,12 +198,12 @@ def test_a_reward_that_cannot_work_is_found_by_one_call(home: Home, sources: Any
 
 
 def test_a_reward_that_does_not_return_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlhf_core.rewards.trial import try_function
+    from rlhf_core.rewards.trial import ask_apart
 
     row = {"id": "p", "prompt": [{"role": "user", "content": "hi"}], "label": None}
     began = time.monotonic()
     with pytest.raises(ConfigError, match=r"tried_rewards:sleeps' did not return within 2 s \(line \d+ of"):
-        try_function("tried_rewards:sleeps", [row], limit_s=2.0)
+        ask_apart(PythonReward(function="tried_rewards:sleeps"), [row], limit_s=2.0)
     assert time.monotonic() - began < 30
 
 

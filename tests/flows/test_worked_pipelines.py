@@ -14,9 +14,9 @@ from flows.graph.nodes import Graph
 from flows.settings.presets import resolve
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE, METHODS = ((DOCS / name).read_text(encoding="utf-8") for name in ("pipelines.md", "methods.md"))
+PAGE, METHODS, REWARDS = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("pipelines", "methods", "rewards"))
 PIPELINES, OF_METHODS = (
-    dict(re.findall(r"<!-- (\w+) -->\n```yaml\n(.*?)```", page, flags=re.DOTALL)) for page in (PAGE, METHODS)
+    dict(re.findall(r"<!-- (\w+) -->\n```yaml\n(.*?)```", page, flags=re.DOTALL)) for page in (PAGE, METHODS + REWARDS)
 )
 
 
@@ -57,7 +57,7 @@ def test_each_has_as_many_nodes_as_the_page_says(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", OF_METHODS)
-def test_the_pipelines_of_methods_can_be_planned(name: str, tmp_path: Path) -> None:
+def test_the_pipelines_of_methods_and_rewards_can_be_planned(name: str, tmp_path: Path) -> None:
     graph = _graph(name, tmp_path)
     assert {node.entry for node in graph.values()} >= set(yaml.safe_load(OF_METHODS[name])["pipeline"])
 

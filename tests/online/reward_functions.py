@@ -47,6 +47,15 @@ def flat_for_some(prompts: Sequence[Any], responses: Sequence[str], labels: Sequ
     return [*values[:-1], float("inf")] if _call_number(labels) == 6 else values
 
 
+_CALLS: list[int] = []
+
+
+def drifts(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
+    """Worth more with every call, by half of what a known answer may be worth."""
+    _CALLS.append(1)
+    return [value + 0.5 * len(_CALLS) for value in vowels(prompts, responses, labels)]
+
+
 def zero(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
     return [0.0] * len(responses)
 

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification
 
+from data_processing.errors import ConfigError
+from flows.settings.layers import validate
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.examples import steps
@@ -17,7 +18,6 @@ from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import ComposedReward
 from rlhf_core.rewards.process_reward_model import ProcessScorer, step_ends
 from rlhf_core.rewards.weighing import Weighing
-from rlhf_core.settings.rollout import RewardSource
 from rlhf_core.settings.training import Packing
 from tests.recipes.small_jobs import step_row
 from tests.rewards.test_reward_model_scorer import reward_folder
@@ -87,7 +87,7 @@ def test_a_step_earns_what_the_model_says_at_its_end(packing: str, tmp_path: Pat
         "last": [p[-1] for p in chances],
     }
     for of_steps in ("min", "mean", "last"):
-        assert scorer(of_steps).score(responses) == pytest.approx(expected[of_steps], abs=1e-5)
+        assert scorer(of_steps).score(responses).rewards == pytest.approx(expected[of_steps], abs=1e-5)
     found = ComposedReward([(scorer("each"), Weighing(3.0))]).score(responses)
     assert found.total == [0.0] * 4
     for tokens, response, own, p in zip(found.tokens, responses, ends, chances, strict=True):
@@ -99,5 +99,5 @@ def test_a_step_earns_what_the_model_says_at_its_end(packing: str, tmp_path: Pat
 
 
 def test_settings_of_steps_belong_to_it_alone() -> None:
-    with pytest.raises(ValidationError, match="of_steps='min' with kind 'reward_model': only process_reward_model reads it"):
-        RewardSource(kind="reward_model", of_steps="min")
+    with pytest.raises(ConfigError, match=r"online\.rewards\[0\]\.of_steps: unknown field; allowed are kind, weight"):
+        validate({"online": {"rewards": [{"kind": "reward_model", "of_steps": "min"}]}})

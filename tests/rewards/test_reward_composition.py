@@ -1,8 +1,12 @@
 """Rewards: weighted sums keep their parts, and an error is never a number."""
 
+import math
 import random
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +15,17 @@ import requests
 from data_processing.errors import ConfigError, DivergedError
 from data_processing.procedures.optimal import optimal_procedure, render
 from data_processing.procedures.policy import draw_policy
-from rlhf_core.rewards.base import ScoredResponse
-from rlhf_core.rewards.build import build_reward
+from rlhf_core.rewards.base import ScoredResponse, Scores
+from rlhf_core.rewards.build import Around, build_reward
 from rlhf_core.rewards.compose import ComposedReward
 from rlhf_core.rewards.errors import TransientRewardError
 from rlhf_core.rewards.procedures import ProceduresScorer
 from rlhf_core.rewards.weighing import Weighing
-from rlhf_core.settings.rollout import RewardSource
+from rlhf_core.settings.rewards.functions import PythonReward
+from rlhf_core.settings.rewards.models import RewardModelReward
 from rlhf_core.settings.training import EngineSettings
 
+AROUND = Around(Path("unused"), EngineSettings())
 MODULE = """
 def length(prompts, responses, labels):
     return [len(text) for text in responses]
@@ -70,11 +76,7 @@ def responses(*texts: str, label: str | None = None) -> list[ScoredResponse]:
 
 def composed(*sources: tuple[str, float]) -> ComposedReward:
     return build_reward(
-        [RewardSource(kind="python", function=f"reward_functions_for_tests:{name}", weight=weight) for name, weight in sources],
-        policy_model=Path("unused"),
-        reward_model=None,
-        engine=EngineSettings(),
-        trust_remote_code=False,
+        [PythonReward(function=f"reward_functions_for_tests:{name}", weight=weight) for name, weight in sources], AROUND
     )
 
 
@@ -158,24 +160,95 @@ def test_what_a_function_raises_for_a_while_is_passed_on_as_that(monkeypatch: py
 )
 def test_a_path_that_leads_nowhere_says_which_part(path: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        build_reward(
-            [RewardSource(kind="python", function=path)],
-            policy_model=Path("unused"),
-            reward_model=None,
-            engine=EngineSettings(),
-            trust_remote_code=False,
-        )
+        build_reward([PythonReward(function=path)], AROUND)
 
 
 def test_a_reward_model_that_is_not_given_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="reward_model stage"):
-        build_reward(
-            [RewardSource(kind="reward_model")],
-            policy_model=Path("unused"),
-            reward_model=None,
-            engine=EngineSettings(),
-            trust_remote_code=False,
-        )
+    around = replace(AROUND, scorers={"rm": Path("unused")})
+    with pytest.raises(ConfigError, match=r"kind 'reward_model' needs the reward model 'safety', and this run has \['rm'\]"):
+        build_reward([RewardModelReward(input="safety")], around)
+
+
+@pytest.mark.usefixtures("functions")
+def test_a_source_goes_by_the_name_that_it_is_given() -> None:
+    sources = [PythonReward(function="reward_functions_for_tests:length", name=name) for name in ("brevity", None)]
+    assert list(build_reward(sources, AROUND).score(responses("abc")).by_source) == ["brevity", "length"]
+
+
+class Waiting:
+    """A source that waits, and notes which texts it was asked for in each call; `fails` are the calls that fail for a while."""
+
+    name, waits = "waiting", True
+
+    def __init__(self, fails: int = 0) -> None:
+        self.calls: list[list[str]] = []
+        self._fails = fails
+
+    def score(self, responses: Sequence[ScoredResponse]) -> Scores:
+        self.calls.append([response.text for response in responses])
+        if len(self.calls) <= self._fails:
+            raise TransientRewardError("busy")
+        rewards = [math.nan if response.text == "bad" else float(len(response.text)) for response in responses]
+        lengths = [float(response.step) for response in responses]
+        why = ["it is bad" if response.text == "bad" else None for response in responses]
+        return Scores(rewards, {"step": lengths}, failures=why)
+
+
+def drawn(*texts: str, step: int = 0) -> list[ScoredResponse]:
+    return [ScoredResponse(f"p{i}", [], None, [1], [ord(c) for c in text], text, {}, step) for i, text in enumerate(texts)]
+
+
+def test_what_was_begun_ahead_is_not_asked_again() -> None:
+    source = Waiting()
+    reward = ComposedReward([(source, Weighing(1.0))])
+    given = drawn("a", "bb", "bad", "dddd")
+    reward.begin(given[1:3])
+    reward.begin(given[1:2])
+    found = reward.score(given)
+    assert found.total == [1.0, 2.0, None, 4.0]
+    assert found.metrics["waiting/step"] == [0.0] * 4
+    assert found.failures == {"waiting": [None, None, "it is bad", None]}
+    assert found.why_invalid() == "reward 'waiting' gave NaN for 1, the first: it is bad"
+    assert source.calls == [["bb", "bad"], ["a", "dddd"]]
+
+
+def test_what_later_rounds_have_begun_stays_when_an_earlier_one_is_scored() -> None:
+    source = Waiting()
+    reward = ComposedReward([(source, Weighing(1.0))])
+    reward.begin(drawn("a", step=1))
+    reward.begin(drawn("a", step=0))
+    reward.score(drawn("a", step=0))
+    reward.score(drawn("eval", step=7), is_learnt=False)
+    assert reward.score(drawn("a", step=1)).metrics["waiting/step"] == [1.0]
+    assert sorted(source.calls) == [["a"], ["a"], ["eval"]]
+
+
+def test_a_call_ahead_that_failed_for_a_while_is_made_again() -> None:
+    source = Waiting(fails=1)
+    reward = ComposedReward([(source, Weighing(1.0))])
+    reward.begin(drawn("a", "bb"))
+    assert reward.score(drawn("a", "bb")).total == [1.0, 2.0]
+    assert source.calls == [["a", "bb"], ["a", "bb"]]
+
+
+def test_sources_that_wait_are_asked_beside_the_others() -> None:
+    meeting = threading.Barrier(3, timeout=20)
+
+    class Meets(Waiting):
+        def score(self, responses: Sequence[ScoredResponse]) -> Scores:
+            meeting.wait()
+            return super().score(responses)
+
+    class MeetsHere(Meets):
+        waits = False
+
+        def score(self, responses: Sequence[ScoredResponse]) -> Scores:
+            assert threading.current_thread() is threading.main_thread(), "functions may set alarms"
+            return super().score(responses)
+
+    reward = ComposedReward([(kind(), Weighing(1.0)) for kind in (Meets, MeetsHere, Meets)])
+    assert reward.score(drawn("a")).total == [3.0]
+    assert reward.waits and not ComposedReward([(MeetsHere(), Weighing(1.0))]).waits
 
 
 def test_procedures_reward_is_the_checkers_score() -> None:

@@ -127,19 +127,19 @@ def test_each_form_gets_what_it_asks_for(name: str, expected: list[float | None]
     columns = [{"task": "math", "difficulty": 1}, {"task": "code", "difficulty": 2}]
     given = responses("hello", "<think>a</think>b", label="hello", columns=columns)
     reward = scorer(name)
-    assert reward.score(given) == expected
-    assert reward.score(given) == expected
+    assert reward.score(given).rewards == expected
+    assert reward.score(given).rewards == expected
 
 
 def test_conversations_are_given_as_messages_as_in_trl() -> None:
     asked = [{"role": "system", "content": "Be short."}, *USER]
-    assert scorer("message_length").score(responses("hello", prompt=asked)) == [5.0]
-    assert scorer("text_length").score(responses("hello", prompt=asked)) == [1.0]
+    assert scorer("message_length").score(responses("hello", prompt=asked)).rewards == [5.0]
+    assert scorer("text_length").score(responses("hello", prompt=asked)).rewards == [1.0]
 
 
 def test_a_column_of_its_own_name_comes_before_the_label() -> None:
     columns = [{"ground_truth": "a"}, {"ground_truth": "b"}]
-    assert scorer("ground_truth").score(responses("a", "a", label="a", columns=columns)) == [1.0, 0.0]
+    assert scorer("ground_truth").score(responses("a", "a", label="a", columns=columns)).rewards == [1.0, 0.0]
 
 
 def test_a_column_that_the_prompts_lack_is_named() -> None:
@@ -168,7 +168,7 @@ def test_a_function_that_never_returns_is_named_with_its_line() -> None:
 
 def test_a_function_in_time_is_not_disturbed() -> None:
     reward = scorer("text_length", limit_s=0.3)
-    assert [reward.score(responses("ab")) for _ in range(3)] == [[2.0]] * 3
+    assert [reward.score(responses("ab")).rewards for _ in range(3)] == [[2.0]] * 3
     time.sleep(0.5)
 
 

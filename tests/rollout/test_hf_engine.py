@@ -13,7 +13,7 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
 from rlhf_core.rollout import packed_linear
-from rlhf_core.rollout.base import Generation, Sampling
+from rlhf_core.rollout.base import Generation, Sampling, generate
 from rlhf_core.rollout.choose import fallback_note
 from rlhf_core.rollout.hf_engine import HfGenerator, _draw
 from rlhf_core.rollout.packed_linear import pack_linear_layers
@@ -38,7 +38,7 @@ def ids_of(groups: list[list[Generation]]) -> list[list[list[int]]]:
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 def test_sampler_and_trainer_agree(tmp_path: Path, arch: Architecture, temperature: float) -> None:
     folder = tiny_model(tmp_path, arch)
-    groups = generator(folder).generate(PROMPTS, sampling(temperature), seed=1)
+    groups = generate(generator(folder), PROMPTS, sampling(temperature), seed=1)
     rows = [TokenRow.from_prompt_response(p, g.response_ids) for p, group in zip(PROMPTS, groups, strict=True) for g in group]
     sampled = torch.tensor([lp for group in groups for g in group for lp in g.logprobs])
     batch = collate(rows, pad_id=0, packed=True)
@@ -54,16 +54,16 @@ def test_greedy_is_what_the_model_finds_likeliest(tmp_path: Path, arch: Architec
     folder = tiny_model(tmp_path, arch)
     engine, model = generator(folder), changed_weights(folder)
     engine.update_weights(dict(model.state_dict()), 4)
-    groups = engine.generate(PROMPTS, sampling(greedy=True, n=1), seed=0)
+    groups = generate(engine, PROMPTS, sampling(greedy=True, n=1), seed=0)
     assert all(is_greedy(model, prompt, group[0]) for prompt, group in zip(PROMPTS, groups, strict=True))
     assert {generation.weight_version for group in groups for generation in group} == {4}
 
 
 def test_the_stop_token_ends_a_response_and_is_part_of_it(tmp_path: Path) -> None:
     engine = generator(tiny_model(tmp_path), max_num_seqs=16)
-    free = engine.generate(PROMPTS, sampling(greedy=True, n=1), seed=0)
+    free = generate(engine, PROMPTS, sampling(greedy=True, n=1), seed=0)
     stop = free[0][0].response_ids[4]
-    for before, after in zip(free, engine.generate(PROMPTS, sampling(greedy=True, n=1, stop_ids=(stop,)), seed=0), strict=True):
+    for before, after in zip(free, generate(engine, PROMPTS, sampling(greedy=True, n=1, stop_ids=(stop,)), seed=0), strict=True):
         ids = before[0].response_ids
         end = ids.index(stop) + 1 if stop in ids else len(ids)
         assert after[0].response_ids == ids[:end]
@@ -78,11 +78,11 @@ def test_a_prompt_is_computed_once_and_ended_responses_leave(tmp_path: Path) -> 
     engine._model.register_forward_pre_hook(
         lambda _, __, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    groups = engine.generate([PROMPTS[0], PROMPTS[2]], sampling(n=4), seed=0)
+    groups = generate(engine, [PROMPTS[0], PROMPTS[2]], sampling(n=4), seed=0)
     assert shapes == [(2, 3)] + [(8, 1)] * 15
     shapes.clear()
     stops = tuple(group[0].response_ids[3] for group in groups)
-    stopped = engine.generate([PROMPTS[0], PROMPTS[2]], sampling(n=4, stop_ids=stops), seed=0)
+    stopped = generate(engine, [PROMPTS[0], PROMPTS[2]], sampling(n=4, stop_ids=stops), seed=0)
     batches = [rows for rows, _ in shapes[1:]]
     assert batches == sorted(batches, reverse=True)
     assert batches[-1] < 8
@@ -96,7 +96,7 @@ def test_a_prompt_is_computed_once_and_ended_responses_leave(tmp_path: Path) -> 
 @pytest.mark.parametrize("samples", [3, 7])
 def test_batches_may_cut_through_a_prompts_responses(tmp_path: Path, samples: int) -> None:
     folder = tiny_model(tmp_path)
-    groups = generator(folder, max_num_seqs=4).generate(PROMPTS, sampling(n=samples), seed=0)
+    groups = generate(generator(folder, max_num_seqs=4), PROMPTS, sampling(n=samples), seed=0)
     assert [len(group) for group in groups] == [samples] * 3
     assert largest_gap(load_lm(folder, dtype="fp32", attention="sdpa"), PROMPTS, groups, 1.0) < 1e-5
 
@@ -140,7 +140,7 @@ def test_bf16_layers_stay_as_they_are_where_onednn_takes_none(monkeypatch: pytes
 
 def test_the_seed_decides_the_draws(tmp_path: Path) -> None:
     engine = generator(tiny_model(tmp_path))
-    first, again, other = (ids_of(engine.generate(PROMPTS, sampling(), seed)) for seed in (3, 3, 4))
+    first, again, other = (ids_of(generate(engine, PROMPTS, sampling(), seed)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
     assert all(len({tuple(ids) for ids in group}) == 3 for group in first)
@@ -150,7 +150,7 @@ def test_draws_follow_the_tempered_distribution(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path)
     model = load_lm(folder, dtype="fp32", attention="sdpa").eval()
     settings = Sampling(temperature=0.6, max_new_tokens=1, n=4000, greedy=False, stop_ids=())
-    [group] = generator(folder, max_num_seqs=4000).generate([PROMPTS[0]], settings, seed=0)
+    [group] = generate(generator(folder, max_num_seqs=4000), [PROMPTS[0]], settings, seed=0)
     drawn = torch.bincount(torch.tensor([g.response_ids[0] for g in group]), minlength=model.config.vocab_size) / 4000
     with torch.no_grad():
         expected = torch.softmax(model(torch.tensor([PROMPTS[0]])).logits[0, -1] / 0.6, -1)
@@ -160,10 +160,10 @@ def test_draws_follow_the_tempered_distribution(tmp_path: Path) -> None:
 
 def test_context_is_never_exceeded_and_full_prompts_are_refused(tmp_path: Path) -> None:
     engine = generator(tiny_model(tmp_path))
-    [[generation]] = engine.generate([[5] * 90], sampling(n=1), seed=0)
+    [[generation]] = generate(engine, [[5] * 90], sampling(n=1), seed=0)
     assert (len(generation.response_ids), generation.finish_reason) == (6, "length")
     with pytest.raises(ConfigError, match="prompt 1 has 96 tokens; with max_model_len=96"):
-        engine.generate([[5], [5] * 96], sampling(), seed=0)
+        generate(engine, [[5], [5] * 96], sampling(), seed=0)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -174,11 +174,22 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         generator(folder).update_weights(state, 1)
 
 
+def test_a_response_is_there_as_soon_as_it_has_ended(tmp_path: Path) -> None:
+    engine = generator(tiny_model(tmp_path), max_num_seqs=16)
+    [free] = generate(engine, [PROMPTS[0]], sampling(n=16), seed=0)
+    stops = tuple({g.response_ids[k] for k, g in enumerate(free[:6])})
+    settings = sampling(n=16, stop_ids=stops)
+    given = [(number, len(generation.response_ids)) for number, generation in engine.stream([PROMPTS[0]], settings, 0)]
+    assert [length for _, length in given] == sorted(length for _, length in given) and len({length for _, length in given}) > 2
+    [in_order] = generate(engine, [PROMPTS[0]], settings, seed=0)
+    assert dict(given) == {i: len(g.response_ids) for i, g in enumerate(in_order)}
+
+
 def test_it_is_told_how_much_is_drawn(tmp_path: Path) -> None:
     told: list[float] = []
     engine = generator(tiny_model(tmp_path, "llama"), max_num_seqs=2)
     long = dataclasses.replace(sampling(n=2), max_new_tokens=40)
-    assert engine.generate(PROMPTS, long, 0, told.append) == engine.generate(PROMPTS, long, 0)
+    assert generate(engine, PROMPTS, long, 0, told.append) == generate(engine, PROMPTS, long, 0)
     assert told == pytest.approx([(batch + done / 40) / 3 for batch in range(3) for done in (0, 16, 32)])
 
 

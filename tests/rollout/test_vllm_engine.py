@@ -98,6 +98,38 @@ def test_the_stop_token_ends_a_response_and_is_part_of_it(engine: Engine) -> Non
     assert len(stopped.logprobs) == end
 
 
+class Heard:
+    """What a listener heard in the actor: places of prompts and lengths, in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __call__(self, place: int, generation: Generation) -> None:
+        with self.file.open("a") as log:
+            log.write(f"{place} {len(generation.response_ids)}\n")
+
+
+def test_a_listener_hears_of_each_response_when_it_has_ended(engine: Engine, tmp_path: Path) -> None:
+    [likely, *_], *_ = engine.generate(sampling(greedy=True, n=1))
+    settings = sampling(greedy=True, n=2, stop_ids=(likely.response_ids[2],))
+    sampled = ray.get(engine.actor.generate.remote(PROMPTS, settings, 5, Heard(tmp_path / "heard")))
+    heard = [tuple(map(int, line.split())) for line in (tmp_path / "heard").read_text().splitlines()]
+    assert sorted(heard) == sorted((p, len(g.response_ids)) for p, group in enumerate(sampled.groups) for g in group)
+    assert [length for _, length in heard] == sorted(length for _, length in heard)
+    assert len({length for _, length in heard}) > 1
+
+
+def test_a_call_that_is_given_up_leaves_nothing_to_the_next(engine: Engine) -> None:
+    class Breaks:
+        def __call__(self, place: int, generation: Generation) -> None:
+            raise ValueError("enough")
+
+    before = engine.generate(sampling())
+    with pytest.raises(ray.exceptions.RayTaskError, match="enough"):
+        ray.get(engine.actor.generate.remote(PROMPTS, sampling(stop_ids=(before[0][0].response_ids[1],)), 5, Breaks()))
+    assert engine.generate(sampling()) == before
+
+
 def test_auto_avoids_vllm_where_its_kernels_lack_the_head_size(tmp_path: Path) -> None:
     chosen, reason = choose_engine(RolloutEngine.auto, tiny_model(tmp_path))
     assert chosen is RolloutEngine.hf

@@ -110,7 +110,29 @@ def conditions(config: OnlineConfig, metrics: Mapping[str, float]) -> dict[str, 
             "the reward pays for length; overlong_penalty makes it cost.",
         ),
     }
+    problems |= _of_known_answers(config, metrics)
     return {name: message if holds else None for name, (holds, message) in problems.items()}
+
+
+def _of_known_answers(config: OnlineConfig, metrics: Mapping[str, float]) -> dict[str, tuple[bool, str]]:
+    """Of a round in which known answers were scored."""
+    if "canary/invalid_share" not in metrics:
+        return {}
+    drift, right = metrics.get("canary/drift"), metrics.get("canary/right_share")
+    return {
+        "canary_drift": _above(
+            drift,
+            config.canary.max_drift,
+            "what known answers are worth has changed by {found:.2g} of their deviation since the first round, more than "
+            "canary.max_drift={limit:g}: a reward says something else by now; look at its service, judge or function.",
+        ),
+        "canary_order": _above(
+            None if right is None else 1 - right,
+            1 - config.canary.min_right_fraction,
+            f"only {0.0 if right is None else right:.0%} of the known good answers are worth more than the bad ones beside them, less than "
+            f"canary.min_right_fraction={config.canary.min_right_fraction:g}: look at the rewards.",
+        ),
+    }
 
 
 def _above(found: float | None, limit: float | None, message: str) -> tuple[bool, str]:

@@ -15,7 +15,7 @@ from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.sampler import Sampler
 
 # What the state in a checkpoint looks like.
-FORMAT = 4
+FORMAT = 5
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,13 +13,18 @@ from rlhf_core.settings.online import OnlineConfig
 
 @dataclass(frozen=True)
 class OnlineJob(TrainingJob[OnlineConfig]):
-    """`reward_model` is the Hugging Face folder of a trained scorer: a source of reward, and where the critic starts from.
+    """`scorers` are Hugging Face folders of trained reward models by the names of the inputs: sources of reward. Services
+    are asked on this machine and at `allowed_hosts`.
 
-    `teacher` is that of a language model, for methods with one.
-
-    `waiting` says how it waits for room for its actors.
+    `teacher` is that of a language model, for methods with one; `waiting` says how it waits for room for its actors.
     """
 
-    reward_model: Path | None = None
+    scorers: Mapping[str, Path] = field(default_factory=dict)
+    allowed_hosts: tuple[str, ...] = ()
     teacher: Path | None = None
     waiting: Waiting = field(default_factory=Waiting)
+
+    @property
+    def reward_model(self) -> Path | None:
+        """The scorer of the input of that name, where there is one: the critic starts from it."""
+        return self.scorers.get("reward_model")

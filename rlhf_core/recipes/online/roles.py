@@ -20,7 +20,7 @@ def processes(config: OnlineConfig) -> dict[str, int]:
 
 def bundle_of(role: str, config: OnlineConfig) -> Bundle:
     """What each process of a role reserves. Rewards that are only checked compute nothing on a GPU."""
-    checked_only = role == "reward" and all(source.kind == "procedures" for source in config.rewards)
+    checked_only = role == "reward" and not any(source.computes for source in config.rewards)
     return Bundle(CPU_SHARE, 0.0 if checked_only else config.engine.gpus_per_rank)
 
 

@@ -20,12 +20,14 @@ from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.load import load_tokenizer, same_tokens
 from rlhf_core.recipes.best import take_kept
 from rlhf_core.recipes.online.alarms import Alarms, check_rewards, conditions
+from rlhf_core.recipes.online.canary import Canary
 from rlhf_core.recipes.online.checkpoints import Checkpoints, Kept
 from rlhf_core.recipes.online.evaluation import Evaluation, read_validation_prompts
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
 from rlhf_core.recipes.online.losses import LOGPROBS, VALUES, ResponseValues
 from rlhf_core.recipes.online.metrics import Stopwatch, flat_groups, rollout_metrics, round_line, teacher_kl_metrics
+from rlhf_core.recipes.online.reward_facts import REWARD_FACTS, write_reward_facts
 from rlhf_core.recipes.online.reward_scales import RewardScales
 from rlhf_core.recipes.online.rollouts import Rollouts, write_rollouts
 from rlhf_core.recipes.online.sampler import Sampler
@@ -36,6 +38,7 @@ from rlhf_core.recipes.prompts import Limits, Prompt, digest, read_prompts
 from rlhf_core.recipes.stop import stop_requested
 from rlhf_core.rewards.compose import Rewards
 from rlhf_core.rewards.overlong import with_penalties
+from rlhf_core.settings.rewards.kinds import inputs_of
 
 _LONG_S = 5.0  # from here on it is told which part of a round took how long
 
@@ -82,10 +85,10 @@ def check_job(job: OnlineJob) -> None:
             if job.teacher
             else f"method '{config.method}' needs a teacher, and this run has none: name one as the input 'teacher'"
         )
-    scored = next((source.kind for source in config.rewards if source.needs_reward_model), None)
-    if scored is not None and job.reward_model is None:
+    if missing := sorted(inputs_of(config.rewards) - job.scorers.keys()):
         raise ConfigError(
-            f"rewards: kind '{scored}' needs a reward model, and this run has none: add the reward_model stage, or use another kind"
+            f"rewards: the reward model '{missing[0]}' is asked, and this run has {sorted(job.scorers) or 'none'}: name an entry that "
+            "makes one as that input, or use another kind"
         )
 
 
@@ -98,12 +101,14 @@ class OnlineRun:
     renderer: Renderer
     prompts: list[Prompt]
     validation: list[Prompt]
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
     alarms: Alarms = field(init=False)
     kl: KlCoefficient = field(init=False)
     scales: RewardScales = field(init=False)
     sampler: Sampler = field(init=False)
     updates: Updates = field(init=False)
     evaluation: Evaluation = field(init=False)
+    canary: Canary = field(init=False)
     checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +118,14 @@ class OnlineRun:
         self.scales = RewardScales(lambda statistics: self._wait(self.workers["reward"].call("restore", statistics)))
         self.updates = Updates(self.job, self.workers, self._wait)
         self.evaluation = Evaluation(self.job, self.workers, self.sampler, self.renderer, self.validation, self._wait)
-        parts: dict[str, Kept] = {"alarms": self.alarms, "kl": self.kl, "scales": self.scales, "evaluation": self.evaluation}
+        self.canary = Canary(self.job, self.workers, self.renderer, self._wait)
+        parts: dict[str, Kept] = {
+            "alarms": self.alarms,
+            "kl": self.kl,
+            "scales": self.scales,
+            "evaluation": self.evaluation,
+            "canary": self.canary,
+        }
         self.checkpoints = Checkpoints(self.job, self.workers.trained, self.sampler, digest(self.prompts), parts)
 
     def train(self) -> None:
@@ -125,6 +137,7 @@ class OnlineRun:
         job.events.metrics(0, self.workers.metrics)
         job.events.progress(done, total, f"sampling with {self.workers.engine} from {len(self.prompts)} prompts")
         pace = Pace(done)
+        self._usage()  # so that the first round has its own only
         with self.checkpoints.kept():
             for step in range(done, total):
                 if self.evaluation.is_over:
@@ -147,10 +160,10 @@ class OnlineRun:
         clock, config = Stopwatch(), self.job.config
         rollouts = self._sample(step, clock)
         self._say(step, f"scoring {len(rollouts.rows)} responses", clock)
+        known = self.canary.look(step)
         rollouts, rewards = self._without_flat_groups(step, rollouts, clock)
         self.evaluation.begin(step)
-        scored = self._score(step, rollouts, rewards)
-        clock.lap("score")
+        scored = self._score(step, rollouts, rewards, clock)
         self._say(step, "training on them", clock)
         targets = compute_targets(
             config,
@@ -163,7 +176,7 @@ class OnlineRun:
             teacher=scored.teacher,
             token_rewards=rollouts.at_learnt_tokens(scored.rewards.tokens) if scored.rewards.has_tokens else None,
         )
-        metrics = rollout_metrics(rollouts, scored.rewards, config.samples_per_prompt, step)
+        metrics = known | rollout_metrics(rollouts, scored.rewards, config.samples_per_prompt, step)
         if scored.teacher is not None and scored.logprobs is not None:
             metrics |= teacher_kl_metrics(scored.logprobs, scored.teacher, rollouts.mask)
         metrics |= self._update(step, rollouts, scored, targets)
@@ -172,15 +185,25 @@ class OnlineRun:
         self.scales.after(scored.rewards.running)
         clock.lap("update")
         metrics["length_growth"] = self.alarms.growth(metrics)
-        metrics |= self._memory()
+        metrics |= self._usage()
         self.alarms.check(step, conditions(config, metrics))
         return metrics | clock.seconds()
 
-    def _memory(self) -> dict[str, float]:
-        """The most that each role has taken of memory so far, MiB, all its processes together; a sampler that is at work is not asked."""
+    def _usage(self) -> dict[str, float]:
+        """What each role has taken, all its processes together; a sampler that is at work is not asked.
+
+        The most memory so far, MiB, and the processor time since it was last asked, seconds.
+        """
         asked = {role: group for role, group in self.workers.groups.items() if role != "rollout" or not self.sampler.in_flight}
-        found = self._wait(*(group.call("memory_mib") for group in asked.values()))
-        return {f"memory_mib/{role}": sum(ranks) for role, ranks in zip(asked, found, strict=True)}
+        found = dict(zip(asked, self._wait(*(group.call("usage") for group in asked.values())), strict=True))
+        before, now = self.cpu_seconds, {role: sum(rank.cpu_seconds for rank in ranks) for role, ranks in found.items()}
+        self.cpu_seconds = before | now
+        taken = {role: seconds - before.get(role, 0.0) for role, seconds in now.items()}
+        return {
+            **{f"memory_mib/{role}": sum(rank.memory_mib for rank in ranks) for role, ranks in found.items()},
+            **{f"cpu_seconds/{role}": seconds for role, seconds in taken.items()},
+            "cpu_seconds": sum(taken.values()),
+        }
 
     def _say(self, step: int, what: str, clock: Stopwatch) -> None:
         """What a round of many seconds is at now."""
@@ -235,10 +258,11 @@ class OnlineRun:
             write_rollouts(self.job.resume / "bad_rollouts.parquet", step + 1, rollouts, [None] * len(rollouts.rows), {})
             raise
 
-    def _score(self, step: int, rollouts: Rollouts, rewards: Rewards | None) -> Scored:
+    def _score(self, step: int, rollouts: Rollouts, rewards: Rewards | None, clock: Stopwatch) -> Scored:
         """Rewards, where they are not known yet, and what else the method needs to know before the update, computed side by side."""
         workers, rows, config = self.workers, rollouts.rows, self.job.config
-        calls = {} if rewards is not None else {"reward": workers["reward"].call("score", rollouts.responses)}
+        scoring = [] if rewards is not None else workers["reward"].call("score", rollouts.responses)
+        calls = {}
         if scores_policy(config, step):
             calls["policy"] = workers["policy"].call("predict", response_logprobs(config), rows)
         if "reference" in workers:
@@ -250,9 +274,12 @@ class OnlineRun:
         if "critic" in workers:
             calls["critic"] = workers["critic"].call("predict", ResponseValues(), rows)
         with self._kept_apart(step, rollouts):
-            results = dict(zip(calls, self._wait(*calls.values(), may_stop=True), strict=True))
-        if rewards is None:
-            [rewards] = results.pop("reward")
+            results = dict(zip(calls, self._wait(*calls.values(), may_stop=True, beside=scoring), strict=True))
+            clock.lap("score")
+            # What is waited for here nothing else hides.
+            [found] = self._wait(scoring, may_stop=True)
+            clock.lap("rewards")
+        rewards = rewards if rewards is not None else found[0]
         rewards = with_penalties(rewards, [len(g.response_ids) for g in rollouts.generations], config)
         write_rollouts(self._rollouts_path(step), step + 1, rollouts, rewards.total, rewards.by_source)
         check_rewards(step, rewards, config, self.job.events)
@@ -281,12 +308,13 @@ class OnlineRun:
         else:
             take_kept(best, self.job.output)
         shutil.copytree(self.job.resume / "rollouts", self.job.output / "rollouts", dirs_exist_ok=True)
+        write_reward_facts(self.job.output / "rollouts", self.job.output / REWARD_FACTS)
 
-    def _wait(self, *calls: Sequence[Call], may_stop: bool = False) -> list[list[Any]]:
+    def _wait(self, *calls: Sequence[Call], may_stop: bool = False, beside: Sequence[Call] = ()) -> list[list[Any]]:
         return wait(
             *calls,
             timeout_s=self.job.config.stall_after_s,
-            beside=self.sampler.in_flight,
+            beside=[*self.sampler.in_flight, *beside],
             meanwhile=self._stop_if_asked if may_stop else None,
         )
 

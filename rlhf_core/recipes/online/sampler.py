@@ -11,6 +11,7 @@ from rlhf_core.cluster.group import Call, are_done, wait
 from rlhf_core.cluster.rollout_actor import Sampled
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.rollouts import Rollouts, collect_rollouts
+from rlhf_core.recipes.online.scored_ahead import ScoredAhead
 from rlhf_core.recipes.online.workers import Workers
 from rlhf_core.recipes.prompts import Prompt
 from rlhf_core.recipes.row_order import RowOrder
@@ -69,7 +70,7 @@ class Sampler:
             self._send_weights(version)
         count = self._job.config.prompts_per_step
         first = self._begun.pop(step) if step in self._begun else self._take(count)
-        self._rounds[step] = _Round(version, first, self._draw(first, count))
+        self._rounds[step] = _Round(version, first, self._draw(step, first, count))
 
     def draw_again(self, step: int, count: int, meanwhile: Callable[[], None] | None = None) -> Rollouts:
         """Responses to `count` further prompts for round `step`, drawn with the weights that the round starts from."""
@@ -81,7 +82,7 @@ class Sampler:
         first = round_.refills[round_.used]
         round_.used += 1
         [[sampled]] = wait(
-            self._draw(first, count), timeout_s=self._job.config.stall_after_s, beside=self.in_flight, meanwhile=meanwhile
+            self._draw(step, first, count), timeout_s=self._job.config.stall_after_s, beside=self.in_flight, meanwhile=meanwhile
         )
         return collect_rollouts(self._prompts(first, count), sampled, self._renderer, step)
 
@@ -92,7 +93,7 @@ class Sampler:
         """
         if averaged or version != self._sent_version:
             self._send_weights(version, averaged=averaged)
-        self._apart = self._call([prompt.ids for prompt in prompts], self._job.seed % 2**31, n=1, greedy=greedy)
+        self._apart = self._call(prompts, self._job.seed % 2**31, n=1, greedy=greedy)
 
     def collect_apart(self) -> Sampled:
         """What `draw_apart` was asked for."""
@@ -107,14 +108,23 @@ class Sampler:
         self._next_prompt += count
         return first
 
-    def _draw(self, first: int, count: int) -> list[Call]:
-        """Start drawing for `count` prompts from place `first` on."""
+    def _draw(self, step: int, first: int, count: int) -> list[Call]:
+        """Start drawing for `count` prompts from place `first` on, for round `step`."""
         samples = self._job.config.samples_per_prompt
         # Prompts are as many seeds apart as they have responses; runs with neighbouring seeds are far from one another.
         seed = (self._job.seed * 1_000_003 + first * samples) % 2**31
-        return self._call([prompt.ids for prompt in self._prompts(first, count)], seed, n=samples, greedy=False)
+        prompts = self._prompts(first, count)
+        return self._call(prompts, seed, n=samples, greedy=False, listener=self._listener(prompts, step))
 
-    def _call(self, prompts: Sequence[list[int]], seed: int, *, n: int, greedy: bool) -> list[Call]:
+    def _listener(self, prompts: Sequence[Prompt], step: int) -> ScoredAhead | None:
+        if not self._workers.rewards_wait:
+            return None
+        [reward] = self._workers["reward"].handles
+        return ScoredAhead(reward, self._job.model, self._job.trust_remote_code, prompts, step)
+
+    def _call(
+        self, prompts: Sequence[Prompt], seed: int, *, n: int, greedy: bool, listener: ScoredAhead | None = None
+    ) -> list[Call]:
         rollout = self._job.config.rollout
         sampling = Sampling(
             temperature=rollout.temperature,
@@ -123,7 +133,7 @@ class Sampler:
             greedy=greedy,
             stop_ids=tuple(self._renderer.stop_ids),
         )
-        return self._workers["rollout"].call("generate", prompts, sampling, seed)
+        return self._workers["rollout"].call("generate", [prompt.ids for prompt in prompts], sampling, seed, listener)
 
     def collect(self, step: int, meanwhile: Callable[[], None] | None = None) -> Rollouts:
         """The responses of round `step`, which has been begun. Raises `RuntimeError` for weights older than `async_steps`.
@@ -173,7 +183,7 @@ class Sampler:
         """Go on as if the rounds that `state` describes had just been drawn."""
         self._next_prompt, self._begun = state["next_prompt"], dict(state["begun"])
         for entry in state["drawn"]:
-            groups = [[Generation(**generation) for generation in group] for group in entry["groups"]]
+            groups = [[Generation.of(generation) for generation in group] for group in entry["groups"]]
             sampled = Sampled(groups, entry["seconds"])
             self._rounds[entry["step"]] = _Round(groups[0][0].weight_version, entry["first"], [], sampled, list(entry["refills"]))
 

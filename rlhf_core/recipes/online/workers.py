@@ -17,12 +17,9 @@ from rlhf_core.recipes.online import roles
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.start import REHEARSAL_NAME
 from rlhf_core.recipes.stop import stop_if_requested_while
+from rlhf_core.rewards.build import Around
 from rlhf_core.rewards.compose import Retries
 from rlhf_core.settings.online import OnlineConfig
-
-# Of the time after which nobody waits for a call any more: a reward function is named before its actor is given up.
-REWARD_SHARE = 0.9
-
 
 # The roles whose weights change.
 TRAINED = ("policy", "critic")
@@ -34,13 +31,15 @@ class Workers:
 
     That is there only where a KL to it is paid for and the policy's own weights change: below adapters it is the policy's base.
 
-    `engine` says who generates, and why; `notes` are what all of them tell people, `metrics` the same in numbers.
+    `engine` says who generates, and why; `notes` are what all of them tell people, `metrics` the same in numbers. Where
+    `rewards_wait`, the reward worker should hear of responses as soon as they end.
     """
 
     groups: dict[str, Group]
     engine: str
     notes: list[str]
     metrics: dict[str, float]
+    rewards_wait: bool
 
     def __getitem__(self, role: str) -> Group:
         return self.groups[role]
@@ -99,11 +98,13 @@ def _set_up(job: OnlineJob, groups: dict[str, Group], pad_id: int) -> Workers:
     calls = {role: group.call("setup", setups[role]()) for role, group in groups.items()}
     told = dict(zip(calls, wait_for(*calls.values()), strict=True))
     [sampler] = told.pop("rollout")
-    [_, [layouts, *_]] = wait_for(
-        groups["policy"].call("rehearse", job.resume / REHEARSAL_NAME), groups["policy"].call("layouts")
+    [_, [layouts, *_], [rewards_wait]] = wait_for(
+        groups["policy"].call("rehearse", job.resume / REHEARSAL_NAME),
+        groups["policy"].call("layouts"),
+        groups["reward"].call("waits"),
     )
     notes = [*sampler.notes, *(note for ranks in told.values() for lines in ranks for note in lines)]
-    return Workers(groups, sampler.engine, notes, {**layouts, **sampler.metrics})
+    return Workers(groups, sampler.engine, notes, {**layouts, **sampler.metrics}, rewards_wait)
 
 
 def _setups(job: OnlineJob, pad_id: int) -> dict[str, Callable[[], Any]]:
@@ -120,16 +121,17 @@ def _setups(job: OnlineJob, pad_id: int) -> dict[str, Callable[[], Any]]:
 
 def _reward_setup(job: OnlineJob) -> RewardSetup:
     config = job.config
-    return RewardSetup(
-        config.rewards,
+    around = Around.of_stage(
         job.model,
-        job.reward_model,
         config.engine,
-        Retries(config.reward_retries, config.reward_retry_wait_s),
-        job.trust_remote_code,
-        REWARD_SHARE * config.stall_after_s,
-        config.steps,
+        job.scorers,
+        stall_after_s=config.stall_after_s,
+        resume=job.resume,
+        allowed_hosts=job.allowed_hosts,
+        retries=Retries(config.reward_retries, config.reward_retry_wait_s),
+        trust_remote_code=job.trust_remote_code,
     )
+    return RewardSetup(config.rewards, around, config.steps)
 
 
 def _model_setup(job: OnlineJob, pad_id: int) -> ModelSetup:

@@ -46,7 +46,10 @@ class RuntimeConfig(Settings):
     )
     poll_interval_s: float = operational(0.5, "Seconds between looks at a running stage", gt=0)
     check_rewards: bool = operational(
-        True, "Call Python reward functions once, on two prompts, before anything is started (--no-check)"
+        True, "Ask each reward that needs no model once, on two prompts, before anything is started (--no-check)"
+    )
+    allowed_hosts: tuple[str, ...] = operational(
+        (), "Hosts, addresses and networks that services may be asked at (rewards of kind http, judge), beside this machine"
     )
     ship_code: ShipCode = operational(
         ShipCode.auto, "Send the code with each job: auto where the Ray cluster has other machines; the home is shared either way"

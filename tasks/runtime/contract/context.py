@@ -40,7 +40,8 @@ class StageContext(Generic[ConfigT]):
 
     `inputs` maps input names to artifact folders (read-only); `output` is an empty folder that becomes the artifact;
     `resume` outlives attempts and holds checkpoints; `events` is where the stage reports. A stage that reserves something waits
-    for it at most `placement_timeout_s` seconds, and as long as it takes where that is None.
+    for it at most `placement_timeout_s` seconds, and as long as it takes where that is None. Services may be asked on this machine
+    and at `allowed_hosts`.
     """
 
     config: ConfigT
@@ -52,6 +53,7 @@ class StageContext(Generic[ConfigT]):
     attempt: int
     events: EventLog
     placement_timeout_s: float | None = None
+    allowed_hosts: tuple[str, ...] = ()
 
     @property
     def waiting(self) -> Waiting:
@@ -95,7 +97,7 @@ class Stage(Generic[ConfigT]):
     `kind` is where the store keeps what it makes, `role` what that is to other stages ("policy", "scorer", "data"; where it is
     not given, the kind). Of the optional inputs, a config `wants` those that it would use and `needs` those that it cannot do
     without; `check` raises `ConfigError` for a config that does not fit the names of its inputs. `schema_version` is raised when the meaning of the output changes. `libraries` are the distributions whose versions
-    can change the result. `resources` is what it reserves on the cluster under a config: runs are planned by it, wait by it, and
+    can change the result, `further_libraries` those that do so under a config. `resources` is what it reserves on the cluster under a config: runs are planned by it, wait by it, and
     are refused by it where there can never be so much. `fingerprint` describes what the stage reads from outside the store (files
     named in its config), as JSON; it enters the key. `modules` are those of the user's that the config names: their code is in the
     key, and travels.
@@ -113,6 +115,7 @@ class Stage(Generic[ConfigT]):
     resources: Callable[[ConfigT], Resources] = _nothing
     schema_version: int = 1
     libraries: tuple[str, ...] = ()
+    further_libraries: Callable[[ConfigT], Collection[str]] = _none
     fingerprint: Callable[[ConfigT], Any] | None = None
     modules: Callable[[ConfigT], Collection[str]] = _none
 

@@ -66,6 +66,7 @@ class Spec(_Record):
     secrets: list[str] = []
     stall_after_s: float | None = None
     placement_timeout_s: float | None = None
+    allowed_hosts: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:

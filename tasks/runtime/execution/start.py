@@ -256,6 +256,7 @@ class _Starter:
             secrets=self._runtime.settings.secrets,
             stall_after_s=getattr(request.config, "stall_after_s", self._runtime.settings.stall_after_s),
             placement_timeout_s=self._runtime.settings.placement_timeout_s,
+            allowed_hosts=self._runtime.settings.allowed_hosts,
         )
 
     def _job(self, attempt: Attempt) -> Job:

@@ -57,7 +57,7 @@ def stage_key(
         "seed": seed,
         "code": code.digests(module_of(name)[0]),
         "user_code": {module: _user_code(module, code) for module in stage.modules(config)},
-        "libraries": code.versions(stage.libraries),
+        "libraries": code.versions((*stage.libraries, *stage.further_libraries(config))),
         "fingerprint": stage.fingerprint(config) if stage.fingerprint else None,
     }
     return StageKey(stage, hashlib.sha256(canonical_json(description).encode()).hexdigest(), description)

@@ -83,6 +83,7 @@ def run(spec: Spec) -> Result:
         attempt=spec.attempt,
         events=EventLog(spec.folder / EVENTS_FILE),
         placement_timeout_s=spec.placement_timeout_s,
+        allowed_hosts=spec.allowed_hosts,
     )
     with StageWatch(spec) as watch:
         stage.run(context)

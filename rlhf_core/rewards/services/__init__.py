@@ -1,0 +1,1 @@
+"""Rewards that are asked over HTTP: services that score, and language models that judge."""

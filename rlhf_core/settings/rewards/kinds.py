@@ -1,0 +1,72 @@
+"""The kinds of reward, as the one type that settings are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from rlhf_core.settings.rewards.base import RewardSettings
+from rlhf_core.settings.rewards.code import CodeReward
+from rlhf_core.settings.rewards.functions import EnvironmentReward, ProceduresReward, PythonReward
+from rlhf_core.settings.rewards.models import ProcessRewardModelReward, RewardModelReward
+from rlhf_core.settings.rewards.services import HttpReward, JudgeReward
+from rlhf_core.settings.rewards.verifiers import (
+    ChoiceReward,
+    ExactReward,
+    InstructionsReward,
+    JsonSchemaReward,
+    LengthReward,
+    MathReward,
+    NumericReward,
+    ReasoningGymReward,
+    RegexReward,
+)
+
+
+def _any_of(schema: dict[str, Any]) -> None:
+    """Prefect's form draws a choice from `anyOf` only."""
+    schema["anyOf"] = schema.pop("oneOf")
+
+
+RewardSource = Annotated[
+    RewardModelReward
+    | ProcessRewardModelReward
+    | ProceduresReward
+    | PythonReward
+    | EnvironmentReward
+    | CodeReward
+    | HttpReward
+    | JudgeReward
+    | ExactReward
+    | NumericReward
+    | MathReward
+    | ChoiceReward
+    | RegexReward
+    | JsonSchemaReward
+    | LengthReward
+    | InstructionsReward
+    | ReasoningGymReward,
+    Field(discriminator="kind", json_schema_extra=_any_of),
+]
+
+
+def the_reward_model() -> list[RewardSource]:
+    """What is taken where nothing is said: the trained scorer of the entry."""
+    return [RewardModelReward()]
+
+
+def inputs_of(rewards: Iterable[RewardSettings]) -> set[str]:
+    """The inputs that these rewards cannot do without."""
+    return {name for source in rewards for name in source.inputs}
+
+
+def libraries_of(rewards: Iterable[RewardSettings]) -> list[str]:
+    """The distributions whose versions can change what they say."""
+    return [name for source in rewards for name in source.libraries]
+
+
+def modules_of(rewards: Iterable[RewardSettings]) -> list[str]:
+    """The user's modules among them."""
+    return [module for source in rewards for module in source.modules]
