@@ -84,6 +84,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         reward=(pa.float64(),),
         length_tokens=pa.int32(),
         finish_reason=pa.string(),
+        learnt=(BOOLS,),
+        trajectory=(pa.string(),),
     ),
     "predictions": _schema(
         id=pa.string(),

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from data_processing.procedures.checker import check
+from data_processing.procedures.faults import procedure_faults
 from data_processing.procedures.policy import is_policy
 from evaluation.config import Metric
-from evaluation.faults import procedure_faults
 from evaluation.job import Answer, EvaluationJob
 from evaluation.logprobs import check_same_tokens, teller, token_logprobs
 from evaluation.row_reading import read_held_out

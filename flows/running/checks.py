@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flows.graph.nodes import Node, ancestors
 from flows.graph.plan import Plan, has_work, reserves
+from flows.running.check_environments import check_environments
 from flows.running.check_rewards import check_addresses, check_rewards
 from flows.running.check_servers import check_servers, check_tracking_address
 from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_room, check_tables
@@ -46,6 +47,7 @@ def check_what_runs(config: PipelineConfig, plan: Plan, home: Home) -> None:
     check_addresses(plan, config.runtime.allowed_hosts)
     if config.runtime.check_rewards:
         check_rewards(plan, config.runtime.allowed_hosts)
+        check_environments(plan)
 
 
 def _check_models(plan: Plan, home: Home) -> None:

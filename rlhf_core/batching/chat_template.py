@@ -30,6 +30,8 @@ _QUESTION: Message = {"role": "user", "content": "Hello"}
 _ZERO, _ONE = ([_QUESTION, {"role": "assistant", "content": content}] for content in "01")
 _OPEN_TAG = re.compile(r"\s*<(\w+)>\s*")
 _SHOWN_CHARACTERS = 40
+# The content of a turn where only what follows it is rendered: nothing that anybody writes, and nothing that a template changes.
+STAND_IN = "\u2042said\u2042"
 
 
 class ChatTemplate:
@@ -83,6 +85,24 @@ class ChatTemplate:
                 "row, or give another template in model.chat_template"
             )
         return opening, thought + rendered.removeprefix(start).removesuffix(self._after_end)
+
+    def behind_turn(self, messages: Sequence[Message], number: int, tools: Tools = None) -> str:
+        """What follows the end of message `number`, an assistant turn with the content `STAND_IN`, up to the next assistant turn."""
+        whole = self.opening(messages, tools)
+        if STAND_IN in whole:
+            rest = whole.rpartition(STAND_IN)[2]
+            ends = [(rest.index(token), token) for token in self._special if token in rest]
+            if not ends:
+                raise DataError(
+                    f"the chat template ends message {number}, an assistant turn, with no special token once others follow"
+                )
+            place, token = min(ends)
+            return rest[place + len(token) :]
+        # A turn that calls functions may be rendered without its content.
+        head = "".join(self.turn(messages[: number + 1], tools))
+        if not whole.startswith(head):
+            raise self.rewrites(number + 1, head, whole)
+        return whole.removeprefix(head)
 
     def rewrites(self, number: int, before: str, after: str) -> DataError:
         """The error for a conversation whose turns before message `number` render as `after`, having been learnt as `before`."""
@@ -200,8 +220,7 @@ class ChatTemplate:
 
     def _ending(self) -> tuple[str, str]:
         """The special token that ends an assistant turn, and the text from there to the end of the rendering."""
-        added = self._tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special} | set(self._tokenizer.all_special_tokens)
+        special = self._special
         first, second = self._two_answers()
         ending = _shared_start(first[::-1], second[::-1])[::-1]
         found = [(ending.index(token), token) for token in special if token in ending]
@@ -212,6 +231,11 @@ class ChatTemplate:
             )
         start, token = min(found)
         return token, ending[start + len(token) :]
+
+    @cached_property
+    def _special(self) -> set[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        return {token.content for token in added if token.special} | set(self._tokenizer.all_special_tokens)
 
     def _two_answers(self) -> tuple[str, str]:
         """Renderings that differ in the assistant's content alone."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from data_processing.errors import ConfigError, DataError
 from data_processing.turns import PLAIN_KEYS, TEXT_ROLE
 from rlhf_core.batching.abilities import refusals
-from rlhf_core.batching.chat_template import ChatTemplate, Message, Tools
+from rlhf_core.batching.chat_template import STAND_IN, ChatTemplate, Message, Tools
 from rlhf_core.batching.growing import GrowingTokens, always_splits
 from rlhf_core.batching.literal import LiteralText
 from rlhf_core.batching.rendering import Rendering, read_rendering
@@ -76,19 +76,16 @@ class Renderer:
         check_shown(messages, text, first_learnt=len(messages))
         return self._literal.encode(text)
 
-    def reply_ids(self, before: Sequence[Message], reply: Sequence[Message], tools: Tools = None) -> list[int]:
-        """Tokens from behind the end of the last turn of `before`, an assistant's, to the opening of the next assistant turn.
+    def reply_ids(self, before: Sequence[Message], turn: Message, reply: Sequence[Message], tools: Tools = None) -> list[int]:
+        """Tokens from behind the end of `turn`, an assistant's, to the opening of the next assistant turn: what says `reply`.
 
-        They say `reply`; what stands before is not encoded again, so it may be what a model has sampled. Raises `DataError` where the
-        template renders what stands before otherwise once `reply` follows.
+        What stands before is not encoded again, so it may be what a model has sampled; the turn's content is not looked at, so that no
+        template rewrites it. Raises `DataError` for a reply that the template refuses or leaves out.
         """
-        messages, functions = self._given([*before, *reply], tools)
-        head = "".join(self._text.turn(messages[: len(before)], functions))
-        whole = self._text.opening(messages, functions)
-        if not whole.startswith(head):
-            raise self._text.rewrites(len(before), head, whole)
-        check_shown(messages, whole, first_learnt=len(messages))
-        return self._literal.encode(whole.removeprefix(head))
+        messages, functions = self._given([*before, {**turn, "content": STAND_IN}, *reply], tools)
+        text = self._text.behind_turn(messages, len(before), functions)
+        check_shown(messages[len(before) + 1 :], text, first_learnt=len(reply))
+        return self._literal.encode(text)
 
     def prompt_and_response(self, prompt: Sequence[Message], response: Sequence[Message], tools: Tools = None) -> TokenRow:
         """Prompt, then response; targets are the assistant turns of the response. Starts with `prompt_ids(prompt, tools)`."""

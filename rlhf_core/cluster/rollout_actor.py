@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -13,6 +13,8 @@ from rlhf_core.cluster.memory import Measured, Usage
 from rlhf_core.cluster.weights import Arrays, to_tensors
 from rlhf_core.precision import Dtype
 from rlhf_core.rollout.base import Generation, Generator, Sampling
+from rlhf_core.rollout.conversations import Conversations, Opening
+from rlhf_core.settings.environment import EnvironmentSettings
 from rlhf_core.settings.rollout import RolloutEngine
 
 Listener = Callable[[int, Generation], None]
@@ -32,6 +34,7 @@ class RolloutSetup:
     threads: int
     trust_remote_code: bool
     gpus: float
+    environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class RolloutWorker(Measured):
     """The sampler: a generation engine in a process of its own."""
 
     generator: Generator
+    conversations: Conversations | None = None
 
     def setup(self, setup: RolloutSetup) -> Sampler:
         """Start the engine."""
@@ -73,20 +77,28 @@ class RolloutWorker(Measured):
             trust_remote_code=setup.trust_remote_code,
             gpus=setup.gpus,
         )
+        if setup.environment.path is not None:
+            self.conversations = _conversations(setup, self.generator)
         notes = (*fallback_note(setup.engine, chosen, reason), *self.generator.notes)
         return Sampler(f"{self.generator.name} ({reason})", notes, dict(self.generator.metrics))
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, listener: Listener | None = None
-    ) -> Sampled:
-        """Answer `prompts`, as `Generator.stream` does; `listener` hears of each answer, with the place of its prompt, when it ends."""
+    def generate(self, openings: Sequence[Opening], sampling: Sampling, seed: int, listener: Listener | None = None) -> Sampled:
+        """Answer prompts, as `Generator.stream` does, or hold conversations that begin with them.
+
+        `listener` hears of each answer, with the place of its prompt, when it has ended.
+        """
         start = time.monotonic()
         ended: dict[int, Generation] = {}
-        for number, generation in self.generator.stream(prompts, sampling, seed):
+        drawn = (
+            self.generator.stream([opening.ids for opening in openings], sampling, seed)
+            if self.conversations is None
+            else self.conversations.stream(openings, sampling, seed)
+        )
+        for number, generation in drawn:
             ended[number] = generation
             if listener is not None:
                 listener(number // sampling.n, generation)
-        answers = [ended[number] for number in range(len(prompts) * sampling.n)]
+        answers = [ended[number] for number in range(len(openings) * sampling.n)]
         groups = [answers[first : first + sampling.n] for first in range(0, len(answers), sampling.n)]
         return Sampled(groups, time.monotonic() - start)
 
@@ -100,3 +112,16 @@ class RolloutWorker(Measured):
     def update_weights(self, weights: Arrays, version: int) -> None:
         """As `Generator.update_weights`, with what `to_arrays` made of the weights."""
         self.generator.update_weights(to_tensors(weights), version)
+
+
+def _conversations(setup: RolloutSetup, generator: Generator) -> Conversations:
+    """What holds conversations with the environment. Raises `ConfigError` for a parser of tool calls that is not there."""
+    from rlhf_core.batching.templates import Renderer
+    from rlhf_core.models.load import load_tokenizer
+    from rlhf_core.rollout.conversations import plain_turn
+    from rlhf_core.rollout.tool_calls import tool_reader
+
+    renderer = Renderer(load_tokenizer(setup.model, trust_remote_code=setup.trust_remote_code))
+    parser = setup.environment.tool_parser
+    reader = plain_turn if parser is None else tool_reader(parser, renderer.tokenizer)
+    return Conversations(generator, renderer, setup.environment, setup.max_model_len, read_turn=reader)

@@ -1,7 +1,7 @@
 """The process that environments run in: `python -m rlhf_core.environments.worker PATH OPTIONS`. Lines of JSON in, lines of JSON out.
 
-Each line asks one conversation's environment for one thing: `{"id", "conversation", "op": "reset" | "step" | "end", "given"}`. Requests
-run in threads, so that a slow one holds up its own conversation only.
+Each line asks one conversation's environment for one thing: `{"id", "conversation", "op", "given"}`, where `op` is reset, step, end,
+or tools (those of the class). Requests run in threads, so that a slow one holds up its own conversation only.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def _answer(made: Any, options: dict[str, Any], conversations: dict[int, Any], a
     if asked["op"] == "end":
         conversations.pop(number, None)
         return None
+    if asked["op"] == "tools":
+        return getattr(made, "tools", None)
     if asked["op"] == "reset":
         conversations[number] = made(**options)
         awaited(conversations[number].reset(**given))

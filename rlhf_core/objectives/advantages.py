@@ -11,6 +11,8 @@ from torch import Tensor
 from rlhf_core.objectives.aggregation import AllSum, local_sum, masked
 
 GroupKind = Literal["rloo", "group_mean", "group_norm"]
+# What lies one token ahead is worth this much less; a tensor [B, T] has it for each token.
+Discount = float | Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +41,18 @@ class Estimate:
     returns: Tensor | None = None
 
 
-def critic_advantages(earned: Earned, *, gamma: float, lam: float) -> Estimate:
+def critic_advantages(earned: Earned, *, gamma: Discount, lam: float) -> Estimate:
     """`gae`, from the critic's values."""
     assert earned.values is not None, "a method with these advantages has the role 'critic'"
     return Estimate(*gae(earned.rewards, earned.values, earned.mask, gamma, lam))
 
 
-def returns_to_go(earned: Earned, *, gamma: float) -> Estimate:
+def returns_to_go(earned: Earned, *, gamma: Discount) -> Estimate:
     """`discounted_returns`: REINFORCE, and REINFORCE++ (arXiv 2501.03262) once they are whitened."""
     return Estimate(discounted_returns(earned.rewards, earned.mask, gamma))
 
 
-def returns_less_others(earned: Earned, *, gamma: float) -> Estimate:
+def returns_less_others(earned: Earned, *, gamma: Discount) -> Estimate:
     """Discounted returns less the mean return, from the first token on, of the prompt's other samples.
 
     A sample that has no other keeps its return. The baseline does not hang on the sample's own tokens, so the gradient stays unbiased.
@@ -93,7 +95,7 @@ def _of_groups(earned: Earned, kind: GroupKind) -> Estimate:
     return Estimate(masked(advantages_PK.reshape(-1, 1).expand_as(earned.mask), earned.mask))
 
 
-def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: Discount, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and returns, both [B, T] and 0 outside the mask (arXiv 1506.02438).
 
     delta_t = r_t + gamma * V_{t+1} - V_t, A_t = delta_t + gamma * lam * A_{t+1}, return = A + V. Rewards and values count as
@@ -105,7 +107,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
     return advantages, advantages + values
 
 
-def discounted_returns(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> Tensor:
+def discounted_returns(rewards_BT: Tensor, mask_BT: Tensor, gamma: Discount) -> Tensor:
     """G_t = r_t + gamma * G_{t+1}, [B, T], 0 outside the mask."""
     return masked(_decayed_sums(masked(rewards_BT.detach(), mask_BT), gamma), mask_BT)
 
@@ -145,11 +147,12 @@ def group_advantages(rewards_PK: Tensor, kind: GroupKind, valid_PK: Tensor | Non
     return centred.to(torch.promote_types(rewards_PK.dtype, torch.float32))
 
 
-def _decayed_sums(values_BT: Tensor, decay: float) -> Tensor:
-    """S_t = x_t + decay * S_{t+1} along the last axis."""
+def _decayed_sums(values_BT: Tensor, decay: Discount) -> Tensor:
+    """S_t = x_t + decay_t * S_{t+1} along the last axis."""
+    decays_BT = torch.as_tensor(decay, dtype=values_BT.dtype, device=values_BT.device).expand_as(values_BT)
     sums = torch.zeros_like(values_BT)
     running = values_BT.new_zeros(values_BT.shape[:-1])
     for t in reversed(range(values_BT.shape[-1])):
-        running = values_BT[..., t] + decay * running
+        running = values_BT[..., t] + decays_BT[..., t] * running
         sums[..., t] = running
     return sums

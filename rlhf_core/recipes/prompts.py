@@ -68,8 +68,18 @@ class Limits:
         return cls(config.max_length_tokens, rollout.max_new_tokens, config.overlong, config.max_dropped_fraction)
 
 
-def read_prompts(data: Path, limits: Limits, events: EventLog, renderer: Renderer, split: str = "train") -> list[Prompt]:
+def read_prompts(
+    data: Path,
+    limits: Limits,
+    events: EventLog,
+    renderer: Renderer,
+    split: str = "train",
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[Prompt]:
     """The prompts of a split of a prepared data folder that leave room for a whole response.
+
+    `tools` are those that may be called where a row has none of its own.
 
     Raises `DataError` without prompts, for overlong ones as `limits` say, and as `render_rows` does.
     """
@@ -83,8 +93,9 @@ def read_prompts(data: Path, limits: Limits, events: EventLog, renderer: Rendere
 
     def render(row: Mapping[str, Any]) -> Prompt:
         messages = messages_of(row, "prompt")
-        ids = renderer.prompt_ids(messages, tools_of(row))
-        return Prompt(row["id"], messages, row["label"], ids, extra_of(row), row.get("tools"), row["source"])
+        own = tools_of(row) or tools
+        ids = renderer.prompt_ids(messages, own)
+        return Prompt(row["id"], messages, row["label"], ids, extra_of(row), json.dumps(own) if own else None, row["source"])
 
     prompts, refused = render_rows("prompts", table, render, limits.max_dropped_fraction)
     if refused:

@@ -193,11 +193,11 @@ def _judge(
         rewards = reward.score(responses)
         if rewards.invalid_share:
             job.events.warn(f"{rewards.invalid_share:.0%} of {len(responses)} answers are left out: {rewards.why_invalid()}")
-        for name, numbers in {"": rewards.total, **{f"/{name}": own for name, own in rewards.by_source.items()}}.items():
+        for name, numbers in {"": rewards.worth, **{f"/{name}": own for name, own in rewards.by_source.items()}}.items():
             values[f"reward{name}"] += [number for number in numbers if number is not None and not math.isnan(number)]
         n_answers += len(responses)
         n_cut += sum(response.finish_reason == "length" for response in responses)
-        worth = iter(zip(rewards.total, responses, strict=True))
+        worth = iter(zip(rewards.worth, responses, strict=True))
         judged += [Judged(prompt, [_learnable(*next(worth)) for _ in group]) for prompt, group in part]
     means = {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
     shares = {"truncated_share": n_cut / n_answers, "invalid_share": 1 - len(values["reward"]) / n_answers}

@@ -19,6 +19,7 @@ from rlhf_core.settings.training import EngineSettings
 _BUILDERS: Mapping[str, str] = {
     "reward_model": "rlhf_core.rewards.reward_model:build",
     "process_reward_model": "rlhf_core.rewards.process_reward_model:build",
+    "classifier": "rlhf_core.rewards.classifier:build",
     "procedures": "rlhf_core.rewards.procedures:build",
     "python": "rlhf_core.rewards.python_function:build",
     "environment": "rlhf_core.rewards.environment:build",

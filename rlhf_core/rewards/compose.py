@@ -65,10 +65,21 @@ class Rewards:
             all_placed(self.failures, others.failures),
         )
 
+    def without(self, is_left_out: Sequence[bool]) -> Rewards:
+        """The same, invalid where that is true, whatever sources gave."""
+        total = [None if left_out else own for own, left_out in zip(self.total, is_left_out, strict=True)]
+        return replace(self, total=total)
+
     def with_part(self, name: str, values: Sequence[float]) -> Rewards:
         """The same with one more part, a number a response, in the sums of those that have one."""
         total = [None if own is None else own + value for own, value in zip(self.total, values, strict=True)]
         return replace(self, total=total, by_source={**self.by_source, name: values})
+
+    @property
+    def worth(self) -> list[float | None]:
+        """What each response earns in all: its own reward and those of its tokens; None where it is invalid."""
+        tokens = self.tokens or [None] * len(self.total)
+        return [None if own is None else own + math.fsum(its or ()) for own, its in zip(self.total, tokens, strict=True)]
 
     @property
     def is_valid(self) -> list[bool]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class EnvironmentScorer:
     """A response's own reward is 0, and its turns earn theirs; with `of_turns` "sum" or "last" it is that of the turns instead.
 
-    A conversation that the environment failed in is NaN; one whose environment gave no reward at all is None.
+    A conversation that the environment failed in is NaN; one without a reward, as its first turn was cut, earned nothing.
     """
 
     name = "environment"
@@ -42,10 +42,8 @@ class EnvironmentScorer:
             tokens.append(self._at_turns(response) if given and not trajectory.failure else None)
         return Scores(rewards, _numbers(responses), tokens if self._of_turns == "each" else (), failures)
 
-    def _own(self, given: Sequence[float]) -> float | None:
-        if not given:
-            return None
-        return {"each": 0.0, "sum": math.fsum(given), "last": given[-1]}[self._of_turns]
+    def _own(self, given: Sequence[float]) -> float:
+        return {"each": 0.0, "sum": math.fsum(given), "last": given[-1] if given else 0.0}[self._of_turns]
 
     def _at_turns(self, response: ScoredResponse) -> list[float]:
         laid = [0.0] * len(response.response_ids)

@@ -5,6 +5,7 @@ Each conversation goes its own way: while an environment thinks, the others are 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from data_processing.errors import DataError
+from rlhf_core.batching.chat_template import STAND_IN
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.environments.host import EnvironmentFailedError, Host
 from rlhf_core.rollout.base import EndedBy, Generation, Generator, Sampling, Trajectory
@@ -21,21 +23,35 @@ from rlhf_core.settings.environment import EnvironmentSettings
 _SEEDS_A_TURN = 1_000_003
 # How soon an answer of an environment is noticed while nothing is drawn.
 _LOOK_EVERY_S = 0.05
-# What stands for an earlier turn where only what follows it is rendered: no template rewrites it.
-_SAID = "1"
 
 
 class Opening(Protocol):
     """What a conversation begins with: a row of the prompts table, and its tokens."""
 
     @property
-    def messages(self) -> Sequence[Mapping[str, Any]]: ...  # noqa: D102
+    def messages(self) -> Sequence[Mapping[str, Any]]:
+        """The prompt's turns."""
+        ...
+
     @property
-    def label(self) -> str | None: ...  # noqa: D102
+    def label(self) -> str | None:
+        """What the row is labelled with."""
+        ...
+
     @property
-    def columns(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def columns(self) -> Mapping[str, Any]:
+        """Further columns of the row."""
+        ...
+
     @property
-    def ids(self) -> list[int]: ...  # noqa: D102
+    def ids(self) -> list[int]:
+        """The prompt's tokens."""
+        ...
+
+    @property
+    def tools(self) -> str | None:
+        """The functions that may be called, as JSON."""
+        ...
 
 
 # From the text of a turn to the message that it is: with `tool_calls` where it calls. Raises `ValueError` for a call that is none.
@@ -76,7 +92,7 @@ class _Conversation:
         self.trajectory.rewards.append(None)
         self.trajectory.messages.append(message)
         calls = {"tool_calls": message["tool_calls"]} if "tool_calls" in message else {}
-        self.rendered.append({"role": "assistant", "content": _SAID, **calls})
+        self.rendered.append({"role": "assistant", "content": STAND_IN, **calls})
 
     def add_reply(self, ids: Sequence[int], messages: Sequence[dict[str, Any]]) -> None:
         self.ids += ids
@@ -103,11 +119,10 @@ class Conversations:
         room_tokens: int,
         *,
         read_turn: ReadTurn = plain_turn,
-        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         assert settings.path is not None, "there is an environment"
         self._generator, self._renderer, self._settings, self._room_tokens = generator, renderer, settings, room_tokens
-        self._read_turn, self._tools = read_turn, tools
+        self._read_turn = read_turn
         self._host = Host(settings.path, settings.options)
 
     def stream(self, openings: Sequence[Opening], sampling: Sampling, seed: int) -> Iterator[tuple[int, Generation]]:
@@ -183,7 +198,9 @@ class Conversations:
             return self._ends(conversation, "turns")
         if self._settings.max_seconds and time.monotonic() - conversation.began_s > self._settings.max_seconds:
             return self._ends(conversation, "time")
-        ids = self._renderer.reply_ids(conversation.rendered, answer["messages"], self._tools)
+        tools = json.loads(conversation.opening.tools) if conversation.opening.tools else None
+        *before, turn = conversation.rendered
+        ids = self._renderer.reply_ids(before, turn, answer["messages"], tools)
         if len(conversation.ids) + len(ids) >= conversation.room_tokens:
             return self._ends(conversation, "tokens")
         conversation.add_reply(ids, answer["messages"])

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_processing.settings import Settings, local_path, operational
 from rlhf_core.methods.online import ONLINE, Aggregation, KlKind, KlPlace, OnlineMethod
+from rlhf_core.settings.environment import EnvironmentSettings
 from rlhf_core.settings.rewards.kinds import RewardSource, the_reward_model
 from rlhf_core.settings.rollout import RolloutCorrection, RolloutSettings
 from rlhf_core.settings.training import MethodConfig
@@ -147,7 +148,10 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
         ge=0,
         description="Times a round draws other prompts for groups of equal rewards, which teach nothing; null: the method's own (dapo 4, others 0)",
     )
-    gamma: float = Field(1.0, gt=0.0, le=1.0, description="Discount a token")
+    gamma: float = Field(1.0, gt=0.0, le=1.0, description="Discount of a token, or of a turn")
+    gamma_by: Literal["token", "turn"] = Field(
+        "token", description="turn: rewards are discounted where an environment has answered, not within a turn"
+    )
     clipping: bool = Field(True, description="false: ratios are not clipped")
     clip_low: float | None = Field(
         None, gt=0.0, lt=1.0, description="Ratios below 1 - clip_low are clipped; null: the method's own (0.2)"
@@ -178,6 +182,9 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     correction_low: float = Field(0.0, ge=0.0, lt=1.0, description="Lower bound of the correction's weights")
     correction_high: float = Field(2.0, gt=1.0, description="Upper bound of the correction's weights")
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="Measuring on the way")
+    environment: EnvironmentSettings = Field(
+        default_factory=EnvironmentSettings, description="What answers between the policy's turns"
+    )
     gates: GateSettings = Field(default_factory=GateSettings, description="Signs that a run goes wrong")
     canary: CanarySettings = operational(
         CanarySettings(), "Known answers that are scored on the way; rewards that drift are a sign"
@@ -199,6 +206,14 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     def _something_says_what_responses_are_worth(self) -> OnlineConfig:
         if not self.rewards and not self.has_teacher:
             raise ValueError(f"rewards=[] with method '{self.method}', which learns from them: give at least one")
+        return self
+
+    @model_validator(mode="after")
+    def _turns_need_an_environment(self) -> OnlineConfig:
+        asked = [source.kind for source in self.rewards if source.kind == "environment"]
+        if self.environment.path is None and (asked or self.gamma_by == "turn"):
+            given = "a reward of kind 'environment'" if asked else "gamma_by='turn'"
+            raise ValueError(f"{given} without an environment: name its class in environment.path, or leave it out")
         return self
 
     @model_validator(mode="after")

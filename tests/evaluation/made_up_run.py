@@ -14,13 +14,13 @@ from pathlib import Path
 
 from data_processing.procedures.checker import check
 from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
+from data_processing.procedures.faults import procedure_faults
 from data_processing.procedures.optimal import optimal_procedure, render
 from data_processing.procedures.policy import Policy, draw_policy, prompt_text
 from data_processing.schemas import content_id
 from evaluation.comparison_artifact import write_comparison
 from evaluation.config import CompareConfig
 from evaluation.evaluation_artifact import write_json, write_predictions, write_scores
-from evaluation.faults import procedure_faults
 from evaluation.report.data import LineageEntry, ReportData, Timing, assemble
 from evaluation.report.page import write_report
 from evaluation.scores import Measure, Score
@@ -62,6 +62,32 @@ SUMMARY = {
         }
     },
 }
+
+
+CONVERSATIONS = [
+    {
+        "prompt": [{"role": "user", "content": "What is 17 * 23?"}],
+        "messages": [
+            {"role": "assistant", "content": "I compute <calc>17 * 23</calc>"},
+            {"role": "user", "content": "17 * 23 = 391"},
+            {"role": "assistant", "content": "It is 391."},
+        ],
+        "rewards": [-0.1, 1.0],
+        "turn_ends": [8, 20],
+        "metrics": {"calls": 1.0},
+        "ended_by": "done",
+        "failure": None,
+    },
+    {
+        "prompt": [{"role": "user", "content": "What is 4 / 0?"}],
+        "messages": [{"role": "assistant", "content": "<script>alert(1)</script>"}],
+        "rewards": [None],
+        "turn_ends": [5],
+        "metrics": {},
+        "ended_by": "failed",
+        "failure": "KeyError: 'no such tool'",
+    },
+]
 
 
 def write_evaluations(folder: Path, prompts: int = 64) -> dict[str, Path]:
@@ -145,6 +171,7 @@ def made_up_report(folder: Path) -> ReportData:
         title="A made-up run",
         data={"prepare_data": SUMMARY},
         rewards={"online": _reward_facts()},
+        conversations={"online": CONVERSATIONS},
     )
 
 

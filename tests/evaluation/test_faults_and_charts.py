@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
+from data_processing.procedures.faults import procedure_faults
 from data_processing.procedures.optimal import optimal_procedure, render
 from data_processing.procedures.policy import draw_policy
-from evaluation.faults import procedure_faults
 from evaluation.report.charts import IntervalRow, interval_chart, line_chart, nice_ticks, number
 from evaluation.report.details import duration
 from evaluation.report.tables import shown

@@ -37,6 +37,7 @@ SECTIONS = [
     "pipeline",
     "data",
     "samples",
+    "conversations",
     "curves",
     "timings",
     "lineage",
@@ -61,6 +62,15 @@ def text_of(element: Any) -> str:
 def test_every_section_is_there_and_reached_from_the_navigation(page: Any) -> None:
     assert [section.get("id") for section in page.iter("section")] == SECTIONS
     assert [link.get("href") for link in page.iter("a")] == [f"#{name}" for name in SECTIONS]
+
+
+def test_conversations_show_what_was_learnt_and_what_a_turn_earned(data: ReportData) -> None:
+    page = html.document_fromstring(render_report(data))
+    first, second = page.xpath("//section[@id='conversations']//article")
+    told = [(turn[0].text_content().split(), turn[1].text_content().strip()) for turn in first.xpath(".//div[@class='turn']")]
+    assert [role for role, _ in told] == [["user"], ["assistant", "learnt", "-0.1"], ["user"], ["assistant", "learnt", "1"]]
+    assert told[2][1] == "17 * 23 = 391" and "ended by done" in first.text_content()
+    assert "no such tool" in second.text_content() and "<script>" in second.text_content()
 
 
 def test_nothing_is_fetched_and_nothing_runs(data: ReportData) -> None:
@@ -186,7 +196,9 @@ def test_lineage_timings_and_configuration_are_shown(page: Any) -> None:
 
 
 def test_what_is_missing_is_left_out(data: ReportData) -> None:
-    bare = dataclasses.replace(data, curves={}, samples=[], timings=(), lineage=(), config_yaml="", data={}, rewards={})
+    bare = dataclasses.replace(
+        data, curves={}, samples=[], timings=(), lineage=(), config_yaml="", data={}, rewards={}, conversations={}
+    )
     page = html.document_fromstring(render_report(bare))
     assert [section.get("id") for section in page.iter("section")] == SECTIONS[:3]
 

@@ -2,25 +2,33 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 import torch
+from transformers import AutoModelForCausalLM
 
+from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.rollout_actor import RolloutSetup, RolloutWorker
 from rlhf_core.cluster.weights import to_arrays
+from rlhf_core.models.load import load_tokenizer
+from rlhf_core.recipes.prompts import Prompt
 from rlhf_core.rollout.base import Generation, Sampling
 from rlhf_core.rollout.choose import choose_engine
+from rlhf_core.settings.environment import EnvironmentSettings
 from rlhf_core.settings.rollout import RolloutEngine
 from tests.architectures import architecture
-from tests.rollout.sampled import PROMPTS, changed_weights, is_greedy, largest_gap, wide_headed_model
+from tests.rollout.listeners import Breaks, Heard
+from tests.rollout.sampled import PROMPTS, changed_weights, is_greedy, largest_gap, token_logprobs, wide_headed_model
 from tests.tiny_models import tiny_model
 
 pytest.importorskip("vllm", reason="vLLM is not installed on this machine", exc_type=ImportError)
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.slow]
 
 NO_STOP: tuple[int, ...] = ()
+OPENINGS = [SimpleNamespace(ids=ids) for ids in PROMPTS]
 
 
 def sampling(temperature: float = 1.0, n: int = 2, greedy: bool = False, stop_ids: tuple[int, ...] = NO_STOP) -> Sampling:
@@ -38,7 +46,7 @@ class Engine:
         )
 
     def generate(self, settings: Sampling, seed: int = 5) -> list[list[Generation]]:
-        return ray.get(self.actor.generate.remote(PROMPTS, settings, seed)).groups
+        return ray.get(self.actor.generate.remote(OPENINGS, settings, seed)).groups
 
     def update(self, state: dict[str, torch.Tensor], version: int) -> None:
         ray.get(self.actor.update_weights.remote(to_arrays(state), version))
@@ -98,21 +106,36 @@ def test_the_stop_token_ends_a_response_and_is_part_of_it(engine: Engine) -> Non
     assert len(stopped.logprobs) == end
 
 
-class Heard:
-    """What a listener heard in the actor: places of prompts and lengths, in a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __call__(self, place: int, generation: Generation) -> None:
-        with self.file.open("a") as log:
-            log.write(f"{place} {len(generation.response_ids)}\n")
+def test_conversations_go_on_from_the_tokens_that_vllm_drew(tmp_path: Path, ray_local: None) -> None:
+    folder = wide_headed_model(tmp_path, "llama", tied=True)
+    renderer = Renderer(load_tokenizer(folder))
+    messages = [[{"role": "user", "content": f"what is {i}?"}] for i in range(4)]
+    asked = [Prompt(f"p{i}", each, None, renderer.prompt_ids(each)) for i, each in enumerate(messages)]
+    actor: Any = ray.remote(RolloutWorker).options(num_cpus=0).remote()
+    environment = EnvironmentSettings(path="tests.environments.made:Slow", options={"replies": 2})
+    ray.get(actor.setup.remote(RolloutSetup(RolloutEngine.vllm, folder, "fp32", 160, 16, 16, 0.3, 1, False, 0.0, environment)))
+    # A random model hardly ends its turns: here every sixteenth token does.
+    settings = Sampling(1.0, 48, 4, False, tuple(range(3, len(renderer.tokenizer), 16)))
+    first, again = (ray.get(actor.generate.remote(asked, settings, 5)).groups for _ in range(2))
+    ray.kill(actor)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    turns = []
+    for prompt, group in zip(asked, first, strict=True):
+        for generation in group:
+            assert generation.trajectory is not None and generation.trajectory.failure is None
+            expected = token_logprobs(model, prompt.ids, generation.response_ids, 1.0)
+            drawn = expected.gather(1, torch.tensor(generation.response_ids)[:, None])[:, 0]
+            gaps = (drawn - torch.tensor(generation.logprobs))[torch.tensor(generation.is_learnt)]
+            assert gaps.abs().max() < 2e-4
+            turns.append(len(generation.trajectory.turn_ends))
+    assert max(turns) == 3
+    assert [[g.response_ids for g in group] for group in first] == [[g.response_ids for g in group] for group in again]
 
 
 def test_a_listener_hears_of_each_response_when_it_has_ended(engine: Engine, tmp_path: Path) -> None:
     [likely, *_], *_ = engine.generate(sampling(greedy=True, n=1))
     settings = sampling(greedy=True, n=2, stop_ids=(likely.response_ids[2],))
-    sampled = ray.get(engine.actor.generate.remote(PROMPTS, settings, 5, Heard(tmp_path / "heard")))
+    sampled = ray.get(engine.actor.generate.remote(OPENINGS, settings, 5, Heard(tmp_path / "heard")))
     heard = [tuple(map(int, line.split())) for line in (tmp_path / "heard").read_text().splitlines()]
     assert sorted(heard) == sorted((p, len(g.response_ids)) for p, group in enumerate(sampled.groups) for g in group)
     assert [length for _, length in heard] == sorted(length for _, length in heard)
@@ -120,13 +143,9 @@ def test_a_listener_hears_of_each_response_when_it_has_ended(engine: Engine, tmp
 
 
 def test_a_call_that_is_given_up_leaves_nothing_to_the_next(engine: Engine) -> None:
-    class Breaks:
-        def __call__(self, place: int, generation: Generation) -> None:
-            raise ValueError("enough")
-
     before = engine.generate(sampling())
     with pytest.raises(ray.exceptions.RayTaskError, match="enough"):
-        ray.get(engine.actor.generate.remote(PROMPTS, sampling(stop_ids=(before[0][0].response_ids[1],)), 5, Breaks()))
+        ray.get(engine.actor.generate.remote(OPENINGS, sampling(stop_ids=(before[0][0].response_ids[1],)), 5, Breaks()))
     assert engine.generate(sampling()) == before
 
 

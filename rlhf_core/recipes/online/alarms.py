@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,20 +52,28 @@ class Alarms:
         self.counts, self.first_length_tokens = dict(state["counts"]), state["first_length_tokens"]
 
 
-def check_rewards(step: int, rewards: Rewards, config: OnlineConfig, events: EventLog) -> None:
-    """Warn of calls that were repeated and of responses without a reward; `DataError` for more than the settings allow."""
+def check_rewards(step: int, rewards: Rewards, config: OnlineConfig, events: EventLog, failures: Sequence[str] = ()) -> None:
+    """Warn of calls that were repeated and of responses without a reward; `DataError` for more than the settings allow.
+
+    `failures` are those of environments, which leave their conversations without one.
+    """
     for reason in rewards.asked_again:
         events.warn(f"round {step + 1}: {reason}")
     if not rewards.invalid_share:
         return
     invalid, total = rewards.total.count(None), len(rewards.total)
-    found = f"round {step + 1}: {invalid} of {total} responses have no valid reward ({rewards.why_invalid()})"
+    found = f"round {step + 1}: {invalid} of {total} responses have no valid reward ({_why(rewards, failures)})"
     if rewards.invalid_share > config.max_invalid_fraction:
         raise DataError(
             f"{found}, more than online.max_invalid_fraction={config.max_invalid_fraction}: mend that source or the prompts it "
             "fails on, or raise the share"
         )
     events.warn(f"{found}: they are left out of this round's updates")
+
+
+def _why(rewards: Rewards, failures: Sequence[str]) -> str:
+    broken = f"the environment failed in {len(failures)} of them, the first: {failures[0]}" if failures else ""
+    return ", ".join(filter(None, (broken, rewards.why_invalid())))
 
 
 def conditions(config: OnlineConfig, metrics: Mapping[str, float]) -> dict[str, str | None]:

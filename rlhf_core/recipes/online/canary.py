@@ -48,7 +48,7 @@ class Canary:
         if every is None or step % every:
             return {}
         [[rewards]] = self.wait(self.workers["reward"].call("judge", [answer.response for answer in self.answers]))
-        now: list[float | None] = rewards.total
+        now: list[float | None] = rewards.worth
         self.first = self.first or now
         return canary_metrics(self.answers, self.first, now)
 

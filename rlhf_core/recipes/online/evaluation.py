@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +27,7 @@ from rlhf_core.rewards.compose import Rewards
 SPLIT = "validation"
 
 
-def read_validation_prompts(job: OnlineJob, renderer: Renderer) -> list[Prompt]:
+def read_validation_prompts(job: OnlineJob, renderer: Renderer, tools: Sequence[Mapping[str, Any]] | None = None) -> list[Prompt]:
     """The prompts that are measured on, drawn by seed; none where nothing is. Raises `ConfigError` where there are none."""
     config = job.config
     if not config.eval_every_steps:
@@ -37,7 +37,7 @@ def read_validation_prompts(job: OnlineJob, renderer: Renderer) -> list[Prompt]:
             f"online.eval_every_steps={config.eval_every_steps} without prompts in the validation split: give the data some "
             "(data.validation_fraction, data.procedures.validation_rows), or leave it out"
         )
-    prompts = read_prompts(job.data, Limits.of(config, config.rollout), job.events, renderer, SPLIT)
+    prompts = read_prompts(job.data, Limits.of(config, config.rollout), job.events, renderer, SPLIT, tools=tools)
     return random.Random(job.seed).sample(prompts, min(len(prompts), config.evaluation.max_prompts))
 
 
@@ -121,7 +121,7 @@ class Evaluation:
 
 def evaluation_metrics(rewards: Rewards, responses: list[ScoredResponse]) -> dict[str, float]:
     """What an evaluation reports: means over the answers that have a reward, and the shares of those that have none or were cut."""
-    by_name = {"eval_reward": rewards.total, **{f"eval_reward/{name}": values for name, values in rewards.by_source.items()}}
+    by_name = {"eval_reward": rewards.worth, **{f"eval_reward/{name}": values for name, values in rewards.by_source.items()}}
     known = {name: [v for v in values if v is not None and not math.isnan(v)] for name, values in by_name.items()}
     return {
         **{name: fmean(values) for name, values in known.items() if values},

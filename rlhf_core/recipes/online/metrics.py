@@ -21,7 +21,7 @@ def rollout_metrics(rollouts: Rollouts, rewards: Rewards, samples_per_prompt: in
     """
     lengths = rollouts.mask.sum(1)
     metrics = {
-        **_spread("reward", rewards.total, "mean", "std", "min", "max"),
+        **_spread("reward", rewards.worth, "mean", "std", "min", "max"),
         "response_tokens/mean": lengths.mean(),
         "response_tokens/max": lengths.max(),
         "sampled_entropy": -rollouts.sampler_logprobs.sum() / lengths.sum(),
@@ -32,7 +32,7 @@ def rollout_metrics(rollouts: Rollouts, rewards: Rewards, samples_per_prompt: in
         metrics |= _spread(f"reward/{name}", values, "mean")
     return {name: float(value) for name, value in metrics.items()} | {
         "reward/invalid_share": rewards.invalid_share,
-        "zero_variance_share": len(flat_groups(rewards.total, samples_per_prompt)) * samples_per_prompt / len(rewards.total),
+        "zero_variance_share": len(flat_groups(rewards.worth, samples_per_prompt)) * samples_per_prompt / len(rewards.total),
         "drawn_share": rollouts.n_drawn / len(rewards.total),
         "truncated_share": rollouts.truncated_share,
         "staleness": float(step - min(generation.weight_version for generation in rollouts.generations)),

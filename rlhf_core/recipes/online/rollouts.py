@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ class Rollouts:
         logprobs = torch.zeros_like(mask)
         for i, (generation, columns) in enumerate(zip(generations, learnt, strict=True)):
             kept = [logprob for logprob, is_kept in zip(generation.logprobs, columns, strict=True) if is_kept]
+            if generation.trajectory is not None and not generation.trajectory.turn_ends:
+                continue  # the environment failed before anything was drawn
             logprobs[i, : len(kept)] = torch.tensor(kept)
             mask[i, : len(kept)] = 1.0
         rows = [
@@ -119,6 +122,23 @@ class Rollouts:
                 column += is_learnt
                 laid[i, max(column, 0)] += value
         return laid
+
+    @property
+    def turn_ends(self) -> Tensor | None:
+        """[B, T], 1 at the last token of each of the model's turns; None where responses are one turn each."""
+        if all(generation.trajectory is None for generation in self.generations):
+            return None
+        laid = torch.zeros_like(self.mask)
+        for i, generation in enumerate(self.generations):
+            learnt = generation.is_learnt
+            for place in generation.trajectory.turn_ends if generation.trajectory else ():
+                laid[i, sum(learnt[:place])] = 1.0
+        return laid
+
+    @property
+    def failed(self) -> list[bool]:
+        """The responses whose environment failed: they are invalid, whatever rewards say of them."""
+        return [g.trajectory is not None and g.trajectory.failure is not None for g in self.generations]
 
     @property
     def truncated_share(self) -> float:
@@ -160,6 +180,8 @@ def write_rollouts(
                 "reward": total[i],
                 "length_tokens": len(generation.response_ids),
                 "finish_reason": generation.finish_reason,
+                "learnt": generation.learnt,
+                "trajectory": None if generation.trajectory is None else json.dumps(asdict(generation.trajectory)),
             }
         )
         samples_per_prompt[prompt.id] += 1

@@ -22,6 +22,13 @@ from rlhf_core.recipes.best import take_kept
 from rlhf_core.recipes.online.alarms import Alarms, check_rewards, conditions
 from rlhf_core.recipes.online.canary import Canary
 from rlhf_core.recipes.online.checkpoints import Checkpoints, Kept
+from rlhf_core.recipes.online.conversations import (
+    CONVERSATIONS,
+    conversation_failures,
+    conversation_metrics,
+    tools_of,
+    write_conversations,
+)
 from rlhf_core.recipes.online.evaluation import Evaluation, read_validation_prompts
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
@@ -53,8 +60,9 @@ def run_online(job: OnlineJob) -> None:
     check_job(job)
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     renderer = Renderer(tokenizer)
-    prompts = read_prompts(job.data, Limits.of(job.config, job.config.rollout), job.events, renderer)
-    validation = read_validation_prompts(job, renderer)
+    tools = tools_of(job.config.environment)
+    prompts = read_prompts(job.data, Limits.of(job.config, job.config.rollout), job.events, renderer, tools=tools)
+    validation = read_validation_prompts(job, renderer, tools)
     with start_workers(job, tokenizer.pad_token_id) as workers:
         OnlineRun(job, workers, renderer, prompts, validation).train()
 
@@ -175,8 +183,10 @@ class OnlineRun:
             values=scored.values,
             teacher=scored.teacher,
             token_rewards=rollouts.at_learnt_tokens(scored.rewards.tokens) if scored.rewards.has_tokens else None,
+            turn_ends=rollouts.turn_ends,
         )
         metrics = known | rollout_metrics(rollouts, scored.rewards, config.samples_per_prompt, step)
+        metrics |= conversation_metrics(rollouts)
         if scored.teacher is not None and scored.logprobs is not None:
             metrics |= teacher_kl_metrics(scored.logprobs, scored.teacher, rollouts.mask)
         metrics |= self._update(step, rollouts, scored, targets)
@@ -234,7 +244,7 @@ class OnlineRun:
             return rollouts, None
         rewards = self._rewards_of(step, rollouts)
         for _ in range(refills):
-            if not (flat := flat_groups(rewards.total, config.samples_per_prompt)):
+            if not (flat := flat_groups(rewards.worth, config.samples_per_prompt)):
                 break
             self._say(step, f"drawing again for {len(flat)} prompts whose answers are all worth the same", clock)
             others = self.sampler.draw_again(step, len(flat), self._stop_if_asked)
@@ -247,7 +257,7 @@ class OnlineRun:
         with self._kept_apart(step, rollouts):
             [[rewards]] = self._wait(self.workers["reward"].call("score", rollouts.responses), may_stop=True)
         found: Rewards = rewards
-        return found
+        return found.without(rollouts.failed)
 
     @contextmanager
     def _kept_apart(self, step: int, rollouts: Rollouts) -> Iterator[None]:
@@ -279,10 +289,10 @@ class OnlineRun:
             # What is waited for here nothing else hides.
             [found] = self._wait(scoring, may_stop=True)
             clock.lap("rewards")
-        rewards = rewards if rewards is not None else found[0]
-        rewards = with_penalties(rewards, [len(g.response_ids) for g in rollouts.generations], config)
-        write_rollouts(self._rollouts_path(step), step + 1, rollouts, rewards.total, rewards.by_source)
-        check_rewards(step, rewards, config, self.job.events)
+        rewards = rewards if rewards is not None else found[0].without(rollouts.failed)
+        rewards = with_penalties(rewards, [sum(g.is_learnt) for g in rollouts.generations], config)
+        write_rollouts(self._rollouts_path(step), step + 1, rollouts, rewards.worth, rewards.by_source)
+        check_rewards(step, rewards, config, self.job.events, conversation_failures(rollouts))
         values = {role: added(ranks) for role, ranks in results.items()}
         return Scored(
             rewards,
@@ -309,6 +319,8 @@ class OnlineRun:
             take_kept(best, self.job.output)
         shutil.copytree(self.job.resume / "rollouts", self.job.output / "rollouts", dirs_exist_ok=True)
         write_reward_facts(self.job.output / "rollouts", self.job.output / REWARD_FACTS)
+        if self.job.config.environment.path is not None:
+            write_conversations(self.job.output / "rollouts", self.prompts, self.job.output / CONVERSATIONS)
 
     def _wait(self, *calls: Sequence[Call], may_stop: bool = False, beside: Sequence[Call] = ()) -> list[list[Any]]:
         return wait(

@@ -133,7 +133,7 @@ class Sampler:
             greedy=greedy,
             stop_ids=tuple(self._renderer.stop_ids),
         )
-        return self._workers["rollout"].call("generate", [prompt.ids for prompt in prompts], sampling, seed, listener)
+        return self._workers["rollout"].call("generate", prompts, sampling, seed, listener)
 
     def collect(self, step: int, meanwhile: Callable[[], None] | None = None) -> Rollouts:
         """The responses of round `step`, which has been begun. Raises `RuntimeError` for weights older than `async_steps`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,13 +39,14 @@ def compute_targets(
     values: Tensor | None = None,
     teacher: Tensor | None = None,
     token_rewards: Tensor | None = None,
+    turn_ends: Tensor | None = None,
 ) -> Targets:
     """Targets of a whole rollout of B responses, those to one prompt next to each other.
 
     `scores` are the composed rewards, None where a response has none: it takes no part in any statistic, and all its targets
     are 0. `token_rewards` [B, T] come on top of them, at the tokens that earned them. `logprobs` and `reference` (nats) are those of
     the trainer's weights before the update and of the reference, for a KL in the rewards; `values` are the critic's, and `teacher` are
-    a teacher's log-probs, for methods with one.
+    a teacher's log-probs, for methods with one. `turn_ends` [B, T] is 1 at the last token of each turn, for a discount by turn.
     """
     method = config.row
     valid = torch.tensor([score is not None for score in scores])
@@ -59,7 +61,16 @@ def compute_targets(
     estimator = imported(method.advantages, "advantages", "my_estimators:my_advantages")
     estimate = estimator(
         Earned(earned, mask, valid, values, config.samples_per_prompt, logprobs, teacher),
-        **config.values(method.advantages_reads),
+        **_settings(config, turn_ends),
     )
     advantages = whiten(estimate.advantages, mask) if method.whiten else estimate.advantages
     return Targets(earned, advantages, estimate.returns, kl_coef)
+
+
+def _settings(config: OnlineConfig, turn_ends: Tensor | None) -> dict[str, Any]:
+    """What the estimator reads; a discount by turn is 1 within one."""
+    values = config.values(config.row.advantages_reads)
+    if config.gamma_by == "turn" and "gamma" in values:
+        assert turn_ends is not None, "an environment has turns"
+        values["gamma"] = torch.where(turn_ends.bool(), float(values["gamma"]), 1.0)
+    return values

@@ -186,4 +186,5 @@ def _rollout_setup(job: OnlineJob) -> RolloutSetup:
         threads=rollout.threads,
         trust_remote_code=job.trust_remote_code,
         gpus=config.engine.gpus_per_rank,
+        environment=config.environment,
     )

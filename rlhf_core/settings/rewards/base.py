@@ -42,6 +42,11 @@ class RewardSettings(Settings):
         return ()
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders on this disk that it reads: what they hold is in the key."""
+        return ()
+
+    @property
     def urls(self) -> tuple[str, ...]:
         """The addresses that it asks."""
         return ()

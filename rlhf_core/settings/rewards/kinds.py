@@ -10,7 +10,7 @@ from pydantic import Field
 from rlhf_core.settings.rewards.base import RewardSettings
 from rlhf_core.settings.rewards.code import CodeReward
 from rlhf_core.settings.rewards.functions import EnvironmentReward, ProceduresReward, PythonReward
-from rlhf_core.settings.rewards.models import ProcessRewardModelReward, RewardModelReward
+from rlhf_core.settings.rewards.models import ClassifierReward, ProcessRewardModelReward, RewardModelReward
 from rlhf_core.settings.rewards.services import HttpReward, JudgeReward
 from rlhf_core.settings.rewards.verifiers import (
     ChoiceReward,
@@ -33,6 +33,7 @@ def _any_of(schema: dict[str, Any]) -> None:
 RewardSource = Annotated[
     RewardModelReward
     | ProcessRewardModelReward
+    | ClassifierReward
     | ProceduresReward
     | PythonReward
     | EnvironmentReward
@@ -60,6 +61,11 @@ def the_reward_model() -> list[RewardSource]:
 def inputs_of(rewards: Iterable[RewardSettings]) -> set[str]:
     """The inputs that these rewards cannot do without."""
     return {name for source in rewards for name in source.inputs}
+
+
+def folders_of(rewards: Iterable[RewardSettings]) -> list[str]:
+    """The folders that they read."""
+    return [folder for source in rewards for folder in source.folders]
 
 
 def libraries_of(rewards: Iterable[RewardSettings]) -> list[str]:
