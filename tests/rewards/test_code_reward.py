@@ -15,6 +15,9 @@ from rlhf_core.rewards.code import CodeScorer
 from rlhf_core.rewards.errors import TransientRewardError
 from rlhf_core.sandbox import processes
 from rlhf_core.settings.rewards.code import CodeReward
+from tests.rewards.confined import needs_confinement
+
+pytestmark = needs_confinement
 
 SETTINGS: dict[str, Any] = {"time_s": 5.0, "memory_mib": 256, "workers": 2}
 ADD = "def add(a, b):\n    return a + b\n"

@@ -15,6 +15,9 @@ from rlhf_core.sandbox import processes
 from rlhf_core.sandbox.limits import Ending, Limits, Ran, Within
 from rlhf_core.sandbox.processes import run_script, run_tests
 from rlhf_core.sandbox.usage import disk_bytes
+from tests.rewards.confined import needs_confinement
+
+pytestmark = needs_confinement
 
 WITHIN = Within(Limits(wall_s=5.0, cpu_s=5, memory_mib=256, disk_mib=2, output_kib=64))
 BRIEF = Within(Limits(wall_s=1.0, cpu_s=1, memory_mib=256, disk_mib=2, output_kib=64))
@@ -228,11 +231,15 @@ def test_nothing_is_left_where_watching_fails(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.seconds
 def test_a_program_ends_with_its_parent_and_cannot_gain_privileges(tmp_path: Path) -> None:
-    source = "from rlhf_core.sandbox.processes import *; run_script('import time; time.sleep(60)', '', Within(Limits(60)))"
-    source = source.replace("; run", "; from rlhf_core.sandbox.limits import *; run")
-    parent = subprocess.Popen([sys.executable, "-c", source], env={**os.environ, "TMPDIR": str(tmp_path)})
+    source = "from rlhf_core.sandbox.processes import *; run_script(up, '', Within(Limits(60)))"
+    source = source.replace("; run", "; from rlhf_core.sandbox.limits import *; up = sys.argv[1]; run").replace(
+        "from", "import sys; from", 1
+    )
+    up = "open('up', 'w'); import time; time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", source, up], env={**os.environ, "TMPDIR": str(tmp_path)})
     try:
-        children = _wait_for_child(parent.pid)
+        _wait_for(tmp_path, "alignflow-code-*/up")
+        children = psutil.Process(parent.pid).children()
         status = Path(f"/proc/{children[0].pid}/status").read_text().split()
         assert [status[status.index(name) + 1] for name in ("NoNewPrivs:", "Seccomp:")] == ["1", "2"]
     finally:
@@ -242,16 +249,12 @@ def test_a_program_ends_with_its_parent_and_cannot_gain_privileges(tmp_path: Pat
     assert not alive
 
 
-def _wait_for_child(pid: int) -> list[psutil.Process]:
+def _wait_for(folder: Path, file: str) -> None:
+    """Until the program says that it runs, long after it has tied itself to the parent."""
     until = time.monotonic() + 60.0
-    while time.monotonic() < until:
-        children = psutil.Process(pid).children()
-        # The interpreter has run into its sleep, long after it has tied itself to the parent.
-        if children and any(thread.user_time > 0 or thread.system_time > 0 for thread in children[0].threads()):
-            time.sleep(0.3)
-            return children
+    while not any(folder.glob(file)):
+        assert time.monotonic() < until, "no program was started"
         time.sleep(0.02)
-    raise AssertionError("no program was started")
 
 
 def test_space_is_counted_by_files_also_empty_and_sparse_ones(tmp_path: Path) -> None:
