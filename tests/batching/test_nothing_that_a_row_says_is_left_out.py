@@ -117,6 +117,14 @@ def test_tools_calls_and_results_are_rendered_and_the_calls_are_learnt(name: str
     assert renderer.prompt_and_response(CALLED[:3], CALLED[3:], TOOLS).ids == row.ids
 
 
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_result_of_a_call_follows_the_sampled_call(name: str) -> None:
+    tokenizer, template, _ = GOLDEN[name]
+    renderer = Renderer(tokenizer, template)
+    called = renderer.prompt_and_response(CALLED[:1], CALLED[1:2], TOOLS).ids
+    assert [*called, *renderer.reply_ids(CALLED[:1], CALLED[1], CALLED[2:3], TOOLS)] == renderer.prompt_ids(CALLED[:3], TOOLS)
+
+
 @pytest.mark.parametrize(
     ("messages", "tools", "reason"),
     [
