@@ -42,7 +42,7 @@ class Ahead:
         asked = Scores.of(self._scorer.score(missing)) if missing else Scores(())
         fresh = iter(range(len(missing)))
         scores = Scores.joined([asked.at(next(fresh)) if place is None else place for place in places])
-        last = max(response.step for response in responses)
+        last = max((response.step for response in responses), default=-1)
         self._begun = {key: call for key, call in self._begun.items() if key[1] > last}
         return scores
 

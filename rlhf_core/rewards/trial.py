@@ -20,6 +20,7 @@ from data_processing.errors import ConfigError
 from rlhf_core.rewards.base import ScoredResponse, Scores
 from rlhf_core.rewards.build import Around, build_scorer
 from rlhf_core.rewards.errors import TransientRewardError
+from rlhf_core.rollout.base import Trajectory
 from rlhf_core.settings.rewards.base import RewardSettings
 from rlhf_core.settings.rewards.functions import PythonReward
 from rlhf_core.settings.rewards.kinds import RewardSource
@@ -110,7 +111,9 @@ def _named(source: RewardSettings) -> str:
 
 def _response(row: Mapping[str, Any]) -> ScoredResponse:
     columns = json.loads(row["extra"]) if row.get("extra") else {}
-    return ScoredResponse(row["id"], row["prompt"], row["label"], [0], [0, 0, 0, 0], _ANSWER, columns)
+    # As one that an environment ended at once: those who read no turns do not look at it.
+    told = Trajectory([{"role": "assistant", "content": _ANSWER}], turn_ends=[3], rewards=[0.0])
+    return ScoredResponse(row["id"], row["prompt"], row["label"], [0], [0, 0, 0, 0], _ANSWER, columns, trajectory=told)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_processing.settings import Settings, operational
 from rlhf_core.settings.preference import PreferenceConfig
@@ -33,6 +33,13 @@ class SampleSettings(Settings):
     )
     min_margin: float = Field(0.0, ge=0.0, description="A pair's answers differ by more than this in what they are worth")
     rollout: RolloutSettings = Field(default_factory=RolloutSettings, description="Sampling")
+
+    @field_validator("rewards")
+    @classmethod
+    def _answers_are_one_turn(cls, value: list[RewardSource]) -> list[RewardSource]:
+        if any(source.kind == "environment" for source in value):
+            raise ValueError("kind 'environment' is for online training: answers are drawn in one turn here; use other rewards")
+        return value
 
 
 class SampleConfig(SampleSettings):

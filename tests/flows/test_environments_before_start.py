@@ -12,6 +12,7 @@ from flows.graph.build import build_graph
 from flows.graph.plan import make_plan
 from flows.graph.selection import select
 from flows.running.check_environments import check_environments
+from flows.running.check_rewards import check_rewards
 from flows.settings.presets import resolve
 from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.closure import Code
@@ -23,7 +24,9 @@ pytestmark = pytest.mark.seconds
 def tried(folder: Path, path: str, options: dict[str, Any] | None = None) -> None:
     settings = {"online.environment": {"path": path, "options": options or {}}, "online.rewards": [{"kind": "environment"}]}
     config = resolve("tiny", overrides={**settings, "online.method": "grpo"})
-    check_environments(make_plan(config, select(build_graph(config), None, "online"), Home.open(folder), Code()))
+    plan = make_plan(config, select(build_graph(config), None, "online"), Home.open(folder), Code())
+    check_environments(plan)
+    check_rewards(plan, ())
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,8 @@ def test_what_cannot_work_is_refused(tmp_path: Path, path: str, options: dict[st
 def test_what_works_passes(tmp_path: Path) -> None:
     tried(tmp_path, f"{MADE}:Echo", {"replies": 1})
     tried(tmp_path, "rlhf_core.environments.procedures:Revision")
+
+
+def test_answers_of_one_turn_have_no_environment() -> None:
+    with pytest.raises(ConfigError, match=r"kind 'environment' is for online training"):
+        resolve("tiny", overrides={"sample.rewards": [{"kind": "environment"}]})
