@@ -99,7 +99,7 @@ def test_an_error_in_an_actors_start_up_keeps_its_class_and_words(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rewards": [{"kind": "reward_model"}]}, "needs a reward model"),
+        ({"rewards": [{"kind": "reward_model"}]}, "the reward model 'reward_model' is asked, and this run has none"),
         ({"lora": {"rank": 4, "dropout": 0.1}}, "lora.dropout=0.1"),
         ({"rollout__max_new_tokens": 64}, "leaves no room for a prompt"),
         ({"critic__warmup_steps": 2}, "would never train the policy"),

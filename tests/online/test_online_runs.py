@@ -115,7 +115,7 @@ def test_a_checkpoint_of_other_settings_or_prompts_is_not_gone_on_from(ppo_run: 
     check_same_run(state, state, newest)
     with pytest.raises(ConfigError, match=r"other values of \['kl_coef'\]"):
         check_same_run(state, {**state, "settings": {**state["settings"], "kl_coef": 0.5}}, newest)
-    with pytest.raises(ConfigError, match=r"made by another version of alignflow \(format 1, this one reads 4\)"):
+    with pytest.raises(ConfigError, match=r"made by another version of alignflow \(format 1, this one reads 5\)"):
         check_same_run({name: value for name, value in state.items() if name != "format"}, state, newest)
     with pytest.raises(DataError, match="other prompts"):
         check_same_run(state, {**state, "prompts_sha256": "another"}, newest)

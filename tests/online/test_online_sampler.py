@@ -44,7 +44,7 @@ class SlowActor:
     def update_weights(self, weights: None, version: int) -> None:
         self.version = version
 
-    def generate(self, prompts: Sequence[Any], sampling: Any, seed: int) -> Sampled:
+    def generate(self, prompts: Sequence[Any], sampling: Any, seed: int, listener: None) -> Sampled:
         time.sleep(2)
         return Sampled([[Generation([5], [-0.1], "stop", self.version)] for _ in prompts], 2.0)
 
@@ -54,7 +54,7 @@ def slow_workers(ray_local: None) -> Iterator[Workers]:
     room = Resources((Bundle(0.2),))
     placement = reserve(room, Waiting(60))
     group = Group(ActorSpec("rollout", SlowActor, room.bundles, 0, 1), placement)
-    yield Workers(dict.fromkeys(("policy", "reward", "rollout"), group), engine="slow", notes=[], metrics={})
+    yield Workers(dict.fromkeys(("policy", "reward", "rollout"), group), engine="slow", notes=[], metrics={}, rewards_wait=False)
     group.kill()
     remove_placement_group(placement)
 
@@ -75,6 +75,7 @@ def drawn(step: int, version: int) -> dict[str, Any]:
         "finish_reason": "stop",
         "weight_version": version,
         "learnt": None,
+        "trajectory": None,
     }
     return {
         "step": step,
@@ -107,8 +108,14 @@ def test_what_was_begun_is_begun_again_on_the_same_prompts(tmp_path: Path, slow_
     assert len({found[0], found[1], found[2], refill.prompts[0].id}) == 4, "nobody gets the prompt of another"
 
 
-def test_the_round_in_flight_survives_a_checkpoint(tmp_path: Path) -> None:
+TURNS = {"messages": [], "turn_ends": [1], "rewards": [0.5], "metrics": {"calls": 1.0}, "ended_by": "done", "failure": None}
+
+
+@pytest.mark.parametrize("trajectory", [None, TURNS])
+def test_the_round_in_flight_survives_a_checkpoint(trajectory: dict[str, Any] | None, tmp_path: Path) -> None:
     state = json.loads(json.dumps(kept(drawn(3, 2))))
+    for generation in state["drawn"][0]["groups"][0]:
+        generation["trajectory"] = trajectory
     ahead = sampler(tmp_path, async_steps=1)
     assert ahead.state() == {"next_prompt": 0, "drawn": [], "begun": []}
     ahead.restore(state)
