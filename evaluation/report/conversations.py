@@ -10,6 +10,14 @@ from evaluation.report.data import ReportData
 from evaluation.report.markup import Markup, join, preformatted, tag
 from evaluation.report.tables import section
 
+_ENDS = {
+    "done": "the environment ended it",
+    "turns": "no turns were left",
+    "tokens": "no tokens were left",
+    "time": "its time was over",
+    "cut": "its last turn was cut",
+}
+
 
 def conversations_section(data: ReportData) -> Markup:
     """Some of each online node whose policy was answered; left out where none was."""
@@ -27,15 +35,17 @@ def _node(data: ReportData, node: str, told: Sequence[Mapping[str, Any]]) -> Mar
 
 def _conversation(told: Mapping[str, Any]) -> Markup:
     rewards = iter(told["rewards"])
-    turns = [_turn(message, None) for message in told["prompt"]]
-    turns += [_turn(m, next(rewards, None) if m["role"] == "assistant" else None) for m in told["messages"]]
-    why = told["failure"] or f"ended by {told['ended_by']}"
+    turns = [_turn(message, None, is_learnt=False) for message in told["prompt"]]
+    for message in told["messages"]:
+        own = message["role"] == "assistant"
+        turns.append(_turn(message, next(rewards, None) if own else None, is_learnt=own and not told["failure"]))
+    why = told["failure"] or _ENDS[told["ended_by"]]
     end = tag("p", tag("span", why, class_="pill bad" if told["failure"] else "pill"))
     return tag("article", *turns, end, class_="sample")
 
 
-def _turn(message: Mapping[str, Any], reward: float | None) -> Markup:
-    learnt = tag("span", "learnt", class_="pill good") if message["role"] == "assistant" else None
+def _turn(message: Mapping[str, Any], reward: float | None, *, is_learnt: bool) -> Markup:
+    learnt = tag("span", "learnt", class_="pill good") if is_learnt else None
     earned = tag("span", number(reward), class_="pill") if reward is not None else None
     calls = [f"{call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or ()]
     content = "\n".join(filter(None, (message["content"], *calls)))

@@ -19,7 +19,7 @@ def rewards_section(data: ReportData) -> Markup:
     if not data.rewards:
         return join()
     lead = (
-        "Over all responses of a run: mean and spread of each source, as it is, and its correlation with the length and with the other "
+        "Over all responses of a run: mean and spread of each source, as it is, and its correlation with the length in tokens and with the other "
         f"sources; {_TOGETHER:g} or more is marked. One that goes with the length may be paying for it."
     )
     return section("rewards", "Rewards", *(_node(data, node, facts) for node, facts in data.rewards.items()), lead=lead)
@@ -28,7 +28,7 @@ def rewards_section(data: ReportData) -> Markup:
 def _node(data: ReportData, node: str, facts: Mapping[str, Any]) -> Markup:
     parts: Sequence[Mapping[str, Any]] = facts["parts"]
     names = [part["name"] for part in parts]
-    heads = ("Source", "Mean", "Sd", "Least", "Median", "Most", "Without", "With length", *(f"With {name}" for name in names[1:]))
+    heads = ("Source", "Mean", "Sd", "Least", "Median", "Most", "Without", "With tokens", *(f"With {name}" for name in names[1:]))
     rows = [_row(part, names, heads) for part in parts]
     table = tag("table", tag("thead", tag("tr", *(tag("th", head) for head in heads))), tag("tbody", *rows), class_="folds")
     dot = tag("span", class_="dotted", style=f"--c:{data.colour_of(node)}")

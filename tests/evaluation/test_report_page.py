@@ -69,7 +69,8 @@ def test_conversations_show_what_was_learnt_and_what_a_turn_earned(data: ReportD
     first, second = page.xpath("//section[@id='conversations']//article")
     told = [(turn[0].text_content().split(), turn[1].text_content().strip()) for turn in first.xpath(".//div[@class='turn']")]
     assert [role for role, _ in told] == [["user"], ["assistant", "learnt", "-0.1"], ["user"], ["assistant", "learnt", "1"]]
-    assert told[2][1] == "17 * 23 = 391" and "ended by done" in first.text_content()
+    assert told[2][1] == "17 * 23 = 391" and "the environment ended it" in first.text_content()
+    assert "learnt" not in second.text_content(), "what failed teaches nothing"
     assert "no such tool" in second.text_content() and "<script>" in second.text_content()
 
 
