@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import sysconfig
 import traceback
 from typing import Any
@@ -30,6 +31,15 @@ def imported(path: str, setting: str, example: str) -> Any:
             f"{setting}='{path}': importing '{module_name}' raised {type(error).__name__}: {error}{last_user_line(error)}"
         ) from error
     return getattr(module, name, None)
+
+
+def awaited(value: Any) -> Any:
+    """What a user's function returned, or what that comes to where it is awaitable."""
+    return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
 
 
 def last_user_line(error: BaseException, *ours: str) -> str:

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from tempfile import TemporaryFile
 from typing import Any
 
+from data_processing.apart import import_path, last_line
 from data_processing.config import TableSource
 from data_processing.errors import ConfigError
 from data_processing.sources.files import RawRow
@@ -62,7 +63,7 @@ def read_generated(source: TableSource, field: str) -> Iterator[RawRow]:
 
 def _made_apart(source: TableSource, field: str) -> Iterator[str]:
     """The entries as lines of JSON, from a process whose sets are in the same order each time: some datasets draw from sets."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONHASHSEED": "0"}
+    environment = {**os.environ, "PYTHONPATH": import_path(), "PYTHONHASHSEED": "0"}
     command = [sys.executable, "-P", "-m", "data_processing.sources.generated", source.model_dump_json()]
     with (
         TemporaryFile("w+") as errors,
@@ -76,7 +77,7 @@ def _made_apart(source: TableSource, field: str) -> Iterator[str]:
         finally:
             making.kill()
         errors.seek(0)
-        last = (errors.read().strip().splitlines() or ["no output"])[-1]
+        last = last_line(errors.read())
     if making.returncode:
         raise ConfigError(
             f"{field}: {_LIBRARY} failed to make {source.max_rows} rows of '{source.path}': {last}; choose other options or rows"

@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.report.charts import number
 from evaluation.report.data import ReportData
 from evaluation.report.markup import Markup, join, preformatted, tag
-from evaluation.report.tables import section
+from evaluation.report.tables import node_heading, section
 
 _ENDS = {
     "done": "the environment ended it",
@@ -29,8 +29,7 @@ def conversations_section(data: ReportData) -> Markup:
 
 
 def _node(data: ReportData, node: str, told: Sequence[Mapping[str, Any]]) -> Markup:
-    dot = tag("span", class_="dotted", style=f"--c:{data.colour_of(node)}")
-    return tag("div", tag("h3", dot, node.replace("_", " ")), *(_conversation(each) for each in told))
+    return tag("div", node_heading(data, node), *(_conversation(each) for each in told))
 
 
 def _conversation(told: Mapping[str, Any]) -> Markup:

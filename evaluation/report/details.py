@@ -10,7 +10,7 @@ from evaluation.report.charts import line_chart, number, share_bar
 from evaluation.report.data import Curve, LineageEntry, ReportData, Timing
 from evaluation.report.graph import graph_chart
 from evaluation.report.markup import Markup, join, preformatted, tag
-from evaluation.report.tables import section, shown
+from evaluation.report.tables import node_heading, section, shown
 
 # Curves whose name contains one of these come first, in this order; the others are one click away.
 _FIRST = ("loss", "reward", "score", "accuracy", "margin", "kl", "entropy", "length", "perplexity", "value", "gap", "truncated")
@@ -83,8 +83,7 @@ def _stage_curves(data: ReportData, stage: str, curves: Sequence[Curve]) -> Mark
         tag("p", tag("span", "warning", class_="pill note"), " ", text) for text in dict.fromkeys(data.warnings.get(stage, ()))
     ]
     first = tag("div", *figures[:_SHOWN_CURVES], class_="curves")
-    heading = tag("h3", tag("span", class_="dotted", style=f"--c:{data.colour_of(stage)}"), stage.replace("_", " "))
-    return tag("div", heading, *notes, first, tag("p") if more else None, more, class_="stage")
+    return tag("div", node_heading(data, stage), *notes, first, tag("p") if more else None, more, class_="stage")
 
 
 def _rank(curve: Curve) -> tuple[int, int, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.report.charts import number
 from evaluation.report.data import ReportData
 from evaluation.report.markup import Markup, join, tag
-from evaluation.report.tables import section
+from evaluation.report.tables import node_heading, section
 
 # From here on two things go together so much that a reader should look.
 _TOGETHER = 0.7
@@ -31,8 +31,7 @@ def _node(data: ReportData, node: str, facts: Mapping[str, Any]) -> Markup:
     heads = ("Source", "Mean", "Sd", "Least", "Median", "Most", "Without", "With tokens", *(f"With {name}" for name in names[1:]))
     rows = [_row(part, names, heads) for part in parts]
     table = tag("table", tag("thead", tag("tr", *(tag("th", head) for head in heads))), tag("tbody", *rows), class_="folds")
-    dot = tag("span", class_="dotted", style=f"--c:{data.colour_of(node)}")
-    return tag("div", tag("h3", dot, node.replace("_", " ")), tag("div", table, class_="scroll"))
+    return tag("div", node_heading(data, node), tag("div", table, class_="scroll"))
 
 
 def _row(part: Mapping[str, Any], names: Sequence[str], heads: Sequence[str]) -> Markup:

@@ -73,18 +73,19 @@ def _data_summary(record: Record, find: FindFile) -> Mapping[str, Any] | None:
 
 def _reward_facts(record: Record, find: FindFile) -> Mapping[str, Any] | None:
     """What an online run says of its rewards; None for others, and where there were none."""
-    path = find(record["ref"], "rewards.json") if record["stage"] == "online" else None
-    if path is None or not path.is_file():
-        return None
-    facts: Mapping[str, Any] = read_json(path)
-    return facts if facts["parts"] else None
+    facts: Mapping[str, Any] | None = _online_json(record, find, "rewards.json")
+    return facts if facts and facts["parts"] else None
 
 
 def _conversations(record: Record, find: FindFile) -> Sequence[Mapping[str, Any]]:
     """Those that an online run shows; none of others, and where responses are one turn each."""
-    path = find(record["ref"], "conversations.json") if record["stage"] == "online" else None
-    told: Sequence[Mapping[str, Any]] = [] if path is None or not path.is_file() else read_json(path)
-    return told
+    return _online_json(record, find, "conversations.json") or []
+
+
+def _online_json(record: Record, find: FindFile, name: str) -> Any:
+    """A JSON file of an online run's artifact; None of others, and where it has none."""
+    path = find(record["ref"], name) if record["stage"] == "online" else None
+    return read_json(path) if path is not None and path.is_file() else None
 
 
 def _pages(status: Path) -> dict[str, str]:

@@ -20,6 +20,16 @@ _DECODING_TITLES = {
 }
 
 
+def dotted(data: ReportData, name: str) -> Markup:
+    """The dot in the colour of a model or a node."""
+    return tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}")
+
+
+def node_heading(data: ReportData, node: str) -> Markup:
+    """The heading of what is told of a node."""
+    return tag("h3", dotted(data, node), node.replace("_", " "))
+
+
 def section(identity: str, title: str, *children: Content, lead: str | None = None) -> Markup:
     """A titled card of the page."""
     return tag("section", tag("h2", title), tag("p", lead, class_="lead") if lead else None, *children, id=identity)
@@ -106,7 +116,7 @@ def _test_row(data: ReportData, name: str, test: Mapping[str, Any], measure: Mea
     few = test["judgement"] == "too few prompts"
     judged = f"too few prompts: {test['n']} of {data.verdict['min_prompts']} needed" if few else test["judgement"]
     detectable = "–" if test["detectable"] is None else shown(test["detectable"], measure)
-    dot = tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}")
+    dot = dotted(data, name)
     model = tag("td", dot, name, tag("span", judged, class_="range"))
     return tag("tr", model, tag("td", _p(test["corrected_p"])), tag("td", detectable))
 
@@ -130,7 +140,7 @@ def _seeds_row(data: ReportData, name: str, family: Mapping[str, Any]) -> Markup
     decoding, measure = data.verdict["decoding"], data.measures[data.verdict["primary_metric"]]
     numbers = family["over_seeds"][decoding][measure.name]
     each = ", ".join(shown(family["means"][member][decoding][measure.name], measure) for member in family["members"])
-    model = tag("td", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name)
+    model = tag("td", dotted(data, name), name)
     return tag("tr", model, tag("td", len(family["members"])), tag("td", *_mean_and_range(numbers, measure)), tag("td", each))
 
 
@@ -144,7 +154,7 @@ def _sources(data: ReportData) -> Markup | None:
     if len(counts) < 2:
         return None
     models, measure = list(data.verdict["models"]), data.measures[data.verdict["primary_metric"]]
-    names = [tag("th", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name) for name in models]
+    names = [tag("th", dotted(data, name), name) for name in models]
     rows = [
         tag(
             "tr",
@@ -172,7 +182,7 @@ def metrics_section(data: ReportData) -> Markup:
     if len(models) > _MOST_COLUMNS:
         tables = [_by_model(data, models, decoding) for decoding in DECODINGS]
     else:
-        names = [tag("th", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name) for name in models]
+        names = [tag("th", dotted(data, name), name) for name in models]
         rows = [row for decoding in DECODINGS for row in _decoding_rows(data, models, decoding)]
         tables = [tag("table", tag("thead", tag("tr", tag("th", "Metric"), *names)), tag("tbody", *rows), class_="folds")]
     lead = (
@@ -192,7 +202,7 @@ def _by_model(data: ReportData, models: Sequence[str], decoding: str) -> Markup 
     rows = [
         tag(
             "tr",
-            tag("td", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name),
+            tag("td", dotted(data, name), name),
             *(_cell(data, name, decoding, measure, measure.title) for measure in metrics),
         )
         for name in models

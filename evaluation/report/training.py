@@ -10,7 +10,7 @@ from statistics import fmean, median, pstdev
 from evaluation.report.charts import Point, number, scatter_chart
 from evaluation.report.data import Curve, ReportData
 from evaluation.report.markup import Markup, join, tag
-from evaluation.report.tables import section
+from evaluation.report.tables import dotted, section
 from evaluation.seeds import interval_over_seeds
 
 # What share of the gain counts as there.
@@ -125,7 +125,7 @@ def _total_memory(curves: Mapping[str, Curve]) -> Curve | None:
 
 
 def _row(data: ReportData, name: str, runs: Sequence[Mapping[str, float]], titles: Sequence[str]) -> Markup:
-    model = tag("td", tag("span", class_="dotted", style=f"--c:{data.colour_of(name)}"), name)
+    model = tag("td", dotted(data, name), name)
     return tag("tr", model, *(_cell(data, title, [run[title] for run in runs if title in run]) for title in titles))
 
 

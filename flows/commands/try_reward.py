@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from data_processing.errors import ConfigError
+from data_processing.settings import Settings
 from flows.commands.tables import console, table_with
 from flows.settings.messages import validation_message
 from flows.settings.yaml_values import parse_yaml
 from rlhf_core.rewards.build import Around
 from rlhf_core.rewards.facts import PartFacts, part_facts
 from rlhf_core.rewards.tried import CHOSEN, LABEL, REJECTED, TriedAnswer, TriedSource, read_answers, try_rewards
-from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.rewards.base import RewardSettings
 from rlhf_core.settings.rewards.functions import PythonReward
 from rlhf_core.settings.rewards.kinds import RewardSource, inputs_of
@@ -38,6 +38,12 @@ class Asked:
     scorers: Mapping[str, Path]
     tokenizer: Path | None
     allowed_hosts: Sequence[str]
+
+
+class _RewardFile(Settings):
+    """What a file of rewards holds."""
+
+    rewards: list[RewardSource]
 
 
 def try_reward(asked: Asked) -> None:
@@ -72,13 +78,9 @@ def read_sources(text: str) -> list[RewardSettings]:
     if not isinstance(found, list) or not found:
         raise ConfigError(f"{text}: has no list of rewards, neither as 'rewards' nor as 'online.rewards'")
     try:
-        return list(TypeAdapter(list[RewardSource]).validate_python(found))
+        return list(_RewardFile.model_validate({"rewards": found}).rewards)
     except ValidationError as error:
-        try:  # the same messages as everywhere
-            OnlineConfig.model_validate({"method": "reinforce", "rewards": found})
-        except ValidationError as told:
-            raise ConfigError(validation_message(told, OnlineConfig)) from error
-        raise
+        raise ConfigError(validation_message(error, _RewardFile)) from error
 
 
 def read_scorers(assignments: Sequence[str]) -> dict[str, Path]:

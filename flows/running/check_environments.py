@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError as OverdueError
 from typing import Any
 
-from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
-from data_processing.first_prompts import first_prompts
-from flows.graph.nodes import Node
+from data_processing.turns import extra_of
 from flows.graph.plan import Plan
+from flows.running.check_rewards import tried_prompts
 from rlhf_core.environments.host import EnvironmentFailedError, Host
 from rlhf_core.settings.environment import EnvironmentSettings
 from rlhf_core.settings.online import OnlineConfig
 
-_PROMPTS = 2
 _LIMIT_S = 60.0
 _TURN = {"turn": {"role": "assistant", "content": "This is an answer."}}
 
@@ -26,7 +23,7 @@ def check_environments(plan: Plan) -> None:
     for name, planned in plan.items():
         settings = planned.node.settings
         if planned.runs and isinstance(settings, OnlineConfig) and settings.environment.path is not None:
-            _try(name, settings.environment, _prompts(planned.node, plan))
+            _try(name, settings.environment, tried_prompts(plan[planned.node.inputs["data"]].node))
 
 
 def _try(node: str, settings: EnvironmentSettings, prompts: list[dict[str, Any]]) -> None:
@@ -50,10 +47,4 @@ def _try(node: str, settings: EnvironmentSettings, prompts: list[dict[str, Any]]
 
 
 def _opening(row: Mapping[str, Any]) -> dict[str, Any]:
-    columns = json.loads(row["extra"]) if row.get("extra") else {}
-    return {"prompt": row["prompt"], "label": row["label"], "columns": columns}
-
-
-def _prompts(node: Node, plan: Plan) -> list[dict[str, Any]]:
-    data = plan[node.inputs["data"]].node
-    return first_prompts(data.settings, _PROMPTS, data.seed)[:_PROMPTS] if isinstance(data.settings, DataConfig) else []
+    return {"prompt": row["prompt"], "label": row["label"], "columns": extra_of(row)}

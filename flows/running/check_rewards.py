@@ -33,7 +33,7 @@ def check_rewards(plan: Plan, allowed_hosts: Sequence[str]) -> None:
         if source.computes or told in tried:
             continue
         tried.add(told)
-        prompts = _prompts(plan[data].node) if data else []
+        prompts = tried_prompts(plan[data].node) if data else []
         asked = ask_apart if source.may_hang else ask
         if later := asked(source, prompts, allowed_hosts):
             _LOG.warning("warning: %s; it is asked again in training", later)
@@ -58,6 +58,7 @@ def _rewards_of(settings: Settings) -> Sequence[RewardSettings]:
     return settings.rewards if isinstance(settings, (OnlineConfig, SampleSettings)) else []
 
 
-def _prompts(data: Node) -> list[dict[str, Any]]:
+def tried_prompts(data: Node) -> list[dict[str, Any]]:
+    """The first prompts that a node gives: what rewards and environments are tried on."""
     settings = data.settings
     return first_prompts(settings, _PROMPTS, data.seed)[:_PROMPTS] if isinstance(settings, DataConfig) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -47,7 +48,7 @@ def _dotted(place: Sequence[str | int]) -> str:
 
 def _schema_at(place: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str | int], dict[str, Any]]:
     """The JSON schema at `place`, empty where there is none, and the place without the names of kinds that pydantic puts in it."""
-    schema: dict[str, Any] = model.model_json_schema()
+    schema = _schema_of(model)
     definitions = schema.get("$defs", {})
     path: list[str | int] = []
     for part in place:
@@ -64,3 +65,8 @@ def _schema_at(place: Sequence[str | int], model: type[BaseModel]) -> tuple[list
         if "$ref" in schema:
             schema = definitions[schema["$ref"].rsplit("/", 1)[-1]]
     return path, schema
+
+
+@cache
+def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()

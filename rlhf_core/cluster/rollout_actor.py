@@ -12,7 +12,7 @@ import psutil
 from rlhf_core.cluster.memory import Measured, Usage
 from rlhf_core.cluster.weights import Arrays, to_tensors
 from rlhf_core.precision import Dtype
-from rlhf_core.rollout.base import Generation, Generator, Sampling
+from rlhf_core.rollout.base import Generation, Generator, Sampling, in_groups
 from rlhf_core.rollout.conversations import Conversations, Opening
 from rlhf_core.settings.environment import EnvironmentSettings
 from rlhf_core.settings.rollout import RolloutEngine
@@ -98,9 +98,7 @@ class RolloutWorker(Measured):
             ended[number] = generation
             if listener is not None:
                 listener(number // sampling.n, generation)
-        answers = [ended[number] for number in range(len(openings) * sampling.n)]
-        groups = [answers[first : first + sampling.n] for first in range(0, len(answers), sampling.n)]
-        return Sampled(groups, time.monotonic() - start)
+        return Sampled(in_groups(ended, sampling.n), time.monotonic() - start)
 
     def usage(self) -> Usage:
         """With what the processes of the engine hold now, and have taken."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,15 +67,6 @@ def read_messages(given: Any) -> list[Message]:
                 f"a message has role {message.get('role')!r}; allowed are {', '.join(ROLES)}, each with a text as content"
             )
     return messages
-
-
-def awaited(value: Any) -> Any:
-    """The value itself, or what it comes to where it is awaitable."""
-    return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
-
-
-async def _awaited(value: Any) -> Any:
-    return await value
 
 
 def load_environment(path: str) -> type[Environment]:

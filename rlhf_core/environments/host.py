@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
+from data_processing.apart import import_path, last_line
+
 
 class EnvironmentFailedError(RuntimeError):
     """An environment raised, returned what is no reply, or its process died: the conversation is invalid."""
@@ -35,6 +37,11 @@ class Host:
                 return future
             self._worker = None
 
+    def end(self, conversation: int) -> None:
+        """Environment number `conversation` is needed no more; nothing where its process has gone already."""
+        if self._worker is not None:
+            self._worker.ask({"conversation": conversation, "op": "end", "given": {}})
+
     def close(self) -> None:
         """End the process."""
         if self._worker is not None:
@@ -47,7 +54,7 @@ class _Worker:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment = {**os.environ, "PYTHONPATH": import_path()}
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
@@ -86,7 +93,7 @@ class _Worker:
                 future.set_result(found["answer"])
         code = self._process.wait()
         self._errors.seek(0)
-        last = (self._errors.read().strip().splitlines() or ["no output"])[-1]
+        last = last_line(self._errors.read())
         self._errors.close()
         with self._lock:
             self._is_over, left = True, list(self._waiting.values())

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from rlhf_core.environments.base import awaited, load_environment, read_reply
-from rlhf_core.imported import RAISED, last_user_line
+from rlhf_core.environments.base import load_environment, read_reply
+from rlhf_core.imported import RAISED, awaited, last_user_line
 
 _THREADS = 64
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.rewards.base import Scorer
@@ -82,9 +81,8 @@ class Around:
     def scorer(self, source: RewardSettings, name: str) -> Path:
         """The folder of the scorer that the input `name` is; raises `ConfigError` where there is none."""
         if name not in self.scorers:
-            kind = getattr(source, "kind", "")
             raise ConfigError(
-                f"rewards: kind '{kind}' needs the reward model '{name}', and this run has {sorted(self.scorers) or 'none'}: name an "
+                f"rewards: kind '{source.kind}' needs the reward model '{name}', and this run has {sorted(self.scorers) or 'none'}: name an "
                 "entry that makes one as that input, or use another kind"
             )
         return self.scorers[name]
@@ -98,8 +96,7 @@ def build_reward(sources: Sequence[RewardSettings], around: Around, *, rounds: i
 
 def build_scorer(source: RewardSettings, around: Around) -> Scorer:
     """Load one source."""
-    kind: Any = getattr(source, "kind", None)
-    module, _, name = _BUILDERS[kind].partition(":")
+    module, _, name = _BUILDERS[source.kind].partition(":")
     scorer: Scorer = getattr(import_module(module), name)(source, around)
     return scorer
 

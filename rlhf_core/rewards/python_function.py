@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
-import inspect
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_processing.errors import ConfigError
-from rlhf_core.imported import RAISED, imported, last_user_line
+from rlhf_core.imported import RAISED, awaited, imported, last_user_line
 from rlhf_core.rewards.arguments import Signature
 from rlhf_core.rewards.base import ScoredResponse, Scores
 from rlhf_core.rewards.errors import TransientRewardError, is_transient
@@ -104,19 +102,13 @@ class PythonScorer:
         return values
 
     def _call(self, responses: Sequence[ScoredResponse], *, as_text: bool) -> Any:
-        values = self._function(**self._signature.arguments(responses, as_text=as_text))
-        if inspect.isawaitable(values):
-            values = asyncio.run(_awaited(values))
+        values = awaited(self._function(**self._signature.arguments(responses, as_text=as_text)))
         return list(values) if isinstance(values, Iterator) else values
 
 
 def build(source: PythonReward, around: Around) -> PythonScorer:
     """From settings."""
     return PythonScorer(source.function, around.limit_s)
-
-
-async def _awaited(values: Awaitable[Any]) -> Any:
-    return await values
 
 
 _HERE = __file__.rpartition("/")[0] + "/"

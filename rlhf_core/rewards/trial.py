@@ -16,7 +16,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from data_processing.apart import import_path, last_line
 from data_processing.errors import ConfigError
+from data_processing.turns import extra_of
 from rlhf_core.rewards.base import ScoredResponse, Scores
 from rlhf_core.rewards.build import Around, build_scorer
 from rlhf_core.rewards.errors import TransientRewardError
@@ -51,7 +53,7 @@ def ask_apart(
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", __spec__.name if __spec__ else __name__, folder],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={**os.environ, "PYTHONPATH": import_path()},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -65,7 +67,7 @@ def ask_apart(
             ) from None
         found = Path(folder, _FOUND)
         if not found.is_file():
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            last = last_line(done.stderr)
             raise ConfigError(f"{_named(source)}: its process ended with code {done.returncode} when it was tried: {last}")
         error, later = json.loads(found.read_text(encoding="utf-8"))
     return _told(source, prompts, error, later)
@@ -110,10 +112,9 @@ def _named(source: RewardSettings) -> str:
 
 
 def _response(row: Mapping[str, Any]) -> ScoredResponse:
-    columns = json.loads(row["extra"]) if row.get("extra") else {}
     # As one that an environment ended at once: those who read no turns do not look at it.
     told = Trajectory([{"role": "assistant", "content": _ANSWER}], turn_ends=[3], rewards=[0.0])
-    return ScoredResponse(row["id"], row["prompt"], row["label"], [0], [0, 0, 0, 0], _ANSWER, columns, trajectory=told)
+    return ScoredResponse(row["id"], row["prompt"], row["label"], [0], [0, 0, 0, 0], _ANSWER, extra_of(row), trajectory=told)
 
 
 if __name__ == "__main__":

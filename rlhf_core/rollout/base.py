@@ -134,8 +134,12 @@ def generate(
     generator: Generator, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, tell: Tell | None = None
 ) -> list[list[Generation]]:
     """All that `generator.stream` gives, in order, a list a prompt."""
-    ended = dict(generator.stream(prompts, sampling, seed, tell))
-    return [[ended[first + i] for i in range(sampling.n)] for first in range(0, len(prompts) * sampling.n, sampling.n)]
+    return in_groups(dict(generator.stream(prompts, sampling, seed, tell)), sampling.n)
+
+
+def in_groups(ended: Mapping[int, Generation], n: int) -> list[list[Generation]]:
+    """Generations by their numbers as a list a prompt, `n` in each."""
+    return [[ended[first + i] for i in range(n)] for first in range(0, len(ended), n)]
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], max_model_len: int) -> None:

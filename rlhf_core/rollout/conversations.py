@@ -108,6 +108,14 @@ class _Conversation:
         return Generation(ids, logprobs, "length" if cut else "stop", self.version, learnt, self.trajectory)
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What an environment was asked: of which conversation, and when."""
+
+    number: int
+    asked_s: float = field(default_factory=time.monotonic)
+
+
 class Conversations:
     """Holds conversations with the environment of `settings`, drawn by `generator`; `room_tokens` bound prompt and all turns together."""
 
@@ -135,11 +143,11 @@ class Conversations:
             number: _Conversation(number, opening := openings[number // sampling.n], self._room(opening), now)
             for number in range(len(openings) * sampling.n)
         }
-        asked = {self._ask(each, "reset", _told(each.opening)): each.number for each in held.values()}
+        asked = {self._host.ask(each.number, "reset", _told(each.opening)): _Question(each.number) for each in held.values()}
         drawing: set[int] = set()
         while held:
             for future in self._answered(asked, is_drawing=bool(drawing)):
-                conversation = held[asked.pop(future)]
+                conversation = held[asked.pop(future).number]
                 if self._take_answer(conversation, future, sampling, seed):
                     drawing.add(conversation.number)
                 else:
@@ -148,7 +156,7 @@ class Conversations:
                 drawing.remove(number)
                 if self._take_turn(held[number], drawn):
                     turn = held[number].trajectory.messages[-1]
-                    asked[self._ask(held[number], "step", {"turn": turn})] = number
+                    asked[self._host.ask(number, "step", {"turn": turn})] = _Question(number)
                 else:
                     yield number, self._over(held.pop(number))
 
@@ -160,17 +168,12 @@ class Conversations:
         room = self._room_tokens - len(opening.ids)
         return min(room, self._settings.max_response_tokens or room)
 
-    def _ask(self, conversation: _Conversation, op: str, given: Mapping[str, Any]) -> Future[Any]:
-        future = self._host.ask(conversation.number, op, given)
-        future.asked_s = time.monotonic()  # type: ignore[attr-defined]
-        return future
-
-    def _answered(self, asked: Mapping[Future[Any], int], *, is_drawing: bool) -> list[Future[Any]]:
+    def _answered(self, asked: Mapping[Future[Any], _Question], *, is_drawing: bool) -> list[Future[Any]]:
         """The answers that are there, or overdue; waited for a moment where nothing is drawn, or can be."""
         if asked and (not is_drawing or self._generator.in_batches):
             wait(asked, timeout=_LOOK_EVERY_S, return_when=FIRST_COMPLETED)
         late_s = time.monotonic() - self._settings.step_timeout_s
-        return [future for future in asked if future.done() or future.asked_s < late_s]  # type: ignore[attr-defined]
+        return [future for future, question in asked.items() if future.done() or question.asked_s < late_s]
 
     def _take_answer(self, conversation: _Conversation, future: Future[Any], sampling: Sampling, seed: int) -> bool:
         """What the environment said; whether the model's next turn is being drawn."""
@@ -232,7 +235,7 @@ class Conversations:
         return True if drawn.finish_reason == "stop" else self._ends(conversation, "cut")
 
     def _over(self, conversation: _Conversation) -> Generation:
-        self._host.ask(conversation.number, "end")
+        self._host.end(conversation.number)
         return conversation.generation()
 
 

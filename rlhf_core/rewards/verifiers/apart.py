@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from data_processing.apart import import_path
 from data_processing.errors import ConfigError
 from rlhf_core.rewards.time_limit import TimeLimitError, time_limit
 from rlhf_core.rewards.verifiers.verifier import OverTimeError
@@ -83,7 +84,7 @@ class Apart:
     def _started(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "rlhf_core.rewards.verifiers.apart", self._library, self._path, str(self._limit_s)],
-            env={"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **{k: os.environ[k] for k in _KEPT if k in os.environ}},
+            env={"PYTHONPATH": import_path(), **{k: os.environ[k] for k in _KEPT if k in os.environ}},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
