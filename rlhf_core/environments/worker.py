@@ -7,6 +7,7 @@ or tools (those of the class). Requests run in threads, so that a slow one holds
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +42,11 @@ def main(path: str, options: dict[str, Any]) -> None:
             out.write(line + "\n")
             out.flush()
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for line in sys.stdin:
-            pool.submit(answer, json.loads(line))
+    pool = ThreadPoolExecutor(_THREADS)
+    for line in sys.stdin:
+        pool.submit(answer, json.loads(line))
+    # Whoever asked has gone: what an environment is still at, or hangs in, nobody waits for.
+    os._exit(0)
 
 
 def _answer(made: Any, options: dict[str, Any], conversations: dict[int, Any], asked: dict[str, Any]) -> Any:

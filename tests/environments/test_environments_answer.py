@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -73,6 +75,24 @@ def test_a_process_that_dies_fails_those_that_wait_and_starts_again_for_others()
         begun(host, 2, "q1").result(30)
         assert host.ask(2, "step", TURN).result(30)["reward"] == 1.0
     assert not [child for child in psutil.Process().children() if "environments.worker" in " ".join(child.cmdline())]
+
+
+@pytest.mark.seconds
+def test_nothing_is_left_of_a_sampler_that_is_killed_while_an_environment_hangs() -> None:
+    asks = (
+        f"from rlhf_core.environments.host import Host; import time; host = Host('{MADE}:Hangs', {{}}); "
+        "given = {'prompt': [{'role': 'user', 'content': 'q'}], 'label': None, 'columns': {}}; "
+        f"host.ask(1, 'reset', given).result(60); host.ask(1, 'step', {TURN!r}); time.sleep(0.3); print('asked', flush=True); time.sleep(60)"
+    )
+    sampler = subprocess.Popen([sys.executable, "-c", asks], stdout=subprocess.PIPE, text=True)
+    assert sampler.stdout is not None and sampler.stdout.readline() == "asked\n"
+    [environments] = psutil.Process(sampler.pid).children()
+    sampler.kill()
+    sampler.communicate()
+    _, alive = psutil.wait_procs([environments], timeout=20)
+    for process in alive:
+        process.kill()
+    assert not alive
 
 
 @pytest.mark.seconds
