@@ -7,8 +7,8 @@ import sys
 
 
 def import_path() -> str:
-    """PYTHONPATH of a process that is to import what this one can."""
-    return os.pathsep.join(place for place in sys.path if place)
+    """PYTHONPATH of a process that is to import what this one can: also from the working directory, where this one does (`python -c`)."""
+    return os.pathsep.join(place or os.getcwd() for place in sys.path)
 
 
 def last_line(text: str) -> str:
