@@ -38,6 +38,7 @@ class SourceKind(str, Enum):
     huggingface = "huggingface"
     file = "file"
     reasoning_gym = "reasoning_gym"
+    verifiers = "verifiers"
 
 
 class TableSource(Settings):
@@ -45,25 +46,30 @@ class TableSource(Settings):
 
     `path` is a Hugging Face dataset name, a file (.parquet, .jsonl, .ndjson, .json, .csv, .arrow, .txt, .tar; text and tar also
     .gz or .zst), a folder of such files or of `save_to_disk`, or `data_type@dir` (for example `jsonl@/data/chat`), which reads
-    every file of that type below the folder. With kind `reasoning_gym` it is the name of a dataset of that library.
+    every file of that type below the folder. With kind `reasoning_gym` it is the name of a dataset of that library, with kind
+    `verifiers` that of an environment of that one.
     """
 
     path: str = Field(
         description="Dataset name, file, folder, or data_type@dir; ~ is your home", json_schema_extra={"path": True}
     )
     kind: SourceKind = Field(
-        SourceKind.file, description="'file' for local paths, 'huggingface' for dataset names, 'reasoning_gym' for generated ones"
+        SourceKind.file,
+        description="'file' for local paths, 'huggingface' for dataset names, 'reasoning_gym' for generated ones, 'verifiers' for those of "
+        "an environment",
     )
     split: str = Field("train", description="Split of a Hugging Face dataset, or of a folder of save_to_disk that has splits")
     subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset")
     revision: str | None = Field(
         None,
-        description="Commit, tag or branch of a Hugging Face dataset, version of reasoning-gym; resolved when a run is planned",
+        description="Commit, tag or branch of a Hugging Face dataset, versions of the library that makes the rows; resolved when a run is "
+        "planned",
     )
     max_rows: int | None = Field(None, ge=1, description="Read at most this many rows; of kind 'reasoning_gym' make so many")
-    seed: int = Field(0, ge=0, description="Of kind 'reasoning_gym': what the rows are drawn with")
+    seed: int = Field(0, ge=0, description="Of kind 'reasoning_gym' or 'verifiers': what the rows are drawn or shuffled with")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Of kind 'reasoning_gym': settings of the dataset's generator"
+        default_factory=dict,
+        description="Of kind 'reasoning_gym': settings of the dataset's generator; of 'verifiers': arguments of load_environment",
     )
     columns: dict[str, str] = Field(
         default_factory=dict, description="Renames source columns: {name in the source: name a recogniser knows}"
@@ -100,9 +106,9 @@ class TableSource(Settings):
 # Fields that mean something to these kinds only.
 _ONLY_OF: dict[str, tuple[SourceKind, ...]] = {
     "subset": (SourceKind.huggingface,),
-    "revision": (SourceKind.huggingface, SourceKind.reasoning_gym),
-    "seed": (SourceKind.reasoning_gym,),
-    "options": (SourceKind.reasoning_gym,),
+    "revision": (SourceKind.huggingface, SourceKind.reasoning_gym, SourceKind.verifiers),
+    "seed": (SourceKind.reasoning_gym, SourceKind.verifiers),
+    "options": (SourceKind.reasoning_gym, SourceKind.verifiers),
 }
 _EARLIER = {"allow_duplicates", "allow_leaks"}
 

@@ -45,7 +45,7 @@ def prepare(config: DataConfig, output: Path, seed: int, tell: Tell = lambda don
     Sources are read once, row by row; `tell` hears now and then how far that is. Raises `ConfigError` where a source is not there or nothing is to be prepared,
     `DataError` for too many bad rows, duplicates, contradictions or leaks, or when no row is left.
     """
-    sources = [SourceRows(table, source, place, config.max_bad_fraction) for place, table, source in _sources(config)]
+    sources = [SourceRows(table, source, place, config.max_bad_fraction) for place, table, source in sources_of(config)]
     if not sources and config.procedures is None:
         raise ConfigError("data: procedures is null and no table has a source; set one of them")
     generated = {} if config.procedures is None else procedures_rows(config.procedures, seed)
@@ -70,12 +70,13 @@ def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
     """Name, size and sha256 of every local file the config names, by source. Hugging Face datasets are told by their commit."""
     return [
         {"place": place, "files": file_fingerprint(source, f"{place}.path")}
-        for place, _, source in _sources(config)
+        for place, _, source in sources_of(config)
         if source.kind is SourceKind.file
     ]
 
 
-def _sources(config: DataConfig) -> Iterator[tuple[str, TableName, TableSource]]:
+def sources_of(config: DataConfig) -> Iterator[tuple[str, TableName, TableSource]]:
+    """Each source that the config names, with its place there and the table it is for."""
     for table in TABLES:
         for i, source in enumerate(getattr(config, table)):
             yield f"data.{table}[{i}]", table, source

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
-from tempfile import TemporaryFile
 from typing import Any
 
-from data_processing.apart import import_path, last_line
+from data_processing.apart import lines_of
 from data_processing.config import TableSource
 from data_processing.errors import ConfigError
 from data_processing.sources.files import RawRow
@@ -54,34 +51,11 @@ def read_generated(source: TableSource, field: str) -> Iterator[RawRow]:
     Raises what `version_for` does.
     """
     version_for(source, field)
-    number = 0
-    for number, line in enumerate(_made_apart(source, field), 1):
+    failed = f"{field}: {_LIBRARY} failed to make {source.max_rows} rows of '{source.path}'; choose other options or rows: "
+    for number, line in enumerate(lines_of(__name__, source.model_dump_json(), failed), 1):
         entry = entry_of(line)
         row = {"question": entry["question"], "answer": entry["answer"], "dataset": source.path, "entry": line.rstrip("\n")}
         yield RawRow(f"{source.path} row", number, row)
-
-
-def _made_apart(source: TableSource, field: str) -> Iterator[str]:
-    """The entries as lines of JSON, from a process whose sets are in the same order each time: some datasets draw from sets."""
-    environment = {**os.environ, "PYTHONPATH": import_path(), "PYTHONHASHSEED": "0"}
-    command = [sys.executable, "-P", "-m", "data_processing.sources.generated", source.model_dump_json()]
-    with (
-        TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as making,
-    ):
-        try:
-            yield from making.stdout or ()
-            making.wait()
-        finally:
-            making.kill()
-        errors.seek(0)
-        last = last_line(errors.read())
-    if making.returncode:
-        raise ConfigError(
-            f"{field}: {_LIBRARY} failed to make {source.max_rows} rows of '{source.path}': {last}; choose other options or rows"
-        )
 
 
 def main(source: TableSource) -> None:

@@ -14,6 +14,7 @@ from data_processing.schemas import TableName
 from data_processing.sources.columns import OWN_COLUMNS, ROW_BUILDERS, extra_columns, json_text, pass_rate, row_tools
 from data_processing.sources.files import Position, RawRow, read_files
 from data_processing.sources.found import found_files
+from data_processing.sources.from_verifiers import read_environment
 from data_processing.sources.generated import read_generated
 from data_processing.sources.hub import read_hub
 from data_processing.sources.messages import unknown_keys
@@ -150,6 +151,8 @@ class SourceRows:
             return read_hub(self._source, f"{self.place}.path")
         if self._source.kind is SourceKind.reasoning_gym:
             return read_generated(self._source, f"{self.place}.path")
+        if self._source.kind is SourceKind.verifiers:
+            return read_environment(self._source, f"{self.place}.path")
         found = found_files(self._source, f"{self.place}.path")
         self._passed_over = found.passed_over
         self._position = Position(found.files)

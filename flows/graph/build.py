@@ -70,11 +70,16 @@ def _at_commits(settings: Settings) -> Settings:
 def _at_commit(place: str, source: TableSource) -> TableSource:
     if source.kind is SourceKind.file:
         return source
+    from data_processing.sources.from_verifiers import version_of_environment
     from data_processing.sources.generated import version_for
     from data_processing.sources.hub import commit_of
 
-    revision = (commit_of if source.kind is SourceKind.huggingface else version_for)(source, place)
-    return source.model_copy(update={"revision": revision})
+    found = {
+        SourceKind.huggingface: commit_of,
+        SourceKind.reasoning_gym: version_for,
+        SourceKind.verifiers: version_of_environment,
+    }
+    return source.model_copy(update={"revision": found[source.kind](source, place)})
 
 
 def deciding_metric(graph: Graph) -> str | None:

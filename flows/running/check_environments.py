@@ -22,13 +22,12 @@ def check_environments(plan: Plan) -> None:
     """Raise `ConfigError` for an environment of a node that runs which cannot be loaded, begun or asked, or does not answer."""
     for name, planned in plan.items():
         settings = planned.node.settings
-        if planned.runs and isinstance(settings, OnlineConfig) and settings.environment.path is not None:
+        if planned.runs and isinstance(settings, OnlineConfig) and settings.environment.is_given:
             _try(name, settings.environment, tried_prompts(plan[planned.node.inputs["data"]].node))
 
 
 def _try(node: str, settings: EnvironmentSettings, prompts: list[dict[str, Any]]) -> None:
-    assert settings.path is not None, "there is one"
-    host, doing = Host(settings.path, settings.options), "loading it"
+    host, doing = Host(*settings.hosted), "loading it"
     try:
         host.ask(-1, "tools").result(_LIMIT_S)
         for number, row in enumerate(prompts):
@@ -39,7 +38,7 @@ def _try(node: str, settings: EnvironmentSettings, prompts: list[dict[str, Any]]
     except (EnvironmentFailedError, OverdueError) as error:
         why = str(error) or f"no answer within {_LIMIT_S:g} s"
         raise ConfigError(
-            f"{node}: environment.path='{settings.path}': {doing}: {why} (tried on {len(prompts)} prompts before the start; --no-check "
+            f"{node}: {settings.said}: {doing}: {why} (tried on {len(prompts)} prompts before the start; --no-check "
             "leaves this out)"
         ) from error
     finally:

@@ -77,7 +77,7 @@ class RolloutWorker(Measured):
             trust_remote_code=setup.trust_remote_code,
             gpus=setup.gpus,
         )
-        if setup.environment.path is not None:
+        if setup.environment.is_given:
             self.conversations = _conversations(setup, self.generator)
         notes = (*fallback_note(setup.engine, chosen, reason), *self.generator.notes)
         return Sampler(f"{self.generator.name} ({reason})", notes, dict(self.generator.metrics))

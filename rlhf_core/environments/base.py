@@ -31,7 +31,8 @@ class Environment(Protocol):
     """One conversation's other side. Made anew for each; `reset` comes first, then `step` for each turn until one is done.
 
     Both may be async. What they raise makes the conversation invalid, and is counted; it never becomes a reward. A class may have
-    `tools`: the functions that a model may call, as the chat template takes them.
+    `tools`: the functions that a model may call, as the chat template takes them; `prepare(**options)`, a classmethod for what all
+    conversations share, called once in its process, in the main thread, before any of them; and `close()`, called when a conversation is over.
     """
 
     def reset(self, prompt: Sequence[Message], label: str | None, columns: Mapping[str, Any]) -> None:

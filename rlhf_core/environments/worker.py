@@ -26,6 +26,8 @@ def main(path: str, options: dict[str, Any]) -> None:
     # Whatever an environment prints is no answer.
     sys.stdout = sys.stderr
     made = load_environment(path)
+    if prepare := getattr(made, "prepare", None):
+        prepare(**options)
     conversations: dict[int, Any] = {}
 
     def answer(asked: dict[str, Any]) -> None:
@@ -52,7 +54,8 @@ def main(path: str, options: dict[str, Any]) -> None:
 def _answer(made: Any, options: dict[str, Any], conversations: dict[int, Any], asked: dict[str, Any]) -> Any:
     number, given = asked["conversation"], asked.get("given", {})
     if asked["op"] == "end":
-        conversations.pop(number, None)
+        if close := getattr(conversations.pop(number, None), "close", None):
+            awaited(close())
         return None
     if asked["op"] == "tools":
         return getattr(made, "tools", None)

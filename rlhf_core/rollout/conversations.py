@@ -128,10 +128,9 @@ class Conversations:
         *,
         read_turn: ReadTurn = plain_turn,
     ) -> None:
-        assert settings.path is not None, "there is an environment"
         self._generator, self._renderer, self._settings, self._room_tokens = generator, renderer, settings, room_tokens
         self._read_turn = read_turn
-        self._host = Host(settings.path, settings.options)
+        self._host = Host(*settings.hosted)
 
     def stream(self, openings: Sequence[Opening], sampling: Sampling, seed: int) -> Iterator[tuple[int, Generation]]:
         """`sampling.n` conversations from each opening, each when it is over, numbered as by `Generator.stream`.

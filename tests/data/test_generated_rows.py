@@ -62,7 +62,9 @@ def test_the_order_of_sets_in_a_process_changes_no_row(monkeypatch: pytest.Monke
 
 def test_a_dataset_that_cannot_make_its_rows_is_an_error() -> None:
     never = {"min_sides": 3, "max_sides": 3, "min_angle": 170, "max_angle": 175}
-    with pytest.raises(ConfigError, match=r"failed to make 4 rows of 'simple_geometry': ValueError: .* choose other options"):
+    with pytest.raises(
+        ConfigError, match=r"failed to make 4 rows of 'simple_geometry'; choose other options or rows: ValueError: "
+    ):
         read(path="simple_geometry", options=never)
 
 

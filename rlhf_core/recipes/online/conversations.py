@@ -26,13 +26,13 @@ _LOAD_LIMIT_S = 120.0
 
 def tools_of(settings: EnvironmentSettings) -> Sequence[Mapping[str, Any]] | None:
     """The functions that the environment's class says a model may call; None without any. Raises `ConfigError` where it cannot load."""
-    if settings.path is None:
+    if not settings.is_given:
         return None
-    host = Host(settings.path, settings.options)
+    host = Host(*settings.hosted)
     try:
         tools: Sequence[Mapping[str, Any]] | None = host.ask(-1, "tools").result(_LOAD_LIMIT_S)
     except (EnvironmentFailedError, OverdueError) as error:
-        raise ConfigError(f"environment.path='{settings.path}' does not load: {error or 'no answer'}; correct it") from error
+        raise ConfigError(f"{settings.said} does not load: {error or 'no answer'}; correct it") from error
     finally:
         host.close()
     return tools or None
