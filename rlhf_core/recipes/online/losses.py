@@ -19,7 +19,7 @@ from rlhf_core.objectives.policy import rollout_correction
 from rlhf_core.objectives.value import value_loss
 from rlhf_core.settings.online import OnlineConfig
 
-LOGPROBS, VALUES = "logprobs", "values"
+LOGPROBS, VALUES, ENTROPY = "logprobs", "values", "entropy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,15 @@ class ResponseLogprobs:
     def __call__(self, module: nn.Module, batch: ModelBatch) -> dict[str, Tensor]:
         """`logprobs` [n_rows, T]."""
         return {LOGPROBS: module(batch, temperature=self.temperature)[0]}
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseEntropies:
+    """Entropy (nats) of the distribution that each response token was drawn from, at temperature 1."""
+
+    def __call__(self, module: nn.Module, batch: ModelBatch) -> dict[str, Tensor]:
+        """`entropy` [n_rows, T]."""
+        return {ENTROPY: module(batch, temperature=1.0, with_entropy=True)[1]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.actors import MiniBatch, Totals
 from rlhf_core.cluster.rollout_actor import Sampled
+from rlhf_core.credit.base import CreditedUnit
 from rlhf_core.recipes.prompts import Prompt, scored_response
 from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.rewards.compose import Rewards
 from rlhf_core.rollout.base import Generation
 
 
@@ -158,12 +160,13 @@ def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Rend
 
 
 def write_rollouts(
-    path: Path, step: int, rollouts: Rollouts, total: Sequence[float | None], by_source: Mapping[str, Sequence[float | None]]
+    path: Path, step: int, rollouts: Rollouts, rewards: Rewards, units: Sequence[Sequence[CreditedUnit]] = ()
 ) -> None:
-    """Keep a round as a `rollouts` table; `total` and `by_source` are the rewards, one a response. `step` counts from 1.
+    """Keep a round as a `rollouts` table, with what its responses are worth and, where credit was spread, their units. `step` counts from 1.
 
     A response without a reward has none in the table, and a source that gave it none, or NaN, has none there.
     """
+    total, by_source = rewards.worth, rewards.by_source
     samples_per_prompt = {prompt.id: 0 for prompt in rollouts.prompts}
     rows = []
     for i, (prompt, generation) in enumerate(zip(rollouts.prompts, rollouts.generations, strict=True)):
@@ -182,6 +185,7 @@ def write_rollouts(
                 "finish_reason": generation.finish_reason,
                 "learnt": generation.learnt,
                 "trajectory": None if generation.trajectory is None else json.dumps(asdict(generation.trajectory)),
+                "units": [asdict(unit) for unit in units[i]] if units else None,
             }
         )
         samples_per_prompt[prompt.id] += 1

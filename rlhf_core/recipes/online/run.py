@@ -16,6 +16,8 @@ from data_processing.errors import ConfigError, DivergedError, PreemptedError
 from data_processing.pace import Pace
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.group import Call, wait
+from rlhf_core.credit.base import Credit, Credited, Round
+from rlhf_core.credit.build import build_credit
 from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.load import load_tokenizer, same_tokens
 from rlhf_core.recipes.best import take_kept
@@ -32,7 +34,7 @@ from rlhf_core.recipes.online.conversations import (
 from rlhf_core.recipes.online.evaluation import Evaluation, read_validation_prompts
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
-from rlhf_core.recipes.online.losses import LOGPROBS, VALUES, ResponseValues
+from rlhf_core.recipes.online.losses import ENTROPY, LOGPROBS, VALUES, ResponseEntropies, ResponseValues
 from rlhf_core.recipes.online.metrics import Stopwatch, flat_groups, rollout_metrics, round_line, teacher_kl_metrics
 from rlhf_core.recipes.online.reward_facts import REWARD_FACTS, write_reward_facts
 from rlhf_core.recipes.online.reward_scales import RewardScales
@@ -43,6 +45,7 @@ from rlhf_core.recipes.online.updates import Scored, Updates, added, response_lo
 from rlhf_core.recipes.online.workers import Workers, start_workers
 from rlhf_core.recipes.prompts import Limits, Prompt, digest, read_prompts
 from rlhf_core.recipes.stop import stop_requested
+from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import Rewards
 from rlhf_core.rewards.overlong import with_penalties
 from rlhf_core.settings.rewards.kinds import inputs_of
@@ -117,6 +120,7 @@ class OnlineRun:
     updates: Updates = field(init=False)
     evaluation: Evaluation = field(init=False)
     canary: Canary = field(init=False)
+    credit: Credit | None = field(init=False)
     checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -126,6 +130,7 @@ class OnlineRun:
         self.scales = RewardScales(lambda statistics: self._wait(self.workers["reward"].call("restore", statistics)))
         self.updates = Updates(self.job, self.workers, self._wait)
         self.evaluation = Evaluation(self.job, self.workers, self.sampler, self.renderer, self.validation, self._wait)
+        self.credit = build_credit(self.job.config)
         self.canary = Canary(self.job, self.workers, self.renderer, self._wait)
         parts: dict[str, Kept] = {
             "alarms": self.alarms,
@@ -172,21 +177,23 @@ class OnlineRun:
         rollouts, rewards = self._without_flat_groups(step, rollouts, clock)
         self.evaluation.begin(step)
         scored = self._score(step, rollouts, rewards, clock)
+        credited = self._credit(step, rollouts, scored, clock)
+        write_rollouts(self._rollouts_path(step), step + 1, rollouts, scored.rewards, credited.units)
         self._say(step, "training on them", clock)
         targets = compute_targets(
             config,
-            scored.rewards.total,
+            credited.total,
             mask=rollouts.mask,
             kl_coef=self.kl.value,
             logprobs=scored.logprobs,
             reference=scored.reference,
             values=scored.values,
             teacher=scored.teacher,
-            token_rewards=rollouts.at_learnt_tokens(scored.rewards.tokens) if scored.rewards.has_tokens else None,
+            token_rewards=rollouts.at_learnt_tokens(credited.tokens) if any(own is not None for own in credited.tokens) else None,
             turn_ends=rollouts.turn_ends,
         )
         metrics = known | rollout_metrics(rollouts, scored.rewards, config.samples_per_prompt, step)
-        metrics |= conversation_metrics(rollouts)
+        metrics |= conversation_metrics(rollouts) | {f"credit/{name}": value for name, value in credited.metrics.items()}
         if scored.teacher is not None and scored.logprobs is not None:
             metrics |= teacher_kl_metrics(scored.logprobs, scored.teacher, rollouts.mask)
         metrics |= self._update(step, rollouts, scored, targets)
@@ -265,7 +272,8 @@ class OnlineRun:
         try:
             yield
         except DivergedError:
-            write_rollouts(self.job.resume / "bad_rollouts.parquet", step + 1, rollouts, [None] * len(rollouts.rows), {})
+            nothing = Rewards([None] * len(rollouts.rows), {})
+            write_rollouts(self.job.resume / "bad_rollouts.parquet", step + 1, rollouts, nothing)
             raise
 
     def _score(self, step: int, rollouts: Rollouts, rewards: Rewards | None, clock: Stopwatch) -> Scored:
@@ -291,7 +299,6 @@ class OnlineRun:
             clock.lap("rewards")
         rewards = rewards if rewards is not None else found[0].without(rollouts.failed)
         rewards = with_penalties(rewards, [sum(g.is_learnt) for g in rollouts.generations], config)
-        write_rollouts(self._rollouts_path(step), step + 1, rollouts, rewards.worth, rewards.by_source)
         check_rewards(step, rewards, config, self.job.events, conversation_failures(rollouts))
         values = {role: added(ranks) for role, ranks in results.items()}
         return Scored(
@@ -301,6 +308,30 @@ class OnlineRun:
             values.get("critic", {}).get(VALUES),
             values.get("teacher", {}).get(LOGPROBS),
         )
+
+    def _credit(self, step: int, rollouts: Rollouts, scored: Scored, clock: Stopwatch) -> Credited:
+        """Where the rewards of the round go: as they are, or as the run's credit spreads them."""
+        rewards, credit = scored.rewards, self.credit
+        if credit is None:
+            return Credited(rewards.total, rewards.tokens)
+        self._say(step, "spreading their rewards over tokens", clock)
+        entropy = None
+        if getattr(credit, "needs_entropy", False):
+            [ranks] = self._wait(self.workers["policy"].call("predict", ResponseEntropies(), rollouts.rows), may_stop=True)
+            entropy = added(ranks)[ENTROPY]
+        eos_ids = self.renderer.stop_ids
+        last_ids = [generation.response_ids[-1] for generation in rollouts.generations]
+        ends = [last if last in eos_ids else None for last in last_ids]
+        given = Round(rollouts.responses, rewards, ends, eos_ids, self.renderer.tokenizer, entropy, self._worth_of)
+        credited = credit(given)
+        clock.lap("credit")
+        return credited
+
+    def _worth_of(self, responses: Sequence[ScoredResponse]) -> list[float | None]:
+        """What other responses than the round's are worth, on the round's scale."""
+        [[rewards]] = self._wait(self.workers["reward"].call("compare", responses), may_stop=True)
+        found: Rewards = rewards
+        return found.total
 
     def _update(self, step: int, rollouts: Rollouts, scored: Scored, targets: Targets) -> dict[str, float]:
         """Train on the round's rollouts, and keep them apart where that breaks the run."""
@@ -319,7 +350,7 @@ class OnlineRun:
             take_kept(best, self.job.output)
         shutil.copytree(self.job.resume / "rollouts", self.job.output / "rollouts", dirs_exist_ok=True)
         write_reward_facts(self.job.output / "rollouts", self.job.output / REWARD_FACTS)
-        if self.job.config.environment.path is not None:
+        if self.job.config.environment.is_given:
             write_conversations(self.job.output / "rollouts", self.prompts, self.job.output / CONVERSATIONS)
 
     def _wait(self, *calls: Sequence[Call], may_stop: bool = False, beside: Sequence[Call] = ()) -> list[list[Any]]:

@@ -52,6 +52,11 @@ class RewardSettings(Settings):
         return ()
 
     @property
+    def of_tokens(self) -> bool:
+        """Whether it rewards single tokens of a response."""
+        return False
+
+    @property
     def may_hang(self) -> bool:
         """Whether asking it may not come to an end: it runs what others wrote, or waits for them."""
         return bool(self.urls or self.modules)

@@ -24,6 +24,11 @@ class EnvironmentReward(RewardSettings):
         description="each: a turn earns its own at its last token; sum, last: the response earns that of its turns",
     )
 
+    @property
+    def of_tokens(self) -> bool:
+        """With a reward for each turn."""
+        return self.of_turns == "each"
+
 
 class PythonReward(RewardSettings):
     """A function of the user's."""

@@ -41,6 +41,11 @@ class ProcessRewardModelReward(_ModelReward):
     )
     step_separator: str = Field("\n\n", min_length=1, description="What ends a step")
 
+    @property
+    def of_tokens(self) -> bool:
+        """With a reward for each step."""
+        return self.of_steps == "each"
+
 
 class ClassifierReward(RewardSettings):
     """A sequence classifier in a folder, of any family and with its own tokenizer: another team's reward model, a toxicity head."""
