@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,7 +67,7 @@ def test_the_tokens_of_a_unit_spell_it(name: str, text: str) -> None:
         for start, end in units
     ] == wanted
     assert all(region[0] <= start < end <= region[1] for start, end in units)
-    assert all(before[1] <= after[0] for before, after in zip(units, units[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(units))
 
 
 @each_tokenizer
@@ -82,7 +84,7 @@ def test_units_are_ordered_disjoint_and_few(name: str, text: str, max_units: int
     for units in (labelled, tiled):
         assert len(units) <= max_units
         assert all(region[0] <= start < end <= region[1] for start, end in units)
-        assert all(before[1] <= after[0] for before, after in zip(units, units[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(units))
     assert [place for start, end in tiled for place in range(start, end)] == list(range(*region))
     assert [span[1] for span in found.spans] == sorted(span[1] for span in found.spans)
 
