@@ -51,8 +51,8 @@ class Timing:
 class ReportData:
     """Everything on the page. `verdict`, `measures`, `samples`, `rows` and `sources` are those of `report_data.json`.
 
-    `curves` are keyed by stage, `data` are the `summary.json` of data artifacts by node, `rewards` and `conversations` the
-    `rewards.json` and `conversations.json` of online runs, `pages` are addresses of the run elsewhere by what is found there. Whatever is empty is left out of
+    `curves` are keyed by stage, `data` are the `summary.json` of data artifacts by node, `rewards`, `conversations` and
+    `credit` the JSON files of these names of online runs, `pages` are addresses of the run elsewhere by what is found there. Whatever is empty is left out of
     the page.
     """
 
@@ -72,6 +72,7 @@ class ReportData:
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     conversations: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    credit: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def colour_of(self, name: str) -> str:
         """The CSS colour of a model, or of a node: that of the model it leads to or is a variant of."""
@@ -107,6 +108,7 @@ def assemble(
     data: Mapping[str, Mapping[str, Any]] | None = None,
     rewards: Mapping[str, Mapping[str, Any]] | None = None,
     conversations: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    credit: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> ReportData:
     """Gather a report from a comparison artifact and from the `events.jsonl` of each stage (keyed by node name).
 
@@ -135,6 +137,7 @@ def assemble(
         data=data or {},
         rewards=rewards or {},
         conversations=conversations or {},
+        credit=credit or {},
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from evaluation.report.conversations import conversations_section
+from evaluation.report.credit import credit_section
 from evaluation.report.data import ReportData
 from evaluation.report.details import (
     config_section,
@@ -36,6 +37,7 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[ReportData], Markup]]] = {
     "data": ("Data", data_section),
     "samples": ("Answers", samples_section),
     "conversations": ("Conversations", conversations_section),
+    "credit": ("Credit", credit_section),
     "curves": ("Curves", curves_section),
     "timings": ("Time", timings_section),
     "lineage": ("Lineage", lineage_section),

@@ -58,7 +58,8 @@ def gather(run: Path, find: FindFile = in_its_folder) -> ReportData:
         pages=_pages(run / "status.json"),
         data={record["node"]: summary for record in done if (summary := _data_summary(record, find))},
         rewards={record["node"]: facts for record in done if (facts := _reward_facts(record, find))},
-        conversations={record["node"]: told for record in done if (told := _conversations(record, find))},
+        conversations={record["node"]: told for record in done if (told := _online_json(record, find, "conversations.json"))},
+        credit={record["node"]: told for record in done if (told := _online_json(record, find, "credit.json"))},
     )
 
 
@@ -75,11 +76,6 @@ def _reward_facts(record: Record, find: FindFile) -> Mapping[str, Any] | None:
     """What an online run says of its rewards; None for others, and where there were none."""
     facts: Mapping[str, Any] | None = _online_json(record, find, "rewards.json")
     return facts if facts and facts["parts"] else None
-
-
-def _conversations(record: Record, find: FindFile) -> Sequence[Mapping[str, Any]]:
-    """Those that an online run shows; none of others, and where responses are one turn each."""
-    return _online_json(record, find, "conversations.json") or []
 
 
 def _online_json(record: Record, find: FindFile, name: str) -> Any:

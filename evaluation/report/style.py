@@ -107,6 +107,11 @@ details > .curves, details > pre { margin-top: 16px; }
 .answer header { display: flex; flex-wrap: wrap; gap: 4px 8px; align-items: center; margin-bottom: 8px; }
 .answer header b { margin-right: auto; }
 pre { margin: 0; font: .84rem/1.5 ui-monospace, SFMono-Regular, Menlo, "Liberation Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 2; unicode-bidi: isolate; }
+.credited { line-height: 2; }
+mark.unit { color: inherit; border-radius: 4px; border-bottom: 2px solid var(--rule); padding: 1px 2px; }
+mark.unit.good { background: color-mix(in srgb, var(--good) calc(var(--share) * .45), transparent); }
+mark.unit.bad { background: color-mix(in srgb, var(--bad) calc(var(--share) * .45), transparent); border-bottom-style: dashed; }
+mark.unit sup { font-size: .68rem; font-weight: 620; margin-left: 3px; }
 .turn pre { font: inherit; unicode-bidi: isolate; }
 pre.config { background: var(--sunk); border-radius: 10px; padding: 16px 18px; }
 ul.faults { margin: 10px 0 0; padding: 8px 12px 8px 28px; background: var(--bad-bg); color: var(--bad); border-radius: 8px; font-size: .84rem; overflow-wrap: anywhere; }

@@ -88,6 +88,18 @@ CONVERSATIONS = [
         "failure": "KeyError: 'no such tool'",
     },
 ]
+CREDIT = [
+    {
+        "prompt": [{"role": "user", "content": "Rule 1: lamps are refused."}],
+        "reward": 0.75,
+        "parts": [
+            {"text": "Plan:\n", "credit": None},
+            {"text": "A. Is it a lamp?", "credit": 0.5},
+            {"text": "\n", "credit": None},
+            {"text": "B. <b>Approve</b>.", "credit": -0.25},
+        ],
+    }
+]
 
 
 def write_evaluations(folder: Path, prompts: int = 64) -> dict[str, Path]:
@@ -172,6 +184,7 @@ def made_up_report(folder: Path) -> ReportData:
         data={"prepare_data": SUMMARY},
         rewards={"online": _reward_facts()},
         conversations={"online": CONVERSATIONS},
+        credit={"online": CREDIT},
     )
 
 

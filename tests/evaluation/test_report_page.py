@@ -38,6 +38,7 @@ SECTIONS = [
     "data",
     "samples",
     "conversations",
+    "credit",
     "curves",
     "timings",
     "lineage",
@@ -72,6 +73,18 @@ def test_conversations_show_what_was_learnt_and_what_a_turn_earned(data: ReportD
     assert told[2][1] == "17 * 23 = 391" and "the environment ended it" in first.text_content()
     assert "learnt" not in second.text_content(), "what failed teaches nothing"
     assert "no such tool" in second.text_content() and "<script>" in second.text_content()
+
+
+def test_credit_is_told_in_numbers_and_shades(data: ReportData) -> None:
+    page = html.document_fromstring(render_report(data))
+    [shown] = page.xpath("//section[@id='credit']//article")
+    units = shown.xpath(".//mark")
+    assert [unit.text_content() for unit in units] == ["A. Is it a lamp?+0.50", "B. <b>Approve</b>.-0.25"]
+    assert [(unit.get("class"), unit.get("style")) for unit in units] == [
+        ("unit good", "--share: 100%"),
+        ("unit bad", "--share: 50%"),
+    ]
+    assert "outcome 0.75" in shown.text_content() and "Rule 1" in shown.text_content()
 
 
 def test_nothing_is_fetched_and_nothing_runs(data: ReportData) -> None:
@@ -198,7 +211,7 @@ def test_lineage_timings_and_configuration_are_shown(page: Any) -> None:
 
 def test_what_is_missing_is_left_out(data: ReportData) -> None:
     bare = dataclasses.replace(
-        data, curves={}, samples=[], timings=(), lineage=(), config_yaml="", data={}, rewards={}, conversations={}
+        data, curves={}, samples=[], timings=(), lineage=(), config_yaml="", data={}, rewards={}, conversations={}, credit={}
     )
     page = html.document_fromstring(render_report(bare))
     assert [section.get("id") for section in page.iter("section")] == SECTIONS[:3]

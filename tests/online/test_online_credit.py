@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from data_processing.errors import ConfigError
 from flows.settings.layers import validate
@@ -51,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_differences_are_spread_over_units_and_beta_0_is_the_outcome(model: Path, tmp_path: Path) -> None:
-    data = prompts_folder(tmp_path / "data")
+    data, tokenizer = prompts_folder(tmp_path / "data"), AutoTokenizer.from_pretrained(model)
     settings: dict[str, Any] = {"method": "reinforce_pp", "updates_per_step": 1, "steps": 1}
     jobs = {
         name: online_job(tmp_path / name, model, data, credit=credit, **settings)
@@ -77,6 +79,14 @@ def test_differences_are_spread_over_units_and_beta_0_is_the_outcome(model: Path
     assert metric(job, "credit/sum_of_rewards")[0] == pytest.approx(sum(earned) / len(rows))
     assert metric(job, "credit/fallback_share") == [0.0] and metric(job, "credit/extra_token_ratio")[0] > 1
     assert rollouts(jobs["outcome"]).column("units").null_count == len(rows)
+
+    shown = json.loads((job.output / "credit.json").read_text())
+    texts = {tokenizer.decode(row["response_ids"], skip_special_tokens=True) for row in rows}
+    assert len(shown) == 6 and {"".join(part["text"] for part in each["parts"]) for each in shown} <= texts
+    assert {part["credit"] for each in shown for part in each["parts"] if part["credit"] is not None} <= {
+        unit["credit"] for row in rows for unit in row["units"]
+    }
+    assert not (jobs["outcome"].output / "credit.json").exists()
 
 
 @pytest.mark.slow

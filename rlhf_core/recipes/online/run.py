@@ -31,6 +31,7 @@ from rlhf_core.recipes.online.conversations import (
     tools_of,
     write_conversations,
 )
+from rlhf_core.recipes.online.credit_shown import CREDIT, write_credit
 from rlhf_core.recipes.online.evaluation import Evaluation, read_validation_prompts
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.kl_coefficient import KlCoefficient
@@ -352,6 +353,8 @@ class OnlineRun:
         write_reward_facts(self.job.output / "rollouts", self.job.output / REWARD_FACTS)
         if self.job.config.environment.is_given:
             write_conversations(self.job.output / "rollouts", self.prompts, self.job.output / CONVERSATIONS)
+        if self.credit is not None:
+            write_credit(self.job.output / "rollouts", self.prompts, self.renderer.tokenizer, self.job.output / CREDIT)
 
     def _wait(self, *calls: Sequence[Call], may_stop: bool = False, beside: Sequence[Call] = ()) -> list[list[Any]]:
         return wait(
