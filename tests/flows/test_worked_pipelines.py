@@ -14,9 +14,9 @@ from flows.graph.nodes import Graph
 from flows.settings.presets import resolve
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE, METHODS, REWARDS = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("pipelines", "methods", "rewards"))
+PAGE, *OTHERS = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("pipelines", "methods", "rewards", "credit"))
 PIPELINES, OF_METHODS = (
-    dict(re.findall(r"<!-- (\w+) -->\n```yaml\n(.*?)```", page, flags=re.DOTALL)) for page in (PAGE, METHODS + REWARDS)
+    dict(re.findall(r"<!-- (\w+) -->\n```yaml\n(.*?)```", page, flags=re.DOTALL)) for page in (PAGE, "".join(OTHERS))
 )
 
 
