@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings, operational
 from rlhf_core.precision import Dtype, Native, native_dtype
+from rlhf_core.settings.credit import DrcaCredit
 from rlhf_core.settings.rollout import RolloutEngine
 from rlhf_core.settings.training import ChosenDtype
 
-Metric = Literal["procedures", "reward", "kl", "length", "perplexity"]
+Metric = Literal["procedures", "reward", "kl", "length", "perplexity", "localisation"]
 
 
 def _all_metrics() -> list[Metric]:
@@ -23,7 +24,10 @@ def _all_metrics() -> list[Metric]:
 class EvaluateConfig(Settings):
     """How one model is measured on the test split."""
 
-    metrics: list[Metric] = Field(default_factory=_all_metrics, description="What is computed")
+    metrics: list[Metric] = Field(
+        default_factory=_all_metrics,
+        description="What is computed; localisation, whether difference rewards find the faulty step of spoiled procedures, is not unless named",
+    )
     max_prompts: int | None = Field(
         64,
         ge=1,
@@ -41,6 +45,9 @@ class EvaluateConfig(Settings):
     max_new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens")
     bootstrap_resamples: int = Field(2000, ge=100, description="Resamples behind each interval")
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the intervals")
+    localisation: DrcaCredit = Field(
+        default_factory=DrcaCredit, description="How the metric localisation cuts units and takes them away; by labels only"
+    )
     engine: RolloutEngine = Field(RolloutEngine.auto, description="auto: vLLM where it imports, else transformers")
     dtype: ChosenDtype = Field(
         "auto", description="Precision of generation and scoring; auto: bf16 where the device computes it natively, else fp32"
@@ -59,6 +66,15 @@ class EvaluateConfig(Settings):
     )
     threads: int = operational(1, "OpenMP threads", ge=1)
     kv_cache_mib: int = operational(256, "vLLM's key-value cache on CPU, in MiB", ge=16)
+
+    @field_validator("localisation")
+    @classmethod
+    def _units_have_labels(cls, value: DrcaCredit) -> DrcaCredit:
+        if value.unit_extraction != "regex":
+            raise ValueError(
+                f"unit_extraction='{value.unit_extraction}': spoiled procedures are not drawn, so only labels tell units; use regex"
+            )
+        return value
 
     @property
     def precision(self) -> Dtype:

