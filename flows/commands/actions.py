@@ -108,7 +108,7 @@ def _load_flow() -> FlowFunction:
 def show_plan(asked: Asked) -> None:
     """`alignflow plan`."""
     from flows.graph.plan import make_plan
-    from flows.running.checks import check_what_runs
+    from flows.running.checks import check_before_start
     from flows.running.code import live_code
     from flows.services.machine import available_memory_gib
     from tasks.runtime.contract.disk import free_disk_gib
@@ -117,7 +117,7 @@ def show_plan(asked: Asked) -> None:
     environment.enter(home)
     request = read_request(asked, home)
     plan = make_plan(request.config, request.selection, home, live_code(request.config, home))
-    check_what_runs(request.config, plan, home)
+    check_before_start(request.config, plan, home)
     table = table_with("node", "does", "why", "reserves", "memory GiB", "time s")
     for name, planned in plan.items():
         estimate = planned.estimate

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -21,7 +21,8 @@ from flows.settings.messages import validation_message
 from flows.settings.yaml_values import parse_yaml
 
 Values = dict[str, Any]
-PIPELINE = "pipeline"
+Models = tuple[type[Settings], ...]
+PIPELINE, KIND = "pipeline", "kind"
 
 
 def layered(
@@ -50,11 +51,20 @@ def validate(values: Values) -> PipelineConfig:
 
 
 def merge(below: Values, above: Values) -> Values:
-    """`above` laid over `below`: mappings field by field, everything else replaced whole. Shares no mapping with either."""
+    """`above` laid over `below`: mappings field by field, everything else replaced whole. Shares no mapping with either.
+
+    A mapping that names another kind than the one below takes nothing from it: the fields of kinds differ.
+    """
     merged = {name: merge(value, {}) if isinstance(value, dict) else value for name, value in below.items()}
     for name, value in above.items():
-        merged[name] = merge(_mapping(merged.get(name)), value) if isinstance(value, dict) else value
+        merged[name] = merge(_of_that_kind(merged.get(name), value), value) if isinstance(value, dict) else value
     return merged
+
+
+def _of_that_kind(below: Any, above: Values) -> Values:
+    """What lies below a mapping, where it is of the kind that this one names."""
+    section = _mapping(below)
+    return section if section.get(KIND) == above.get(KIND, section.get(KIND)) else {}
 
 
 def laid_over(below: Values, above: Values) -> Values:
@@ -71,8 +81,9 @@ def given_fields(settings: Settings | Mapping[str, Any]) -> Values:
     if not isinstance(settings, Settings):
         return {name: given_fields(value) if isinstance(value, Settings) else value for name, value in settings.items()}
     given: Values = {}
-    for name in type(settings).model_fields:
-        if name in settings.model_fields_set:
+    for name, field in type(settings).model_fields.items():
+        # The kind says which fields the others are.
+        if name in settings.model_fields_set or (name == KIND and get_origin(field.annotation) is Literal):
             value = getattr(settings, name)
             given[name] = (
                 given_fields(value) if isinstance(value, Settings) else settings.model_dump(mode="json", include={name})[name]
@@ -80,13 +91,13 @@ def given_fields(settings: Settings | Mapping[str, Any]) -> Values:
     return given | dict(settings.model_extra or {})
 
 
-def as_overrides(values: Values, model: type[Settings] | None = PipelineConfig, prefix: str = "") -> Values:
+def as_overrides(values: Values, models: Models = (PipelineConfig,), prefix: str = "") -> Values:
     """Nested values, as read from a file, by dotted path; unknown names stay in, for `set_dotted` to refuse."""
     flat: Values = {}
     for name, value in values.items():
-        section = _fields(model).get(str(name)) if model else None
-        if section is not None and isinstance(value, dict):
-            flat |= as_overrides(value, section, f"{prefix}{name}.")
+        sections = _fields(models).get(str(name), ())
+        if sections and isinstance(value, dict):
+            flat |= as_overrides(value, sections, f"{prefix}{name}.")
         elif f"{prefix}{name}" == PIPELINE and isinstance(value, dict):
             flat |= {f"{PIPELINE}.{entry}": given for entry, given in value.items()}
         else:
@@ -114,16 +125,16 @@ def set_dotted(values: Values, path: str, value: Any) -> None:
     if names[0] == PIPELINE and len(names) > 1:
         _set_in_entry(values, path, names[1:], value)
         return
-    model: type[Settings] | None = PipelineConfig
+    models: Models = (PipelineConfig,)
     for depth, name in enumerate(names):
         where = ".".join(names[:depth])
-        if model is None:
+        if not models:
             raise ConfigError(f"{path}: '{where}' has no fields below it; set it whole, as in --set '{where}=...'")
-        fields = _fields(model)
+        fields = _fields(models)
         if name not in fields and f"{where}.{name}" not in _GONE:
             raise ConfigError(_unknown_path(path, name, where, fields))
         if depth < len(names) - 1:
-            model = fields.get(name)
+            models = fields.get(name, ())
             values = _section(values, name)
     values[names[-1]] = value
 
@@ -136,12 +147,12 @@ def set_nested(values: Values, path: str, value: Any) -> None:
     values[last] = value
 
 
-def dotted_paths(model: type[Settings] = PipelineConfig, prefix: str = "") -> Iterator[str]:
+def dotted_paths(models: Models = (PipelineConfig,), prefix: str = "") -> Iterator[str]:
     """Every path that `set_dotted` accepts, but for those of single entries."""
-    for name, section in _fields(model).items():
+    for name, sections in _fields(models).items():
         yield prefix + name
-        if section is not None:
-            yield from dotted_paths(section, f"{prefix}{name}.")
+        if sections:
+            yield from dotted_paths(sections, f"{prefix}{name}.")
 
 
 def _set_in_entry(values: Values, path: str, names: list[str], value: Any) -> None:
@@ -167,20 +178,27 @@ def _mapping(value: Any) -> Values:
 
 def _section(values: Values, name: str) -> Values:
     if not isinstance(values.get(name), dict):
-        values[name] = {}
+        # A name alone stands for a kind.
+        values[name] = {KIND: values[name]} if isinstance(values.get(name), str) else {}
     section: Values = values[name]
     return section
 
 
-def _fields(model: type[Settings]) -> dict[str, type[Settings] | None]:
-    """Field name -> the model of the section it holds, None where it holds a value."""
-    return {name: _section_model(field.annotation) for name, field in model.model_fields.items()}
+def _fields(models: Models) -> dict[str, Models]:
+    """Field name -> the models of the section it holds: none where it holds a value, several where its kind says which."""
+    found: dict[str, Models] = {}
+    for model in models:
+        for name, field in model.model_fields.items():
+            found[name] = (*found.get(name, ()), *_section_models(field.annotation))
+    return found
 
 
-def _section_model(annotation: Any) -> type[Settings] | None:
+def _section_models(annotation: Any) -> Models:
     if get_origin(annotation) in (Union, types.UnionType):
-        return next((m for m in map(_section_model, get_args(annotation)) if m), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+        return tuple(model for part in get_args(annotation) for model in _section_models(part))
+    if get_origin(annotation) is Annotated:
+        return _section_models(get_args(annotation)[0])
+    return (annotation,) if isinstance(annotation, type) and issubclass(annotation, Settings) else ()
 
 
 def _unknown_path(path: str, name: str, where: str, fields: Iterable[str]) -> str:

@@ -20,6 +20,8 @@ from flows.settings.yaml_values import parse_yaml
 
 DEFAULT = "quickstart"
 _EXTENDS = "extends"
+# Sections of stages that only entries of the pipeline ask for.
+_TRAINING = ("sft", "distill", "reward_model", "preference", "iterative", "online")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,14 @@ def resolve(
     values = dict(below) if below else read_preset(preset, home_presets)
     if pipeline:
         values[PIPELINE] = {name: entry and given_fields(entry) for name, entry in pipeline.items()}
-    return layered(values, sections, overrides)
+    config = layered(values, sections, overrides)
+    idle = [name for name in _TRAINING if name in values]
+    if not config.pipeline and PIPELINE not in values and idle:
+        raise ConfigError(
+            f"pipeline: preset '{preset_name(preset)}' has settings for {', '.join(idle)} and no entries, so nothing would be trained; write "
+            f"which there are, as in pipeline: {{{idle[0]}: {{stage: {idle[0]}}}}}, or {_EXTENDS}: a preset that has them"
+        )
+    return config
 
 
 def preset_name(preset: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from flows.settings.config import PipelineConfig
 from flows.settings.entries import Entry
 from flows.settings.layers import as_overrides, dotted_paths, given_fields, merge, parse_assignments, set_dotted
 from flows.settings.presets import known_presets, read_preset, read_values, resolve
+from rlhf_core.settings.credit import DrcaCredit
 from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.rewards.functions import ProceduresReward
 from rlhf_core.settings.supervised import SftConfig
@@ -88,6 +90,24 @@ def test_given_fields_are_exactly_those_that_were_set() -> None:
     assert given_fields(Entry(stage="online", model="sft")) == {"stage": "online", "model": "sft"}
 
 
+def test_fields_of_a_kind_are_set_below_its_name() -> None:
+    by_name = resolve("tiny", overrides={"online.credit": "drca", "online.credit.beta": 0.5})
+    by_kind = resolve("tiny", overrides={"online.credit.kind": "drca", "online.credit.beta": 0.5})
+    whole = resolve("tiny", {"online": OnlineConfig(credit=DrcaCredit(beta=0.5))})
+    assert by_name == by_kind == whole and by_name.online.credit == DrcaCredit(beta=0.5)
+    entry = resolve("tiny", overrides={"pipeline.online.set.credit": "drca", "pipeline.online.set.credit.beta": 0.5})
+    assert entry.pipeline["online"].set == {"credit": {"kind": "drca", "beta": 0.5}}
+    with pytest.raises(ConfigError, match=r"online.credit.kind: is missing; allowed are drca, outcome, own, process"):
+        resolve("tiny", overrides={"online.credit.beta": 0.5})
+
+
+def test_a_kind_takes_nothing_from_another_one_below() -> None:
+    below = {"online": {"credit": {"kind": "drca", "beta": 0.5}, "steps": 3}}
+    assert merge(below, {"online": {"credit": {"kind": "outcome"}}}) == {"online": {"credit": {"kind": "outcome"}, "steps": 3}}
+    more = merge(below, {"online": {"credit": {"max_units": 2}}})
+    assert more["online"]["credit"] == {"kind": "drca", "beta": 0.5, "max_units": 2}
+
+
 # --- one value is one value
 
 
@@ -100,21 +120,33 @@ def _leaves_of(value: Any, prefix: str = "") -> dict[str, Any]:
 def _other(value: Any, field: FieldInfo) -> Any:
     """Another value that a field may have, or None where there is no simple one."""
     if isinstance(value, bool):
-        return not value
-    if isinstance(value, (int, float)):
-        for candidate in (value * 2, value / 2, value + 1, value - 1):
-            changed = type(value)(candidate)
-            try:
-                TypeAdapter(Annotated[field.annotation, field]).validate_python(changed)
-            except ValidationError:
-                continue
-            if changed != value:
-                return changed
+        candidates: list[Any] = [not value]
+    elif isinstance(value, (int, float)):
+        candidates = [type(value)(changed) for changed in (value * 2, value / 2, value + 1, value - 1)]
+    elif value is None or isinstance(value, (str, Enum)):
+        candidates = [*_options(field.annotation), 1, 0.5, "x:Y", "xy"]
+    else:
+        return None
+    for candidate in candidates:
+        try:
+            TypeAdapter(Annotated[field.annotation, field]).validate_python(candidate)
+        except ValidationError:
+            continue
+        if candidate != value and candidate is not None:
+            return candidate
     return None
 
 
-def _numbers(preset: str) -> Iterator[tuple[str, Any]]:
-    """Every path of a preset with a number or a truth value, and another value for it."""
+def _options(annotation: Any) -> list[Any]:
+    """The values that a type lists."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return [option.value for option in annotation]
+    parts = get_args(annotation)
+    return list(parts) if get_origin(annotation) is Literal else [option for part in parts for option in _options(part)]
+
+
+def _others(preset: str) -> Iterator[tuple[str, Any]]:
+    """Every path of a preset with a single value, and another one for it."""
 
     def walk(settings: Settings, prefix: str) -> Iterator[tuple[str, Any]]:
         for name, field in type(settings).model_fields.items():
@@ -130,7 +162,7 @@ def _numbers(preset: str) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_any_one_setting_changes_exactly_one_value(preset: str) -> None:
     before, tried = _leaves_of(resolve(preset).model_dump(mode="json")), 0
-    for path, value in _numbers(preset):
+    for path, value in _others(preset):
         try:
             config = resolve(preset, overrides={path: value})
         except ConfigError:
@@ -138,13 +170,13 @@ def test_any_one_setting_changes_exactly_one_value(preset: str) -> None:
         after = _leaves_of(config.model_dump(mode="json"))
         assert {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)} == {path}
         tried += 1
-    assert tried > 80
+    assert tried > 200, tried
 
 
 def test_anchors_in_a_file_share_no_values(tmp_path: Path) -> None:
     file = tmp_path / "anchors.yaml"
     file.write_text(
-        "sft: {engine: &cpu {micro_batch_tokens: 320}, lora: &lora {rank: 4}}\n"
+        "pipeline: {}\nsft: {engine: &cpu {micro_batch_tokens: 320}, lora: &lora {rank: 4}}\n"
         "preference: {engine: *cpu, lora: *lora}\nonline: {engine: {<<: *cpu, zero_stage: 2}}\n"
     )
     config = resolve(str(file), overrides={"preference.engine.zero_stage": 3, "sft.lora.rank": 2})
@@ -176,8 +208,20 @@ def test_a_preset_of_the_home_or_of_any_path_is_found_and_may_extend_another(tmp
     assert resolve(str(tmp_path / "beside.yaml"), home_presets=home) == config
 
 
+def test_a_preset_that_would_train_nothing_says_what_to_write(tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text("sft: {batch_size: 3}\nonline: {steps: 2}\n")
+    with pytest.raises(
+        ConfigError, match=r"'old' has settings for sft, online and no entries, .*pipeline: \{sft: \{stage: sft\}\}"
+    ):
+        resolve(str(file))
+    assert resolve(str(file), overrides={"pipeline.sft": {"stage": "sft"}}).pipeline.keys() == {"sft"}
+    file.write_text("sft: {batch_size: 3}\npipeline: {}\n")
+    assert resolve(str(file)).pipeline == {}
+
+
 def test_a_preset_of_the_home_hides_a_shipped_one_of_its_name(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text("sft: {batch_size: 3}\n")
+    (tmp_path / "tiny.yaml").write_text("pipeline: {}\nsft: {batch_size: 3}\n")
     assert resolve("tiny", home_presets=tmp_path).sft.batch_size == 3
 
 
