@@ -296,3 +296,11 @@ def test_own_servers_are_asked_without_a_proxy_beside_what_is_excepted_already()
     assert without_proxy({"NO_PROXY": "intra.net, localhost"}) == dict.fromkeys(
         ("NO_PROXY", "no_proxy"), "intra.net,localhost,127.0.0.1"
     )
+
+
+@pytest.mark.parametrize("asked", ["plan", "run"])
+def test_a_tracker_that_does_not_answer_is_refused_by_plan_as_by_run(tmp_path: Path, asked: str) -> None:
+    done = command(tmp_path / "h", asked, "--preset", "tiny", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 10, done.stderr
+    assert done.stderr.startswith("error: MLFLOW_TRACKING_URI: nothing answers at http://127.0.0.1:9")
+    assert done.stderr.count("\n") == 1
