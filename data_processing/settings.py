@@ -54,3 +54,8 @@ def operational(default: Any, description: str, **constraints: Any) -> Any:
 def local_path(text: str) -> str:
     """`text` as an absolute path, from the current folder and with `~` resolved: it then means the same in every process."""
     return str(Path(text).expanduser().absolute())
+
+
+def drawn_as_choice(schema: dict[str, Any]) -> None:
+    """For `json_schema_extra` of a union whose members a field tells apart: Prefect's form draws a choice from `anyOf` only."""
+    schema["anyOf"] = schema.pop("oneOf")

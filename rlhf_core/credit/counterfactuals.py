@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from data_processing.errors import ConfigError
 from rlhf_core.credit.spans import Span
+from rlhf_core.settings.credit import Counterfactual
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Counterfactual = Literal["mask_truncate", "mask", "delete", "mask_attention"]
 
 
 def without_unit(response: Sequence[int], unit: Span, mode: Counterfactual, *, space_id: int, eos_id: int) -> list[int]:
     """The response's ids without the half-open token span `unit`.
 
-    `mask` blanks it, `mask_truncate` blanks it and drops what follows, `delete` closes the gap; with `mask_attention` the ids stay, and
-    whoever scores them must not look at the unit.
+    `mask` blanks it, `mask_truncate` blanks it and drops what follows, `delete` closes the gap.
     """
     start, end = unit
     blank = [space_id] * (end - start)
@@ -26,7 +24,7 @@ def without_unit(response: Sequence[int], unit: Span, mode: Counterfactual, *, s
         return [*response[:start], *blank, eos_id]
     if mode == "mask":
         return [*response[:start], *blank, *response[end:]]
-    return [*response[:start], *response[end:]] if mode == "delete" else list(response)
+    return [*response[:start], *response[end:]]
 
 
 def in_sequence(unit: Span, prompt_tokens: int, left_pad: int = 0) -> Span:
@@ -44,7 +42,9 @@ def space_id(tokenizer: PreTrainedTokenizerBase, given: int | None = None) -> in
         return int(ids[0])
     found = next((i for i in range(len(tokenizer)) if _text(tokenizer, i) == " "), None)
     if found is None:
-        raise ConfigError("drca.mask_token_id: no token of the policy's vocabulary is a single space; say which id blanks a unit")
+        raise ConfigError(
+            "credit.mask_token_id: no token of the policy's vocabulary is a single space; say which id blanks a unit"
+        )
     return found
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from rlhf_core.credit.base import Credited, CreditedUnit, Round
 from rlhf_core.credit.counterfactuals import space_id, without_unit
-from rlhf_core.credit.difference import token_rewards
-from rlhf_core.credit.spans import Span, Spelled, spell
+from rlhf_core.credit.difference import kept_at_end, unit_rewards
+from rlhf_core.credit.spans import Span, Spelled, decoded, spell
 from rlhf_core.credit.units import content_region, entropy_units, labelled_token_units, thinking_end
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.settings.credit import DrcaCredit
@@ -51,19 +51,16 @@ class Drca:
             worths = [value for value in without[i] if value is not None]
             if len(worths) < len(own):
                 own, worths = [], []
-            last = len(response.response_ids) - 1
-            earned = token_rewards(
-                last + 1, own, bounded, [self._bounded(worth) for worth in worths], beta=self._settings.beta, last=last
+            beta, bounds = self._settings.beta, [self._bounded(worth) for worth in worths]
+            earned, kept = (
+                unit_rewards(len(response.response_ids), own, bounded, bounds, beta=beta),
+                kept_at_end(own, bounded, beta=beta),
             )
-            sums.append(math.fsum(earned))
+            sums.append(math.fsum([*earned, kept]))
             if own:
-                at_end[i] = full - self._settings.beta * bounded
-                earned[last] -= (1 - self._settings.beta) * bounded
+                at_end[i] = full - bounded + kept
                 tokens[i] = [a + b for a, b in zip(earned, tokens[i] or [0.0] * len(earned), strict=True)]
-                credited[i] = [
-                    CreditedUnit(start, end, bounded - self._bounded(worth))
-                    for (start, end), worth in zip(own, worths, strict=True)
-                ]
+                credited[i] = [CreditedUnit(*span, bounded - worth) for span, worth in zip(own, bounds, strict=True)]
         metrics = _metrics(given.responses, total, credited, sums, asked_tokens)
         metrics["spelling_failed_share"] = fmean(its is None for its in spelled)
         return Credited(at_end, tokens, credited, metrics)
@@ -112,8 +109,7 @@ class Drca:
 
 
 def _with_ids(response: ScoredResponse, ids: list[int], given: Round) -> ScoredResponse:
-    text = given.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return replace(response, response_ids=ids, text=text, finish_reason="stop")
+    return replace(response, response_ids=ids, text=decoded(given.tokenizer, ids), finish_reason="stop")
 
 
 def _metrics(

@@ -45,7 +45,7 @@ def spell(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Spelled | N
 
     Byte-level vocabularies are read byte by byte; others are decoded once more with each token.
     """
-    text = _decode(tokenizer, ids)
+    text = decoded(tokenizer, ids)
     pieces = _bytes_of(ids, tokenizer)
     spelled = spell_bytes(pieces) if pieces is not None else Spelled(text, _spans_by_decoding(ids, tokenizer))
     ends = [span[1] for span in spelled.spans]
@@ -87,14 +87,15 @@ def _spans_by_decoding(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -
     spans: list[Span] = []
     end = 0
     for k in range(len(ids)):
-        before, text = end, _decode(tokenizer, ids[: k + 1])
+        before, text = end, decoded(tokenizer, ids[: k + 1])
         if not text.endswith(_REPLACEMENT) or k == len(ids) - 1:
             end = max(end, len(text))
         spans.append((before, end))
     return spans
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of generated ids, to the letter and without special tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from rlhf_core.credit.spans import Span, Spelled
+from rlhf_core.settings.credit import Labels
 
-Labels = Literal["letters+digits", "letters"]
-ThinkMode = Literal["exclude", "unit", "include"]
-
-_LABEL = {
+_LABEL: dict[Labels, re.Pattern[str]] = {
     "letters+digits": re.compile(r"^\*?(?:[A-Z]{1,2}|[0-9]{1,3})\.(?=\s|\Z)", re.MULTILINE),
     "letters": re.compile(r"^\*?[A-Z]{1,2}\.(?=\s|\Z)", re.MULTILINE),
 }

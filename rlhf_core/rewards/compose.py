@@ -75,6 +75,15 @@ class Rewards:
         total = [None if own is None else own + value for own, value in zip(self.total, values, strict=True)]
         return replace(self, total=total, by_source={**self.by_source, name: values})
 
+    def without_part(self, name: str) -> Rewards:
+        """The same without a part that was added so; as it is where there is none."""
+        if name not in self.by_source:
+            return self
+        total = [
+            None if own is None else own - (value or 0.0) for own, value in zip(self.total, self.by_source[name], strict=True)
+        ]
+        return replace(self, total=total, by_source={other: values for other, values in self.by_source.items() if other != name})
+
     @property
     def worth(self) -> list[float | None]:
         """What each response earns in all: its own reward and those of its tokens; None where it is invalid."""

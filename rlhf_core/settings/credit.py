@@ -6,7 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from data_processing.settings import Settings
+from data_processing.settings import Settings, drawn_as_choice
+
+Labels = Literal["letters+digits", "letters"]
+ThinkMode = Literal["exclude", "unit", "include"]
+Counterfactual = Literal["mask_truncate", "mask", "delete"]
 
 
 class CreditSettings(Settings):
@@ -43,17 +47,17 @@ class DrcaCredit(CreditSettings):
         "regex",
         description="regex: a unit from each label at the start of a line (A. or 1.) to the next; entropy: from each token drawn with much entropy",
     )
-    labels: Literal["letters+digits", "letters"] = Field("letters+digits", description="Labels that open a unit")
+    labels: Labels = Field("letters+digits", description="Labels that open a unit")
     max_units: int = Field(
         10, ge=1, description="Units of a response at most; the last runs to the end. Each is one more reward pass"
     )
     entropy_threshold_nats: float = Field(1.5, ge=0.0, description="A token drawn with more entropy opens a unit")
     entropy_shift: int = Field(0, ge=0, le=1, description="1: the token behind it opens the unit, as first published")
-    counterfactual: Literal["mask_truncate", "mask", "delete"] = Field(
+    counterfactual: Counterfactual = Field(
         "mask_truncate",
         description="The response without a unit. mask_truncate: blanks instead, and nothing behind; mask: blanks; delete: closed up",
     )
-    think_mode: Literal["exclude", "unit", "include"] = Field(
+    think_mode: ThinkMode = Field(
         "exclude", description="What is thought before the answer is in no unit, is the first one, or is part of the answer"
     )
     think_tags: tuple[str, str] = Field(("<think>", "</think>"), description="What thinking stands between")
@@ -83,12 +87,9 @@ def _named(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-def _any_of(schema: dict[str, Any]) -> None:
-    """Prefect's form draws a choice from `anyOf` only."""
-    schema["anyOf"] = schema.pop("oneOf")
-
-
 CreditSource = Annotated[
-    Annotated[OutcomeCredit | ProcessCredit | DrcaCredit | OwnCredit, Field(discriminator="kind", json_schema_extra=_any_of)],
+    Annotated[
+        OutcomeCredit | ProcessCredit | DrcaCredit | OwnCredit, Field(discriminator="kind", json_schema_extra=drawn_as_choice)
+    ],
     BeforeValidator(_named),
 ]

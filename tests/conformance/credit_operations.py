@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.credit.counterfactuals import in_sequence, without_unit
-from rlhf_core.credit.difference import token_rewards
+from rlhf_core.credit.difference import kept_at_end, unit_rewards
 from rlhf_core.credit.spans import Spelled, spell_bytes
 from rlhf_core.credit.units import content_region, entropy_units, label_units, labelled_token_units, thinking_end
 
@@ -58,8 +58,14 @@ def _counterfactuals(
     }
 
 
+def _rewards(n_tokens: int, last: int, units: Any, full: float, without: Sequence[float], beta: float) -> list[float]:
+    rewards = unit_rewards(n_tokens, units, full, without, beta=beta)
+    rewards[last] += kept_at_end(units, full, beta=beta)
+    return rewards
+
+
 def _token_rewards(n_actions: int, eos_index: int, units: Any, r_full: float, r_masked: Sequence[float], beta: float) -> Values:
-    rewards = token_rewards(n_actions, units, r_full, r_masked, beta=beta, last=eos_index)
+    rewards = _rewards(n_actions, eos_index, units, r_full, r_masked, beta)
     return {"difference": [r_full - worth for worth in r_masked], "token_reward": rewards, "sum": math.fsum(rewards)}
 
 
@@ -73,7 +79,7 @@ def _end_to_end(
     found: Values = {"r_full": full}
     for mode, rows in _counterfactuals(prompt, response, units, **ids).items():
         masked = [worth(row) for row in rows]
-        rewards = token_rewards(len(response), units, full, masked, beta=beta, last=last)
+        rewards = _rewards(len(response), last, units, full, masked, beta)
         found[mode] = {
             "r_masked": masked,
             "difference": [full - own for own in masked],

@@ -91,6 +91,19 @@ def test_differences_are_spread_over_units_and_beta_0_is_the_outcome(model: Path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
+def test_what_long_answers_pay_is_no_difference_of_a_unit(model: Path, tmp_path: Path) -> None:
+    constant = [{"kind": "python", "function": f"{REWARD}:constant"}]
+    pays = {"factor": 1.0, "buffer_tokens": 8}
+    settings: dict[str, Any] = {"method": "reinforce_pp", "updates_per_step": 1, "steps": 1, "overlong_penalty": pays}
+    job = online_job(tmp_path, model, prompts_folder(tmp_path / "data"), credit=BY_ENTROPY, rewards=constant, **settings)
+    run_online(job)
+    rows = rollouts(job).to_pylist()
+    assert any(row["reward"] < 0.5 for row in rows), "some are long enough to pay"
+    assert {unit["credit"] for row in rows for unit in row["units"]} == {0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
 def test_credit_of_ones_own_is_a_class(model: Path, tmp_path: Path) -> None:
     credit = {"kind": "own", "by": f"{HERE}:HalfAtFirst", "options": {"share": 0.5}}
     job = online_job(tmp_path, model, prompts_folder(tmp_path / "data"), method="ppo", steps=1, credit=credit)

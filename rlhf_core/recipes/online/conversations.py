@@ -10,16 +10,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from data_processing.errors import ConfigError
 from rlhf_core.environments.host import EnvironmentFailedError, Host
-from rlhf_core.recipes.online.rollouts import Rollouts
+from rlhf_core.recipes.online.rollouts import Rollouts, rows_to_show
 from rlhf_core.recipes.prompts import Prompt
 from rlhf_core.settings.environment import EnvironmentSettings
 
 # In the artifact; the report reads it.
-CONVERSATIONS, SHOWN = "conversations.json", 6
+CONVERSATIONS = "conversations.json"
 # Loading an environment may import much.
 _LOAD_LIMIT_S = 120.0
 
@@ -61,10 +59,7 @@ def conversation_failures(rollouts: Rollouts) -> list[str]:
 
 def write_conversations(rollouts: Path, prompts: Sequence[Prompt], path: Path) -> None:
     """A few conversations of the last round that is kept in a folder, as JSON: the prompt, who said what, what each turn earned."""
-    last = max(rollouts.glob("step-*.parquet"))
-    rows = [row for row in pq.read_table(last, columns=["prompt_id", "trajectory"]).to_pylist() if row["trajectory"]]
     asked = {prompt.id: [dict(message) for message in prompt.messages] for prompt in prompts}
-    # Of different prompts, as far as there are some.
-    chosen = list({row["prompt_id"]: row for row in reversed(rows)}.values())[:SHOWN]
+    chosen = rows_to_show(rollouts, "trajectory")
     told = [{"prompt": asked[row["prompt_id"]], **json.loads(row["trajectory"])} for row in chosen]
     path.write_text(json.dumps(told), encoding="utf-8")

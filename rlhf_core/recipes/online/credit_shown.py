@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.credit.spans import spell
+from rlhf_core.recipes.online.rollouts import rows_to_show
 from rlhf_core.recipes.prompts import Prompt
 
 # In the artifact; the report reads it.
-CREDIT, SHOWN = "credit.json", 6
+CREDIT = "credit.json"
 
 
 def write_credit(rollouts: Path, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
@@ -22,13 +22,8 @@ def write_credit(rollouts: Path, prompts: Sequence[Prompt], tokenizer: PreTraine
 
     Nothing where none has units.
     """
-    last = max(rollouts.glob("step-*.parquet"))
-    rows = [
-        row for row in pq.read_table(last, columns=["prompt_id", "response_ids", "reward", "units"]).to_pylist() if row["units"]
-    ]
     asked = {prompt.id: [dict(message) for message in prompt.messages] for prompt in prompts}
-    # Of different prompts, as far as there are some.
-    chosen = list({row["prompt_id"]: row for row in reversed(rows)}.values())[:SHOWN]
+    chosen = rows_to_show(rollouts, "units", "response_ids", "reward")
     told = [{"prompt": asked[row["prompt_id"]], "reward": row["reward"], "parts": list(_parts(row, tokenizer))} for row in chosen]
     if told:
         path.write_text(json.dumps(told), encoding="utf-8")

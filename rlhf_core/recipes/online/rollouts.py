@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from rlhf_core.recipes.prompts import Prompt, scored_response
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import Rewards
 from rlhf_core.rollout.base import Generation
+
+# Responses of a run that its report shows in full.
+_SHOWN = 6
 
 
 def mini_batch_plan(n_rows: int, samples: int, *, passes: int, mini_batches: int, seed: int, step: int) -> list[list[int]]:
@@ -190,6 +194,13 @@ def write_rollouts(
         )
         samples_per_prompt[prompt.id] += 1
     write_table("rollouts", to_table("rollouts", rows), path)
+
+
+def rows_to_show(folder: Path, wanted: str, *columns: str) -> list[dict[str, Any]]:
+    """A few rows of the last round that is kept in a folder, of different prompts: those that have the column `wanted`, with these further ones."""
+    table = pq.read_table(max(folder.glob("step-*.parquet")), columns=["prompt_id", wanted, *columns])
+    rows = [row for row in table.to_pylist() if row[wanted]]
+    return list({row["prompt_id"]: row for row in reversed(rows)}.values())[:_SHOWN]
 
 
 def _finite(value: float | None) -> float | None:

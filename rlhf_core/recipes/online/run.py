@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from rlhf_core.recipes.prompts import Limits, Prompt, digest, read_prompts
 from rlhf_core.recipes.stop import stop_requested
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import Rewards
-from rlhf_core.rewards.overlong import with_penalties
+from rlhf_core.rewards.overlong import PART, with_penalties
 from rlhf_core.settings.rewards.kinds import inputs_of
 
 _LONG_S = 5.0  # from here on it is told which part of a round took how long
@@ -179,7 +179,6 @@ class OnlineRun:
         self.evaluation.begin(step)
         scored = self._score(step, rollouts, rewards, clock)
         credited = self._credit(step, rollouts, scored, clock)
-        write_rollouts(self._rollouts_path(step), step + 1, rollouts, scored.rewards, credited.units)
         self._say(step, "training on them", clock)
         targets = compute_targets(
             config,
@@ -300,6 +299,7 @@ class OnlineRun:
             clock.lap("rewards")
         rewards = rewards if rewards is not None else found[0].without(rollouts.failed)
         rewards = with_penalties(rewards, [sum(g.is_learnt) for g in rollouts.generations], config)
+        write_rollouts(self._rollouts_path(step), step + 1, rollouts, rewards)
         check_rewards(step, rewards, config, self.job.events, conversation_failures(rollouts))
         values = {role: added(ranks) for role, ranks in results.items()}
         return Scored(
@@ -323,8 +323,14 @@ class OnlineRun:
         eos_ids = self.renderer.stop_ids
         last_ids = [generation.response_ids[-1] for generation in rollouts.generations]
         ends = [last if last in eos_ids else None for last in last_ids]
-        given = Round(rollouts.responses, rewards, ends, eos_ids, self.renderer.tokenizer, entropy, self._worth_of)
+        # What long answers pay is theirs as a whole: no counterfactual is scored with it.
+        outcome = rewards.without_part(PART)
+        given = Round(rollouts.responses, outcome, ends, eos_ids, self.renderer.tokenizer, entropy, self._worth_of)
         credited = credit(given)
+        if PART in rewards.by_source:
+            paid = zip(credited.total, rewards.by_source[PART], strict=True)
+            credited = replace(credited, total=[None if own is None else own + (value or 0.0) for own, value in paid])
+        write_rollouts(self._rollouts_path(step), step + 1, rollouts, rewards, credited.units)
         clock.lap("credit")
         return credited
 

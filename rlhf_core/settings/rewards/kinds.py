@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
+from data_processing.settings import drawn_as_choice
 from rlhf_core.settings.rewards.base import RewardSettings
 from rlhf_core.settings.rewards.code import CodeReward
 from rlhf_core.settings.rewards.functions import EnvironmentReward, ProceduresReward, PythonReward
@@ -23,12 +24,6 @@ from rlhf_core.settings.rewards.verifiers import (
     ReasoningGymReward,
     RegexReward,
 )
-
-
-def _any_of(schema: dict[str, Any]) -> None:
-    """Prefect's form draws a choice from `anyOf` only."""
-    schema["anyOf"] = schema.pop("oneOf")
-
 
 RewardSource = Annotated[
     RewardModelReward
@@ -49,7 +44,7 @@ RewardSource = Annotated[
     | LengthReward
     | InstructionsReward
     | ReasoningGymReward,
-    Field(discriminator="kind", json_schema_extra=_any_of),
+    Field(discriminator="kind", json_schema_extra=drawn_as_choice),
 ]
 
 
