@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_core.credit.spans import Spelled, spell
+from rlhf_core.credit.spans import Spelled, spell, spell_bytes
 from rlhf_core.credit.units import content_region, entropy_units, label_units, labelled_token_units, thinking_end
 from tests.batching.template_cases import byte_level
 
@@ -98,6 +98,12 @@ def test_a_tokenizer_that_loses_text_is_told_and_not_guessed() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[UNK]")
     found = spell(fast.encode("A. go\nB. left"), fast)
     assert found is None or found.text == fast.decode(fast.encode("A. go\nB. left"), skip_special_tokens=True)
+
+
+def test_a_broken_character_belongs_to_its_own_bytes() -> None:
+    found = spell_bytes([b"\xe6", b"\xb5A", b"\xf0\x9f", b"\x98\x80", b"", b"\xff"])
+    assert found.text == "\ufffdA😀\ufffd"
+    assert found.spans == [(0, 1), (0, 2), (2, 3), (2, 3), (3, 3), (3, 4)]
 
 
 def test_a_broken_character_at_the_end_is_spelled() -> None:
