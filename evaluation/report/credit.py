@@ -10,6 +10,9 @@ from evaluation.report.data import ReportData
 from evaluation.report.markup import Markup, join, preformatted, tag
 from evaluation.report.tables import node_heading, section
 
+# Below this two decimals would show nothing.
+_SMALL = 0.005
+
 
 def credit_section(data: ReportData) -> Markup:
     """Some responses of each online node that spread its rewards; left out where none did."""
@@ -44,5 +47,5 @@ def _part(part: Mapping[str, Any], largest: float) -> Markup:
         return tag("span", part["text"])
     share = round(100 * abs(credit) / largest) if largest else 0
     kind = "unit good" if credit >= 0 else "unit bad"
-    earned = tag("sup", f"{credit:+.2f}")
+    earned = tag("sup", f"{credit:+.2f}" if abs(credit) >= _SMALL or not credit else f"{credit:+.1e}")
     return tag("mark", part["text"], earned, class_=kind, style=f"--share: {share}%")

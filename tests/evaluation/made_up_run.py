@@ -97,6 +97,7 @@ CREDIT = [
             {"text": "A. Is it a lamp?", "credit": 0.5},
             {"text": "\n", "credit": None},
             {"text": "B. <b>Approve</b>.", "credit": -0.25},
+            {"text": "C. Stop.", "credit": -0.0004},
         ],
     }
 ]

@@ -79,10 +79,11 @@ def test_credit_is_told_in_numbers_and_shades(data: ReportData) -> None:
     page = html.document_fromstring(render_report(data))
     [shown] = page.xpath("//section[@id='credit']//article")
     units = shown.xpath(".//mark")
-    assert [unit.text_content() for unit in units] == ["A. Is it a lamp?+0.50", "B. <b>Approve</b>.-0.25"]
+    assert [unit.text_content() for unit in units] == ["A. Is it a lamp?+0.50", "B. <b>Approve</b>.-0.25", "C. Stop.-4.0e-04"]
     assert [(unit.get("class"), unit.get("style")) for unit in units] == [
         ("unit good", "--share: 100%"),
         ("unit bad", "--share: 50%"),
+        ("unit bad", "--share: 0%"),
     ]
     assert "outcome 0.75" in shown.text_content() and "Rule 1" in shown.text_content()
 
