@@ -5,8 +5,8 @@
 Eight empty stages in a row are run through the real flow, with the servers that it starts for itself: for the first time,
 unchanged again, and from the fifth stage on. Seconds are those of the whole command; a stage's are from the flow's decision
 to start it to the one to start the next. Beside them, on a head of the same kind, what Ray takes for an empty job of its own.
-Then the tiny pipeline: its stages do little, but each loads what its work needs. Last, `alignflow plan` of wide pipelines, in an empty
-home and in one with many runs.
+Then the tiny pipeline: its stages do little, but each loads what its work needs. Last, `alignflow --help`, and `alignflow plan` of wide
+pipelines, in an empty home and in one with many runs.
 """
 
 from __future__ import annotations
@@ -120,11 +120,11 @@ def pipeline_rows(executor: str) -> list[dict[str, Any]]:
 
 
 def plan_rows(repeats: int) -> list[dict[str, Any]]:
-    """`alignflow plan` of ever wider pipelines, then of the widest where `EARLIER_RUNS` runs had all its nodes."""
+    """`alignflow --help`, and `alignflow plan` of ever wider pipelines, then of the widest where `EARLIER_RUNS` runs had all its nodes."""
     from tiny_models import tiny_model
 
-    rows = []
     with tempfile.TemporaryDirectory(prefix="af", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        rows = [row("alignflow --help, s", command_s(["--help"], Path(folder), repeats), 0.3)]
         home, model = Path(folder) / "home", tiny_model(Path(folder) / "model", "llama", tied=True)
         for seeds in PLANNED_SEEDS:
             entries = {
@@ -142,8 +142,13 @@ def plan_rows(repeats: int) -> list[dict[str, Any]]:
 
 
 def plan_s(assignments: Sequence[str], home: Path, repeats: int) -> float:
-    """Median seconds of the command."""
-    command = [sys.executable, "-m", "flows.cli", "plan", "--preset", "tiny", *(f"--set={text}" for text in assignments)]
+    """Median seconds of `alignflow plan`."""
+    return command_s(["plan", "--preset", "tiny", *(f"--set={text}" for text in assignments)], home, repeats)
+
+
+def command_s(words: Sequence[str], home: Path, repeats: int) -> float:
+    """Median seconds of `alignflow` with these words."""
+    command = [sys.executable, "-m", "flows.cli", *words]
     environment = {**os.environ, "ALIGNFLOW_HOME": str(home), "PYTHONPATH": str(ROOT)}
     seconds = []
     for _ in range(repeats):

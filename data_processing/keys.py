@@ -1,7 +1,7 @@
 """What makes two rows the same, as 64-bit hashes; and what is kept of every row to compare it with all others.
 
 Tables may be larger than memory, so what is kept is 25 bytes a row: the hashes of its id, its content and its prompt, and its
-split; and 8 more of a pair or a judged answer, for what would contradict it. Two different rows among n have a hash in common by chance with probability n² / 2^65 (3e-8 in a million).
+split; and 8 more of a pair or a judged answer, for what it says. Two different rows among n have a hash in common by chance with probability n² / 2^65 (3e-8 in a million).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from data_processing.config import SPLITS, Split
 from data_processing.schemas import canonical_json, hash64
 
-# Columns that do not make two rows different.
-_ASIDE = frozenset({"id", "source", "detail", "margin", "turns", "extra", "condition", "pass_rate"})
+# Columns that do not make two rows different: they say where a row is from, not what is learnt from it.
+_ASIDE = frozenset({"id", "source", "detail", "pass_rate"})
+# Columns that make two rows different where they have a value.
+_FURTHER = ("margin", "turns", "extra", "condition")
 # What shows nothing where it stands: the code points that Unicode calls default ignorable (zero-width ones and their like).
 _IGNORABLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
@@ -32,29 +34,35 @@ Messages = list[dict[str, Any]]
 Hashes = NDArray[np.uint64]
 
 
-# A row's id_key, content_key and prompt_key, and the content_key of the row that would contradict it: by these it is compared.
+# A row's id_key, content_key, prompt_key and stance_key: by these it is compared.
 RowKey = tuple[int, int, int, int | None]
 
 
 def row_key(row: Row) -> RowKey:
     """The hashes of a row of any table."""
-    return id_key(row["id"]), content_key(row), prompt_key(prompt_of(row)), opposite_key(row)
+    return id_key(row["id"]), content_key(row), prompt_key(prompt_of(row)), stance_key(row)
 
 
 def source_row_key(row: Row, given_id: str | None, prompt: Messages) -> RowKey:
     """Give a row its id, or that of its content, and return its hashes. Its messages hold all keys of their turns."""
     content = content_key(row)
     row["id"] = given_id or f"{content:016x}"
-    return id_key(row["id"]), content, prompt_key(prompt), opposite_key(row)
+    return id_key(row["id"]), content, prompt_key(prompt), stance_key(row)
 
 
-def opposite_key(row: Row) -> int | None:
-    """Hash of the content that says the opposite: a pair with its sides swapped, a judged answer judged otherwise."""
+def stance_key(row: Row) -> int | None:
+    """Hash of what a pair or a judged answer says, whatever its margin; that of its opposite differs in the last bit alone.
+
+    The opposite of a pair has its sides swapped, that of a judged answer is judged otherwise. Other rows have no opposite.
+    """
     if "rejected" in row:
-        return content_key({**row, "chosen": row["rejected"], "rejected": row["chosen"]})
-    if "desirable" in row:
-        return content_key({**row, "desirable": not row["desirable"]})
-    return None
+        chosen, rejected = canonical_json(row["chosen"]), canonical_json(row["rejected"])
+        texts, holds = (canonical_json([row["prompt"], row.get("tools")]), *sorted((chosen, rejected))), chosen < rejected
+    elif "desirable" in row:
+        texts, holds = (canonical_json([row["prompt"], row["response"], row.get("tools")]),), row["desirable"]
+    else:
+        return None
+    return hash64(b"".join(texts)) & ~1 | holds
 
 
 def id_key(row_id: str) -> int:
@@ -64,7 +72,10 @@ def id_key(row_id: str) -> int:
 
 def content_key(row: Row) -> int:
     """Hash of all columns that make two rows different; raises `UnicodeEncodeError` for text that is not valid Unicode."""
-    return hash64(canonical_json([value for name, value in row.items() if name not in _ASIDE]))
+    content = [value for name, value in row.items() if name not in _ASIDE and name not in _FURTHER]
+    if further := {name: row[name] for name in _FURTHER if row.get(name) is not None}:
+        content.append(further)
+    return hash64(canonical_json(content))
 
 
 def prompt_of(row: Row) -> Messages:
@@ -98,7 +109,7 @@ class TableKeys:
     """The keys, the splits and the origins of the rows of one table, in their order."""
 
     def __init__(self) -> None:
-        self._ids, self._contents, self._prompts, self._opposites = array("Q"), array("Q"), array("Q"), array("Q")
+        self._ids, self._contents, self._prompts, self._stances = array("Q"), array("Q"), array("Q"), array("Q")
         self._staged = array("B")
         self._moved: NDArray[np.uint8] | None = None
         # A run of consecutive rows of one origin: index of the first, origin, its number there minus its index here.
@@ -112,13 +123,13 @@ class TableKeys:
         offset = number - len(self._staged)
         if not self._runs or self._runs[-1][1:] != (origin, offset):
             self._runs.append((len(self._staged), origin, offset))
-        row_id, content, prompt, opposite = key
+        row_id, content, prompt, stance = key
         self._ids.append(row_id)
         self._contents.append(content)
         self._prompts.append(prompt)
         self._staged.append(SPLITS.index(split))
-        if opposite is not None:
-            self._opposites.append(opposite)
+        if stance is not None:
+            self._stances.append(stance)
 
     def move(self, prompt: int, split: int) -> None:
         """Put all rows of a prompt into another split, an index into `SPLITS`."""
@@ -142,9 +153,9 @@ class TableKeys:
         return np.asarray(self._prompts)
 
     @property
-    def opposites(self) -> Hashes:
-        """The content keys of the rows that would contradict these; none in tables whose rows say nothing of the kind."""
-        return np.asarray(self._opposites)
+    def stances(self) -> Hashes:
+        """The stance keys of all rows; none in tables whose rows have no opposite."""
+        return np.asarray(self._stances)
 
     @property
     def staged(self) -> NDArray[np.uint8]:

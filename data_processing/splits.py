@@ -99,12 +99,12 @@ def contradictions(tables: Tables, gone: Mapping[TableName, Mask], describe: Des
     """
     dropped = _none_dropped(tables)
     for table, keys in tables.items():
-        if not len(keys.opposites):
+        if not len(keys.stances):
             continue
-        stays = ~gone[table]
-        dropped.rows[table][stays] = _among(keys.opposites[stays], np.sort(keys.contents[stays]))
+        stays, opposites = ~gone[table], keys.stances ^ np.uint64(1)
+        dropped.rows[table][stays] = _among(opposites[stays], np.sort(keys.stances[stays]))
         for row in np.flatnonzero(dropped.rows[table])[: LISTED - len(dropped.lines)].tolist():
-            other = int((stays & (keys.contents == keys.opposites[row])).argmax())
+            other = int((stays & (keys.stances == opposites[row])).argmax())
             dropped.lines.append(f"{describe(table, row)} contradicts {describe(table, other)}")
     return dropped
 

@@ -327,6 +327,51 @@ def test_duplicates_contradictions_and_leaks_are_dropped_and_counted_up_to_a_sha
         prepare(stricter, tmp_path / "again", seed=0)
 
 
+TALK = [{"role": "user", "content": "Which one?"}, {"role": "assistant", "content": "This one."}]
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "others"),
+    [
+        ("preference", {"prompt": "Which one?", "chosen": "This.", "rejected": "That."}, [{"margin": 0.5}, {"margin": 1.5}]),
+        ("sft", {"messages": TALK}, [{"condition": "good"}, {"condition": "bad"}]),
+        ("sft", {"messages": TALK}, [{"messages": [TALK[0], {**TALK[1], "weight": weight}]} for weight in (0.25, 0.5)]),
+        ("sft", {"messages": TALK}, [{"tools": [{"type": "function", "function": {"name": name}}]} for name in ("a", "b")]),
+        ("prompts", {"prompt": "Write a sort."}, [{"tests": "assert a"}, {"tests": "assert b"}]),
+        ("prompts", {"prompt": "2 + 2?"}, [{"label": "4"}, {"label": "5"}]),
+    ],
+)
+def test_rows_that_differ_in_anything_that_is_learnt_from_them_are_no_repeats(
+    tmp_path: Path, table: str, row: dict[str, Any], others: list[dict[str, Any]]
+) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", [row, *({**row, **other} for other in others)])
+    config = DataConfig.model_validate({"procedures": None, table: [source], "max_duplicate_fraction": 1.0})
+    assert sum(prepare(config, tmp_path / "out", seed=0)["rows"][table].values()) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "other"),
+    [
+        ("sft", {"messages": TALK}, {"id": "another"}),
+        ("sft", {"messages": TALK}, {"pass_rate": 0.5}),
+        ("unpaired", {"prompt": "Why?", "response": "So.", "label": True}, {"pass_rate": 0.5}),
+    ],
+)
+def test_rows_that_differ_in_where_they_come_from_are_repeats(
+    tmp_path: Path, table: str, row: dict[str, Any], other: dict[str, Any]
+) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", [row, {**row, **other}])
+    config = DataConfig.model_validate({"procedures": None, table: [source], "max_duplicate_fraction": 1.0})
+    assert prepare(config, tmp_path / "out", seed=0)["duplicates"]["count"] == 1
+
+
+def test_pairs_contradict_each_other_whatever_their_margins(tmp_path: Path) -> None:
+    rows = [{**pair, "margin": 1.0} for pair in pairs(20)] + [{**swapped(pair), "margin": 2.0} for pair in pairs(3)]
+    config = DataConfig(procedures=None, preference=[jsonl(tmp_path / "rows.jsonl", rows)], max_duplicate_fraction=0.5)
+    summary = prepare(config, tmp_path / "out", seed=0)
+    assert (summary["contradictions"]["count"], sum(summary["rows"]["preference"].values())) == (6, 17)
+
+
 def test_the_share_that_the_error_names_is_enough(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "rows.jsonl", [*questions(50), *questions(7)])
     config = DataConfig(procedures=None, sft=[source])

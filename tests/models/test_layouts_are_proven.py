@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks import architectures
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
@@ -24,6 +25,7 @@ from rlhf_core.models.load import load_lm, load_scorer
 from rlhf_core.models.modules import PolicyModule, ScoreModule
 from rlhf_core.precision import Dtype
 from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings, Packing
+from tests.architectures import ARCHITECTURES
 
 SHAPE = {
     "vocab_size": 512,
@@ -89,6 +91,11 @@ CASES = {
     "modernbert-decoder": Case(True, True, own_head=False),
     "llama4_text": Case(True, True, {"num_local_experts": 2, "intermediate_size_mlp": 128, "head_dim": 16}, own_head=False),
 }
+# What docs/models.md says of the other types that are measured there.
+PACKS = "qwen2 qwen3_moe mistral gemma3_text phi3 phi olmo2 gpt_neox smollm3 granite cohere deepseek_v3 glm4_moe".split()
+CASES |= {name: Case(True, True, {"num_hidden_layers": 2} | ARCHITECTURES[name]) for name in PACKS}
+# transformers has no SDPA for its attention sinks.
+CASES["gpt_oss"] = Case(False, False, {"num_hidden_layers": 2} | ARCHITECTURES["gpt_oss"], attention="eager")
 every_type = pytest.mark.parametrize("name", CASES)
 
 
@@ -140,6 +147,12 @@ def test_what_a_model_can_is_found_out(name: str, dtype: Dtype, folders: Callabl
     slower = (not case.packed, case.packed and not case.shared, not case.own_head, case.attention == "eager")
     assert len(layouts.notes) == sum(slower)
     assert all(f"'{name}'" in note for note in layouts.notes)
+
+
+def test_the_page_says_what_is_seen_here() -> None:
+    results = {row[0]: row[-1] for row in architectures.rows_on(architectures.PAGE.read_text(encoding="utf-8"), architectures.COMMAND)}
+    seen = {(True, True): "packs and shares prompts", (True, False): "packs", (False, False): "pads"}
+    assert results == {name: seen[CASES[name].packed, CASES[name].shared] for name in ARCHITECTURES}
 
 
 @every_type
