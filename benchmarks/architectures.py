@@ -25,9 +25,9 @@ sys.path.insert(0, str(ROOT))
 from data_processing.errors import ConfigError  # noqa: E402
 from rlhf_core.batching.collate import collate, target_mask  # noqa: E402
 from rlhf_core.batching.rows import TokenRow  # noqa: E402
+from rlhf_core.engine.convert import convert_checkpoint  # noqa: E402
 from rlhf_core.engine.engine import TrainingEngine  # noqa: E402
 from rlhf_core.engine.rehearsal import convert_outline, rehearse_convert  # noqa: E402
-from rlhf_core.models.convert import convert_checkpoint  # noqa: E402
 from rlhf_core.models.load import load_lm, load_scorer  # noqa: E402
 from rlhf_core.models.lora import add_lora  # noqa: E402
 from rlhf_core.models.modules import PolicyModule, ScoreModule  # noqa: E402

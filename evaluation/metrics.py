@@ -20,6 +20,7 @@ from evaluation.logprobs import check_same_tokens, teller, token_logprobs
 from evaluation.row_reading import read_held_out
 from evaluation.scores import Measure, Score
 from rlhf_core.rewards.reward_model import RewardModelScorer
+from rlhf_core.rewards.reward_model_folder import reward_model_scorer
 from rlhf_core.settings.training import Packing
 
 PROCEDURES = {
@@ -72,7 +73,7 @@ def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
 def _scorer(job: EvaluationJob) -> RewardModelScorer:
     if job.reward_model is None:
         raise NotMeasured("this run has no reward model")
-    scorer = RewardModelScorer(
+    scorer = reward_model_scorer(
         job.reward_model,
         job.model,
         dtype=job.config.precision,

@@ -8,7 +8,7 @@ from tasks.runtime.contract.context import Input, Stage, StageContext
 
 def run(context: StageContext[ConvertConfig]) -> None:
     """Convert the checkpoint against the model its training started from; the model card carries the lineage."""
-    from rlhf_core.models.convert import STEPS, convert_checkpoint
+    from rlhf_core.engine.convert import STEPS, convert_checkpoint
 
     def tell(step: str) -> None:
         context.events.progress(STEPS.index(step), len(STEPS), step)

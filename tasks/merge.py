@@ -31,7 +31,7 @@ def check(config: MergeConfig, inputs: Collection[str]) -> None:
 
 def run(context: StageContext[MergeConfig]) -> None:
     """Merge the models tensor by tensor, and generate with the result; the model card carries the lineage."""
-    from rlhf_core.models.convert import check_generates
+    from rlhf_core.engine.convert import check_generates
     from rlhf_core.models.load import load_lm
     from rlhf_core.models.merge import merge_models
 

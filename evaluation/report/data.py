@@ -29,13 +29,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class LineageEntry:
-    """One artifact of the run: the node that needed it, what it is, who made it, and the nodes it was made from."""
+    """One artifact of the run: the node that needed it, what it is, who made it, and the nodes it was made from.
+
+    `adopted` are the parts of its key that had changed when a person took it over.
+    """
 
     node: str
     kind: str
     key: str
     producer: str
     inputs: Sequence[str] = ()
+    adopted: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

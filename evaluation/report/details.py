@@ -137,7 +137,9 @@ def lineage_section(data: ReportData) -> Markup:
 
 def _lineage_row(entry: LineageEntry) -> Markup:
     name = tag("code", artifact_name(entry.node, entry.key), title=entry.key)
-    cells = (entry.node, entry.kind, name, tag("code", entry.producer), ", ".join(entry.inputs) or "–")
+    over = f"adopted over changes of {', '.join(entry.adopted)}" if entry.adopted else None
+    made_by = join(tag("code", entry.producer), over, separator=" ")
+    cells = (entry.node, entry.kind, name, made_by, ", ".join(entry.inputs) or "–")
     return tag("tr", *(tag("td", cell) for cell in cells))
 
 

@@ -110,4 +110,4 @@ def _lineage(record: Record, records: Sequence[Record]) -> LineageEntry:
     names = {other["key"]: other["node"] for other in records}
     inputs = [names.get(key, key[:12]) for key in dict.fromkeys(_input_keys(record))]
     ref = record["ref"]
-    return LineageEntry(node=record["node"], kind=ref["kind"], key=ref["key"], producer=ref["producer"], inputs=inputs)
+    return LineageEntry(record["node"], ref["kind"], ref["key"], ref["producer"], inputs, record.get("adopted", []))

@@ -15,7 +15,7 @@ from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig, EvaluateConfig
 from flows.commands.deployments import FLOW, Schedule, deploy
 from flows.commands.tables import console, print_verdict, table_with
-from flows.graph.build import build_graph, deciding_metric, pinned, unused_entries
+from flows.graph.build import build_graph, deciding_metric, pinned, told_of_unused
 from flows.graph.nodes import Graph
 from flows.graph.selection import Selection, select
 from flows.running.check_servers import check_prefect
@@ -170,8 +170,7 @@ def what_is_compared(graph: Graph) -> Iterator[str]:
         candidates = ", ".join(compare.candidates or ()) or "nothing"
         metric = deciding_metric(graph) or "no metric that is measured here: set compare.primary_metric"
         yield f"compares {candidates} with {compare.baseline}; decides by {metric}"
-    for entry in unused_entries(graph):
-        yield f"warning: nothing uses entry '{entry}'; take it out (--set pipeline.{entry}=null), or name it as an input"
+    yield from (f"warning: {line}" for line in told_of_unused(graph))
 
 
 def show_graph(asked: Asked) -> None:

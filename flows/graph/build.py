@@ -98,12 +98,15 @@ def deciding_metric(graph: Graph) -> str | None:
     return next((m for m in PRIMARY_METRICS if (family := m.partition(".")[0]) in asked and measured[family]), None)
 
 
-def unused_entries(graph: Graph) -> list[str]:
-    """Entries whose result nothing takes and nothing evaluates, though that is what it is for: models and data."""
+def told_of_unused(graph: Graph) -> list[str]:
+    """A line for each entry whose result nothing takes and nothing evaluates, though that is what it is for: models and data."""
     taken = {made_by for node in graph.values() for made_by in node.inputs.values()}
     idle = [node for node in graph.values() if node.name not in taken and load_stage(node.stage).kind in ("model", "data")]
     owners = {node.inputs.get("checkpoint", node.name) for node in idle}
-    return list(dict.fromkeys(node.entry for node in graph.values() if node.entry and node.name in owners))
+    entries = dict.fromkeys(node.entry for node in graph.values() if node.entry and node.name in owners)
+    return [
+        f"nothing uses entry '{entry}'; take it out (--set pipeline.{entry}=null), or name it as an input" for entry in entries
+    ]
 
 
 def _models(entries: Expansion) -> list[Variant]:

@@ -8,12 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_processing.config import DataConfig
-from data_processing.first_prompts import first_prompts
 from data_processing.settings import Settings
 from flows.graph.nodes import Node
 from flows.graph.plan import Plan
 from rlhf_core.addresses import check_url
-from rlhf_core.rewards.trial import ask, ask_apart
 from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.own_answers import IterativeConfig, SampleSettings
 from rlhf_core.settings.rewards.base import RewardSettings
@@ -33,6 +31,8 @@ def check_rewards(plan: Plan, allowed_hosts: Sequence[str]) -> None:
         if source.computes or told in tried:
             continue
         tried.add(told)
+        from rlhf_core.rewards.trial import ask, ask_apart  # takes a while to import, as what makes prompts does
+
         prompts = tried_prompts(plan[data].node) if data else []
         asked = ask_apart if source.may_hang else ask
         if later := asked(source, prompts, allowed_hosts):
@@ -60,5 +60,8 @@ def _rewards_of(settings: Settings) -> Sequence[RewardSettings]:
 
 def tried_prompts(data: Node) -> list[dict[str, Any]]:
     """The first prompts that a node gives: what rewards and environments are tried on."""
-    settings = data.settings
-    return first_prompts(settings, _PROMPTS, data.seed)[:_PROMPTS] if isinstance(settings, DataConfig) else []
+    if not isinstance(data.settings, DataConfig):
+        return []
+    from data_processing.first_prompts import first_prompts
+
+    return first_prompts(data.settings, _PROMPTS, data.seed)[:_PROMPTS]

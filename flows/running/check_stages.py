@@ -22,6 +22,7 @@ from rlhf_core.settings.models import BaseModelConfig
 from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig
 from rlhf_core.settings.preference import PreferenceConfig
+from rlhf_core.settings.rewards.models import RewardModelReward
 from rlhf_core.settings.supervised import RewardModelConfig, SftConfig
 from rlhf_core.settings.training import TrainingConfig
 from tasks.runtime.contract.config import ExecutorKind
@@ -99,6 +100,22 @@ def check_metrics(plan: Plan) -> None:
             f"allowed are {', '.join(allowed)}" if allowed else "give evaluate.metrics one of them, and the data that it needs"
         )
         raise ConfigError(f"compare.primary_metric: {what} with these data and settings ({', '.join(PRIMARY_METRICS)}); {wanted}")
+
+
+def check_segments(plan: Plan) -> None:
+    """Raise `ConfigError` for an online stage that runs with rewards of segments, and whose reward model is not trained on them."""
+    for name, planned in plan.items():
+        settings = planned.node.settings
+        if not planned.runs or not isinstance(settings, OnlineConfig) or settings.credit.kind != "segment":
+            continue
+        for source in (source for source in settings.rewards if isinstance(source, RewardModelReward)):
+            made_by = plan[planned.node.inputs[source.input]].node if source.input in planned.node.inputs else None
+            trained = plan[made_by.inputs["checkpoint"]].node if made_by and "checkpoint" in made_by.inputs else None
+            if trained and isinstance(trained.settings, RewardModelConfig) and trained.settings.granularity != "segment":
+                raise ConfigError(
+                    f"{name}: credit 'segment' needs rewards of segments, and entry '{trained.entry}' trains a reward model of granularity "
+                    f"'{trained.settings.granularity}'; set pipeline.{trained.entry}.set.granularity=segment, or leave credit out"
+                )
 
 
 def check_devices(config: PipelineConfig, plan: Plan) -> None:

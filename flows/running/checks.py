@@ -12,7 +12,7 @@ from flows.graph.plan import Plan, has_work, reserves
 from flows.running.check_environments import check_environments
 from flows.running.check_rewards import check_addresses, check_rewards
 from flows.running.check_servers import check_servers, check_tracking_address
-from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_room, check_tables
+from flows.running.check_stages import check_adapters, check_devices, check_metrics, check_room, check_segments, check_tables
 from flows.running.cluster import capacity_of_cluster
 from flows.settings.config import PipelineConfig
 from rlhf_core.settings.models import BaseModelConfig
@@ -41,6 +41,7 @@ def check_what_runs(config: PipelineConfig, plan: Plan, home: Home) -> None:
     check_tracking_address(home)
     check_tables(plan)
     check_metrics(plan)
+    check_segments(plan)
     check_devices(config, plan)
     _check_models(plan, home)
     check_adapters(plan)

@@ -6,8 +6,6 @@ import logging
 import os
 from typing import Any
 
-from requests import RequestException
-
 from flows.services.machine import gpu_count
 from flows.services.run_processes import is_ours
 from rlhf_core.cluster.capacity import Capacity, NodeKind, no_kind_was_named
@@ -35,6 +33,7 @@ def capacity_of_cluster(address: str, home: Home) -> Capacity:
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_nodes
     from ray.util.state.exception import RayStateApiException
+    from requests import RequestException
 
     try:
         nodes: list[Any] = list_nodes(address, filters=[("state", "=", "ALIVE")], detail=True, timeout=_ASK_LIMIT_S)

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 def live_code(config: PipelineConfig, home: Home) -> Code:
     """The checkout as it is now, for looking at what would run."""
-    return Code(libraries=_libraries_there(config, home))
+    return Code(libraries=_libraries_there(config, home), parsed=home.parsed_code)
 
 
 def frozen_code(config: PipelineConfig, graph: Graph, home: Home) -> Code:
     """A snapshot of the code that the nodes of `graph` run; raises what `take_snapshot` and `load_stage` do."""
     stages = ((node, load_stage(node.stage)) for node in graph.values())
     modules = {module for node, stage in stages for module in (module_of(node.stage)[0], *stage.modules(node.settings))}
-    return Code(take_snapshot(home.code, modules), _libraries_there(config, home))
+    return Code(take_snapshot(home.code, modules), _libraries_there(config, home), home.parsed_code)
 
 
 def native_there(config: PipelineConfig, home: Home) -> Native:

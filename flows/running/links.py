@@ -1,4 +1,4 @@
-"""Where else a run can be seen. Prefect's flow run, MLflow's run and the report each name the other two.
+"""Where else a run can be seen. Prefect's flow run, MLflow's run and the report each name the other two; the terminal names both.
 
 Addresses are those of servers that outlive the run; where there is none, names and folders stand instead.
 """
@@ -9,6 +9,7 @@ import asyncio
 import time
 
 from flows.running.display import Display
+from flows.running.progress import LOG
 from flows.running.run_folder import RunFolder
 from tasks.runtime.tracking.tracker import Tracker
 
@@ -22,7 +23,7 @@ def mlflow_note(display: Display, folder: RunFolder) -> str:
 
 
 async def link(display: Display, tracker: Tracker, folder: RunFolder, *, experiment: str, wait_s: float) -> None:
-    """Tell Prefect and the run's folder, from which the report is made, where the run is seen.
+    """Tell the terminal, Prefect and the run's folder, from which the report is made, where the run is seen.
 
     MLflow has a page for it as soon as it has taken the run, for which this waits up to `wait_s` seconds; until then its
     server is named.
@@ -31,7 +32,11 @@ async def link(display: Display, tracker: Tracker, folder: RunFolder, *, experim
     while tracker.server and not tracker.page and time.monotonic() < ends:
         await asyncio.sleep(_POLL_S)
     mlflow = tracker.page or tracker.server
-    folder.note(links={"Prefect": display.page, "MLflow": mlflow})
+    links = {"Prefect": display.page, "MLflow": mlflow}
+    folder.note(links=links)
+    for where, page in links.items():
+        if page:
+            LOG.info("seen in %s: %s", where, page)
     await display.links(_for_prefect(folder, mlflow, experiment), folder.name)
 
 

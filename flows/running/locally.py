@@ -84,6 +84,8 @@ def _in_prefect(prepared: Prepared, parameters: Mapping[str, Any], load_flow: Ca
             with handing_over(prepared):
                 result = asyncio.run(flow(**parameters))
         except (KeyboardInterrupt, TerminationSignal):
+            if not prepared.flow_run:
+                LOG.warning("cancelling: what was started for this run is ended")
             # Also where the pipeline has kept it for Prefect: another process may have told it by now, and Prefect called it a crash since.
             _tell_end(prepared)
             raise _cancelled() from None

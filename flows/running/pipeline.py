@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from flows.graph.build import told_of_unused
 from flows.graph.limits import Limits
 from flows.graph.nodes import Node, longest_path_first
 from flows.graph.plan import Plan, has_work
@@ -123,6 +124,8 @@ class _Run:
         self.folder.begin(flow_run=display.run_id, prefect_server=display.server, began=began, **{CODE_FACT: code.root.name})
         cached = sum(not planned.runs for planned in plan.values())
         LOG.info("run %s: %d stages, %d of them cached", self.folder.name, len(plan), cached)
+        for line in told_of_unused(selection.graph):
+            LOG.warning("warning: %s", line)
 
     def tags(self) -> list[str]:
         """What people look for runs by: its name, the preset, the model it starts from, the entries it trains, the code."""

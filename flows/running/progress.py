@@ -72,7 +72,7 @@ class ProgressLines(SilentObserver):
     def finished(self, outcome: StageOutcome, wall_s: float) -> None:
         """The stage is done."""
         if outcome.cached:
-            LOG.info("%-22s cached (%.1f s of work by %s)", self._node, outcome.seconds, outcome.producer)
+            LOG.info("%-22s cached (%s)", self._node, outcome.origin)
         else:
             LOG.info("%-22s done in %.1f s (%.1f s with start and end)", self._node, outcome.seconds, wall_s)
 

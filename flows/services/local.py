@@ -68,11 +68,18 @@ def up(home: Home, ports: Ports, say: Callable[[str], None]) -> dict[str, str]:
         say("deploying the flow and starting its worker")
         _deploy(home)
         _start_worker(home)
-    prefect = records.running("prefect")
-    # Its services have run once by now. One that fails every time leaves a server that answers, and schedules that never fire.
+    tell_faults(home, say)
+    return addresses(home)
+
+
+def tell_faults(home: Home, say: Callable[[str], None]) -> None:
+    """Warn of parts of the Prefect server that fail: it answers, and schedules, for one, never fire.
+
+    Each of its services has run once when the others are up.
+    """
+    prefect = Records(home.pids).running("prefect")
     if prefect and (faults := service_faults(prefect.log, at_least=1)):
         say(f"warning: the Prefect server runs, but {'; '.join(faults)} (alignflow doctor looks again; the log is {prefect.log})")
-    return addresses(home)
 
 
 def down(home: Home, say: Callable[[str], None]) -> int:

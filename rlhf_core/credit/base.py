@@ -9,17 +9,8 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.rewards.base import CreditedUnit, ScoredResponse
 from rlhf_core.rewards.compose import Rewards
-
-
-@dataclass(frozen=True, slots=True)
-class CreditedUnit:
-    """Tokens [start, end) of a response and what they have earned together."""
-
-    start: int
-    end: int
-    credit: float
 
 
 @dataclass(frozen=True)

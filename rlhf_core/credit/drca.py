@@ -11,12 +11,12 @@ from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import Any
 
-from rlhf_core.credit.base import Credited, CreditedUnit, Round
+from rlhf_core.credit.base import Credited, Round
 from rlhf_core.credit.counterfactuals import space_id, without_unit
 from rlhf_core.credit.difference import kept_at_end, unit_rewards
 from rlhf_core.credit.spans import Span, Spelled, decoded, spell
 from rlhf_core.credit.units import content_region, entropy_units, labelled_token_units, thinking_end
-from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.rewards.base import CreditedUnit, ScoredResponse
 from rlhf_core.settings.credit import DrcaCredit
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,22 +10,13 @@ from pydantic import Field
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
-from rlhf_core.batching.rendering import RENDERING_NAME
+from rlhf_core.models.tokenizer_files import copy_tokenizer
 from rlhf_core.precision import Dtype
 from rlhf_core.settings.training import LoraSettings
 
 POLICY_NAME = "policy.json"
 TRAINER_STATE_NAME = "trainer_state.json"
 WEIGHTS_NAME = "zero"
-TOKENIZER_PATTERNS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.*",
-    "merges.txt",
-    RENDERING_NAME,
-)
 
 
 class PolicyDescription(Settings):
@@ -66,11 +56,3 @@ def read_policy(checkpoint: Path) -> PolicyDescription:
         raise ConfigError(
             f"{checkpoint} is no training checkpoint ({POLICY_NAME}: {error}): give what a training stage wrote"
         ) from error
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files, with the chat template and what it renders with, from one model folder to another."""
-    for pattern in TOKENIZER_PATTERNS:
-        for path in source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)

@@ -19,7 +19,7 @@ from torch import Tensor
 from data_processing.errors import ConfigError
 from rlhf_core.cluster.distributed import barrier
 from rlhf_core.engine.artifact import PolicyDescription, describe
-from rlhf_core.models.convert import convert_checkpoint, merged_model, publish
+from rlhf_core.engine.convert import convert_checkpoint, merged_model, publish
 from rlhf_core.settings.models import ConvertConfig
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from data_processing.errors import ConfigError
 from data_processing.schemas import canonical_json, hash64
-from rlhf_core.engine.artifact import copy_tokenizer
 from rlhf_core.models.folder import check_model_folder, read_config
 from rlhf_core.models.generation import GENERATION_NAME
 from rlhf_core.models.load import same_tokens
+from rlhf_core.models.tokenizer_files import copy_tokenizer
 from rlhf_core.models.weight_files import read_weight_files, shown
 from rlhf_core.settings.models import MergeConfig
 

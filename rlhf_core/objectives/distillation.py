@@ -1,4 +1,4 @@
-"""Divergence between a teacher's and a student's next-token distributions, per token. Reduce it with `aggregate`."""
+"""Divergence between a teacher's and a student's next-token distributions. `rlhf_core/models/divergence.py` takes it from logits."""
 
 from __future__ import annotations
 
@@ -7,20 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from rlhf_core.objectives.aggregation import masked
-from rlhf_core.objectives.logprobs import LOWEST_LOGIT
 from rlhf_core.settings.supervised import DistillationKind
-
-
-def distillation_loss(
-    student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT: Tensor, kind: DistillationKind, beta: float = 0.5
-) -> Tensor:
-    """`divergence` under logits, nats, [B, T], 0 outside the mask.
-
-    The teacher carries no gradient. Meant for chunks: fp32 copies of the logits are made.
-    """
-    student, teacher = (_log_softmax(x, mask_BT) for x in (student_logits_BTV, teacher_logits_BTV.detach()))
-    return masked(divergence(student, teacher, kind, beta), mask_BT)
 
 
 def divergence(student: Tensor, teacher: Tensor, kind: DistillationKind, beta: float = 0.5) -> Tensor:
@@ -58,7 +45,3 @@ def _kl(first: Tensor, second: Tensor) -> Tensor:
 def _mixture(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
     """Log-probs of beta teacher + (1 - beta) student."""
     return torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
-
-
-def _log_softmax(logits_BTV: Tensor, mask_BT: Tensor) -> Tensor:
-    return torch.log_softmax(masked(logits_BTV, mask_BT.unsqueeze(-1)).clamp(min=LOWEST_LOGIT), dim=-1)

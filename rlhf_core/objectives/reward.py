@@ -1,7 +1,8 @@
-"""The losses of reward models: on pairs, per row [B], and on judged steps."""
+"""The losses of reward models: on pairs, per row [B], and on judged steps; and how the credit of segments is spread."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -24,3 +25,15 @@ def step_reward_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     wide = widened(scores)
     return softplus(wide.where(~labels, -wide))
+
+
+def credit_entropy(rewards_BK: Tensor, mask_BK: Tensor, *, tau: float = 1.0, by_log_k: bool = False) -> Tensor:
+    """Entropy (nats) of softmax(reward / tau) over the segments of each response, [B]; 0 where there is only one.
+
+    It is made large by what is added to the loss of a reward model of segments, so that their rewards do not differ for nothing.
+    `by_log_k` divides it by the logarithm of their number. Source: segment_reward.md 4.
+    """
+    held = mask_BK.bool()
+    logs = torch.log_softmax((widened(rewards_BK) / tau).masked_fill(~held, -torch.inf), dim=1)
+    entropy_B = -torch.where(held, logs.exp() * logs.masked_fill(~held, 0.0), 0.0).sum(1)
+    return entropy_B / held.sum(1).clamp(min=2).log() if by_log_k else entropy_B

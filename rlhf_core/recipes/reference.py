@@ -58,7 +58,7 @@ class _Pass:
         self._job, self._engine, self._examples, self._pad_id = job, engine, examples, pad_id
         known = torch.zeros(len(examples), 2)
         if engine.rank == 0:
-            self._path = job.resume / f"reference_logps-{_key(job, examples)[:16]}.safetensors"
+            self._path = job.resume / f"reference_logps-{numbers_key(job, examples)[:16]}.safetensors"
             known = _read(self._path, len(examples))
         self._known = engine.all_sum(known.to(engine.device))
         # Log-probs that this rank adds, and in the third column 1 where it does.
@@ -112,8 +112,8 @@ class _Pass:
         return logps
 
 
-def _key(job: TrainingJob[Any], examples: Sequence[Example]) -> str:
-    """Digest of what the numbers depend on: rows (and so template and tokenizer), model files, arithmetic."""
+def numbers_key(job: TrainingJob[Any], examples: Sequence[Example]) -> str:
+    """Digest of what numbers that a frozen model gives of rows depend on: rows (and so template and tokenizer), model files, arithmetic."""
     settings = job.config.engine
     parts = [digest(examples), job.model_sha256 or _folder_sha256(job.model), settings.precision, settings.attention]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 The score is read at the last token, the one that ends the assistant turn: it is where the whole response has been seen,
 and a sampled response that stops ends in the same token. A process reward model has a score at the end of each step, the log-odds
-that the step is right; that of the last is read at the same token.
+that the step is right; that of the last is read at the same token. One of segments has a reward at the end of each (`segment_reward`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from rlhf_core.objectives.reward import pairwise_reward_loss, step_reward_loss
 from rlhf_core.recipes.cursor import plan_cursor
 from rlhf_core.recipes.examples import Example, Splits, pair, steps
 from rlhf_core.recipes.job import TrainingJob
-from rlhf_core.recipes.loop import Totals, Trainer
+from rlhf_core.recipes.loop import Loss, Totals, Trainer
+from rlhf_core.recipes.segment_reward import in_segments, leave_reading, of_segments
 from rlhf_core.recipes.start import check_and_load_tokenizer, finish, load_examples, load_trainable, start_engine
 from rlhf_core.settings.supervised import RewardModelConfig
 
@@ -30,20 +31,31 @@ from rlhf_core.settings.supervised import RewardModelConfig
 def train_reward_model(job: TrainingJob[RewardModelConfig]) -> None:
     """Train a score head (and adapters) on the preference or the stepwise table and write the checkpoint artifact; runs on every rank.
 
-    The summary has `score_mean` and `score_std` of the validation responses. Raises `ConfigError`, `DataError`,
+    The summary has `score_mean` and `score_std` of the validation responses, for people who normalise by them. Raises `ConfigError`, `DataError`,
     `DivergedError` or `PreemptedError` (a checkpoint is saved).
     """
     config = job.config
     tokenizer = check_and_load_tokenizer(job)
-    splits = _examples(job, Renderer(tokenizer))
+    renderer = Renderer(tokenizer)
+    splits = _examples(job, renderer)
     cursor = plan_cursor(config, splits.train, job.seed)
 
     scorer = load_trainable(job, partial(load_scorer, new_head=True))
     engine = start_engine(job, ScoreModule(scorer, config.engine.packing), cursor.total_steps)
 
-    shares = partial(_of_steps, engine.module) if config.granularity == "step" else partial(_of_pairs, engine.module, config)
-    evaluation = Trainer(job, engine, cursor, splits, shares, tokenizer.pad_token_id).run()
-    finish(job, engine, splits, evaluation | _score_statistics(evaluation))
+    if config.granularity == "segment":
+        splits = in_segments(job, engine, splits, renderer)
+    shares: dict[str, Loss] = {
+        "answer": partial(_of_pairs, engine.module, config),
+        "step": partial(_of_steps, engine.module),
+        "segment": partial(of_segments, engine.module, config),
+    }
+    evaluation = Trainer(job, engine, cursor, splits, shares[config.granularity], tokenizer.pad_token_id).run()
+    if config.granularity == "segment":
+        facts = leave_reading(job, engine, splits, evaluation, tokenizer.pad_token_id)
+    else:
+        facts = _score_statistics(evaluation)
+    finish(job, engine, splits, evaluation | facts)
 
 
 def _examples(job: TrainingJob[RewardModelConfig], renderer: Renderer) -> Splits:

@@ -32,18 +32,28 @@ class ScoredResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class CreditedUnit:
+    """Tokens [start, end) of a response and what they have earned together."""
+
+    start: int
+    end: int
+    credit: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """What a source says of responses, one entry each, in order.
 
     `rewards`: None where the source does not apply to a response, NaN where it failed on it alone, and `failures` says why.
     `metrics` are further numbers by name, None where a response has none; `tokens` rewards of the single tokens, a number an id,
-    on top of the response's own, None for a response without.
+    on top of the response's own, None for a response without. `units` are what pieces of a response have earned, to be shown.
     """
 
     rewards: Sequence[float | None]
     metrics: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     tokens: Sequence[Sequence[float] | None] = ()
     failures: Sequence[str | None] = ()
+    units: Sequence[Sequence[CreditedUnit] | None] = ()
 
     @classmethod
     def of(cls, given: Sequence[float | None] | Scores) -> Scores:
@@ -57,6 +67,7 @@ class Scores:
             {name: [values[place]] for name, values in self.metrics.items()},
             [self.tokens[place]] if self.tokens else (),
             [self.failures[place]] if self.failures else (),
+            [self.units[place]] if self.units else (),
         )
 
     @classmethod
@@ -68,6 +79,7 @@ class Scores:
             {name: [value for part in parts for value in part._filled(part.metrics.get(name, ()))] for name in names},
             [value for part in parts for value in part._filled(part.tokens)] if any(part.tokens for part in parts) else (),
             [value for part in parts for value in part._filled(part.failures)] if any(part.failures for part in parts) else (),
+            [value for part in parts for value in part._filled(part.units)] if any(part.units for part in parts) else (),
         )
 
     def _filled(self, values: Sequence[Any]) -> Sequence[Any]:

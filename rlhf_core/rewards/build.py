@@ -11,12 +11,13 @@ from data_processing.errors import ConfigError
 from rlhf_core.rewards.base import Scorer
 from rlhf_core.rewards.compose import ComposedReward, Retries
 from rlhf_core.rewards.weighing import Weighing
+from rlhf_core.settings.credit import CreditSettings
 from rlhf_core.settings.rewards.base import RewardSettings
 from rlhf_core.settings.training import EngineSettings
 
 # By kind, the function `(settings, around) -> Scorer`. By name, so that a run loads what its own rewards need: most need no torch.
 _BUILDERS: Mapping[str, str] = {
-    "reward_model": "rlhf_core.rewards.reward_model:build",
+    "reward_model": "rlhf_core.rewards.reward_model_folder:build",
     "process_reward_model": "rlhf_core.rewards.process_reward_model:build",
     "classifier": "rlhf_core.rewards.classifier:build",
     "procedures": "rlhf_core.rewards.procedures:build",
@@ -47,7 +48,8 @@ class Around:
     """What scorers are built in: the policy, the inputs of the entry that are scorers, by name, and how models compute.
 
     A call of what may hang may take `limit_s` seconds; what fails for a while is tried again as `retries` say.
-    Services are asked on this machine and at `allowed_hosts`; what they gave is kept in `cache_folder`, None: in memory only.
+    Services are asked on this machine and at `allowed_hosts`; what they gave is kept in `cache_folder`, None: in memory only. `credit` is
+    where the run's rewards go, for scorers that give them to tokens.
     """
 
     policy_model: Path
@@ -58,6 +60,7 @@ class Around:
     limit_s: float | None = None
     allowed_hosts: tuple[str, ...] = ()
     cache_folder: Path | None = None
+    credit: CreditSettings | None = None
 
     @classmethod
     def of_stage(
@@ -71,11 +74,20 @@ class Around:
         allowed_hosts: tuple[str, ...],
         retries: Retries | None = None,
         trust_remote_code: bool = True,
+        credit: CreditSettings | None = None,
     ) -> Around:
         """In a stage that counts as hung after `stall_after_s` and keeps for its next attempt what is below `resume`."""
         limit_s, kept = REWARD_SHARE * stall_after_s, resume / VERDICTS
         return cls(
-            policy_model, engine, scorers, trust_remote_code, retries or Retries(), limit_s, allowed_hosts, cache_folder=kept
+            policy_model,
+            engine,
+            scorers,
+            trust_remote_code,
+            retries or Retries(),
+            limit_s,
+            allowed_hosts,
+            cache_folder=kept,
+            credit=credit,
         )
 
     def scorer(self, source: RewardSettings, name: str) -> Path:

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 
 from rlhf_core.rewards.ahead import Ahead
-from rlhf_core.rewards.base import ScoredResponse, Scorer, Scores
+from rlhf_core.rewards.base import CreditedUnit, ScoredResponse, Scorer, Scores
 from rlhf_core.rewards.errors import InfiniteRewardError, TransientRewardError
 from rlhf_core.rewards.weighing import Running, Scale, Weighing
 
@@ -29,7 +29,7 @@ class Rewards:
     `metrics[source/name]` are further numbers that sources gave, one a response, None where there is none. `tokens[i]` are rewards
     of the single tokens of response i, weighted and summed, on top of its total; None where no source gave any. `running` are the
     statistics by source, after these, of those that are put on a scale of all responses so far. `failures[source][i]` says why a
-    source gave NaN for response i, where it said so.
+    source gave NaN for response i, where it said so. `units[i]` are what pieces of response i have earned, where a source says.
     """
 
     total: list[float | None]
@@ -39,6 +39,7 @@ class Rewards:
     tokens: Sequence[Sequence[float] | None] = ()
     running: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)
     failures: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    units: Sequence[Sequence[CreditedUnit] | None] = ()
 
     @property
     def has_tokens(self) -> bool:
@@ -63,6 +64,7 @@ class Rewards:
             placed(self.tokens, others.tokens),
             others.running,
             all_placed(self.failures, others.failures),
+            placed(self.units, others.units) if self.units or others.units else (),
         )
 
     def without(self, is_left_out: Sequence[bool]) -> Rewards:
@@ -215,7 +217,8 @@ class ComposedReward:
             if s.scale.weighing.normalise == "running"
         }
         failures = {name: scores.failures for name, scores in found.items() if any(scores.failures)}
-        return Rewards(totals, by_source, tuple(asked_again), metrics, tokens, running, failures)
+        units = next((scores.units for scores in found.values() if scores.units), ())
+        return Rewards(totals, by_source, tuple(asked_again), metrics, tokens, running, failures, units)
 
     def _ask_all(self, responses: Sequence[ScoredResponse], asked_again: list[str], *, is_learnt: bool) -> dict[str, Scores]:
         """What each source says. Functions stay in this thread, which they may set alarms in."""

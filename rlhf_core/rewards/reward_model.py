@@ -18,7 +18,6 @@ from rlhf_core.models.load import load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.precision import Dtype
 from rlhf_core.rewards.base import ScoredResponse
-from rlhf_core.settings.rewards.models import RewardModelReward
 from rlhf_core.settings.training import Packing
 
 if TYPE_CHECKING:
@@ -90,11 +89,6 @@ class RewardModelScorer(ModelScorer):
         """
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
         return [value for [value] in self.values(rows, tell, per_target=False)]
-
-
-def build(source: RewardModelReward, around: Around) -> RewardModelScorer:
-    """From settings."""
-    return RewardModelScorer(around.scorer(source, source.input), around.policy_model, **loading(around))
 
 
 def loading(around: Around) -> dict[str, Any]:

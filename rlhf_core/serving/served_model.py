@@ -12,7 +12,7 @@ from rlhf_core.batching.templates import Renderer
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.precision import Dtype
 from rlhf_core.rewards.base import ScoredResponse
-from rlhf_core.rewards.reward_model import RewardModelScorer
+from rlhf_core.rewards.reward_model_folder import reward_model_scorer
 from rlhf_core.settings.training import Packing
 
 
@@ -46,7 +46,7 @@ class ServedModel:
         from transformers import AutoConfig
 
         self._renderer = Renderer(load_tokenizer(folder, trust_remote_code=trust_remote_code))
-        self._scorer = RewardModelScorer(
+        self._scorer = reward_model_scorer(
             folder,
             folder,
             dtype=dtype,

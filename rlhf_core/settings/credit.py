@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from data_processing.settings import Settings, drawn_as_choice
+from rlhf_core.settings.segments import SegmentMode
 
 Labels = Literal["letters+digits", "letters"]
 ThinkMode = Literal["exclude", "unit", "include"]
@@ -69,6 +70,32 @@ class DrcaCredit(CreditSettings):
         return tuple(value) if isinstance(value, list) else value
 
 
+class SegmentCredit(CreditSettings):
+    """What a reward model of segments (granularity: segment) says of each, less what is usual where it stands, goes to its tokens."""
+
+    kind: Literal["segment"] = "segment"
+    mode: SegmentMode = Field(
+        "segment_normalization",
+        description="segment_normalization: evenly over a segment's tokens; same_segment_last: all of it at each of them; every_segment_last: at "
+        "its last; segment_last_avg, segment_last_logsumexp: one number at the response's last token",
+    )
+    normalize: bool = Field(
+        True,
+        description="Less the mean and by the deviation: those of the position where tokens are rewarded, else those of responses",
+    )
+    allow_missing_fit: bool = Field(False, description="Take rewards as they are where the reward model has no fit by position")
+    std_floor: float = Field(
+        0.1, gt=0.0, description="Least deviation that is divided by: a fit may go below 0 early in a response"
+    )
+    length_norm: bool = Field(False, description="Divide the rewards of tokens by the response's length, its end among them")
+    logsumexp_tau: float = Field(1.0, gt=0.0, description="Temperature of segment_last_logsumexp")
+    penalty: float = Field(-0.05, description="What a response gets instead of its reward, where one of the next two holds")
+    no_eos_penalty: bool = Field(False, description="It holds where a response does not end")
+    length_penalty_limit: int | None = Field(
+        None, ge=1, description="It holds where a response has more tokens, its end among them; null: no limit"
+    )
+
+
 class OwnCredit(CreditSettings):
     """A class of the user's (docs/credit.md)."""
 
@@ -89,7 +116,8 @@ def _named(value: Any) -> Any:
 
 CreditSource = Annotated[
     Annotated[
-        OutcomeCredit | ProcessCredit | DrcaCredit | OwnCredit, Field(discriminator="kind", json_schema_extra=drawn_as_choice)
+        OutcomeCredit | ProcessCredit | DrcaCredit | SegmentCredit | OwnCredit,
+        Field(discriminator="kind", json_schema_extra=drawn_as_choice),
     ],
     BeforeValidator(_named),
 ]

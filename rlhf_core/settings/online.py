@@ -185,7 +185,7 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="Measuring on the way")
     credit: CreditSource = Field(
         default_factory=OutcomeCredit,
-        description="Where the reward of a response goes: outcome, process, drca or own (docs/credit.md)",
+        description="Where the reward of a response goes: outcome, process, drca, segment or own (docs/credit.md)",
     )
     environment: EnvironmentSettings = Field(
         default_factory=EnvironmentSettings, description="What answers between the policy's turns"
@@ -224,7 +224,7 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     @model_validator(mode="after")
     def _credit_reaches_tokens(self) -> OnlineConfig:
         kind = self.credit.kind
-        if kind in ("drca", "own") and self.row.min_samples > 1:
+        if kind in ("drca", "segment", "own") and self.row.min_samples > 1:
             raise ValueError(
                 f"credit '{kind}' with method '{self.method}', which gives every token of a response the same advantage: use a method with "
                 "a critic or with returns (ppo, reinforce, reinforce_pp), or leave credit out"
@@ -234,6 +234,17 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
                 "credit 'process' and no reward of steps or turns: add process_reward_model or environment with of_steps or of_turns 'each', "
                 "or leave credit out"
             )
+        if kind == "segment":
+            if self.environment.is_given:
+                raise ValueError(
+                    "credit 'segment' with an environment: responses of several turns have no segments; leave one of them out"
+                )
+            models = [source for source in self.rewards if source.kind == "reward_model"]
+            if not models or any(source.normalise for source in models):
+                raise ValueError(
+                    "credit 'segment' takes the rewards of segments from a reward of kind 'reward_model', and has a scale for them: name one "
+                    "without normalise, or leave credit out"
+                )
         if isinstance(self.credit, DrcaCredit):
             if self.environment.is_given:
                 raise ValueError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from rlhf_core.settings.segments import SegmentSettings
 from rlhf_core.settings.training import TableConfig
 
 
@@ -57,10 +58,23 @@ class DistillConfig(SftConfig):
 class RewardModelConfig(TableConfig):
     """A scalar reward head trained on pairs (Bradley-Terry), or on answers whose steps are judged."""
 
-    granularity: Literal["answer", "step"] = Field(
-        "answer", description="answer: the better of two answers scores higher; step: each step of an answer is right or wrong"
+    granularity: Literal["answer", "step", "segment"] = Field(
+        "answer",
+        description="answer: the better of two answers scores higher; step: each step of an answer is right or wrong; segment: the mean "
+        "over an answer's segments is higher",
+    )
+    segment: SegmentSettings = Field(
+        default_factory=SegmentSettings, description="Segments and the fit of their rewards (of segments)"
     )
     center_coef: float = Field(
         0.01, ge=0.0, description="Weight of the penalty (chosen + rejected)^2 that keeps scores centred at 0 (of answers)"
     )
     step_separator: str = Field("\n\n", min_length=1, description="What stands between the steps of an answer (of steps)")
+
+    @model_validator(mode="after")
+    def _the_fit_is_of_the_weights_that_stay(self) -> RewardModelConfig:
+        if self.granularity == "segment" and self.keep_best is not None:
+            raise ValueError(
+                f"keep_best='{self.keep_best}' with granularity 'segment': the fit by position is made of the last weights; leave it out"
+            )
+        return self

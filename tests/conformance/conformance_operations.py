@@ -14,7 +14,6 @@ from rlhf_core.methods.online import ONLINE, Aggregation
 from rlhf_core.methods.preference import PREFERENCE
 from rlhf_core.objectives.advantages import Earned, discounted_returns, gae, group_advantages, whiten
 from rlhf_core.objectives.aggregation import aggregate
-from rlhf_core.objectives.distillation import DistillationKind, distillation_loss
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
 from rlhf_core.objectives.logprobs import token_logprobs
 from rlhf_core.objectives.policy import PolicyLoss, cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
@@ -32,6 +31,8 @@ from rlhf_core.objectives.preference import (
 )
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.objectives.value import value_loss
+from rlhf_core.settings.supervised import DistillationKind
+from tests.masked_divergences import masked_divergences
 
 Outputs = dict[str, Tensor]
 
@@ -159,7 +160,7 @@ def _pairwise_reward_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | Non
 
 
 def _distillation_loss(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, kind: DistillationKind) -> Outputs:
-    return {"loss": aggregate(distillation_loss(student_logits, teacher_logits, mask, kind), mask, "token_mean")}
+    return {"loss": aggregate(masked_divergences(student_logits, teacher_logits, mask, kind), mask, "token_mean")}
 
 
 def _preference_method(

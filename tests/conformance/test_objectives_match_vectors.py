@@ -10,9 +10,11 @@ import pytest
 import torch
 from conformance_operations import OPERATIONS
 from credit_operations import CREDIT_OPERATIONS
+from segment_operations import SEGMENT_OPERATIONS
 from torch import Tensor
 
 FP32_TOLERANCE = 1e-4
+PLAIN_OPERATIONS = CREDIT_OPERATIONS | SEGMENT_OPERATIONS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -29,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 def test_operation_gives_the_expected_values(case: dict[str, Any], dtype: torch.dtype) -> None:
-    if case["op"] in CREDIT_OPERATIONS:
+    if case["op"] in PLAIN_OPERATIONS:
         _check_plain(case, dtype)
         return
     assert case["op"] in OPERATIONS, f"op '{case['op']}' has no function here; map it in conformance_operations.py"
@@ -45,7 +47,7 @@ def test_operation_gives_the_expected_values(case: dict[str, Any], dtype: torch.
 def _check_plain(case: dict[str, Any], dtype: torch.dtype) -> None:
     """An operation on plain values; numbers with a fraction are rounded to the precision under test first."""
     rounded = {name: _rounded(value, dtype) for name, value in case["inputs"].items()}
-    outputs = CREDIT_OPERATIONS[case["op"]](**rounded, **case.get("params", {}))
+    outputs = PLAIN_OPERATIONS[case["op"]](**rounded, **case.get("params", {}))
     tolerance = case["tol"] if dtype == torch.float64 else FP32_TOLERANCE
     for name, expected in case["expected"].items():
         _same(outputs[name], expected, tolerance, name)

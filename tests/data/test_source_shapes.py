@@ -334,7 +334,13 @@ def test_rows_that_do_not_fit_the_table_are_listed_with_number_and_reason(
 
 
 def test_ids_are_kept_where_given_and_otherwise_depend_on_the_content_only(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "id": 7}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "b", "tools": None}, {"prompt": "b", "tests": 1}]
+    rows = [
+        {"prompt": "a", "id": 7},
+        {"prompt": "a"},
+        {"prompt": "b"},
+        {"prompt": "b", "tools": None},
+        {"prompt": "b", "tests": 1},
+    ]
     ids = [made["id"] for made in read(tmp_path, "prompts", rows).rows]
     assert ids[0] == "7"
     assert ids[1] != ids[2] == ids[3] != ids[4]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf_core.engine.convert import convert_checkpoint
 from rlhf_core.engine.engine import TrainingEngine
-from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.lora import merged_state_dict
 from rlhf_core.settings.models import ConvertConfig

@@ -306,13 +306,14 @@ def test_the_report_of_a_run_is_built_from_its_folder(tmp_path: Path) -> None:
     )
     run = tmp_path / "runs" / "align-1"
     _record(run, "sft", "checkpoint", events["sft"].parent, inputs={}, seconds=12.0)
-    _record(run, "compare", "comparison", tmp_path / "compare", inputs={"base": "key of sft"}, seconds=1.0)
+    made_from = {"base": "key of sft"}
+    _record(run, "compare", "comparison", tmp_path / "compare", inputs=made_from, seconds=1.0, adopted=["code.a", "code.b"])
     (run / "config.yaml").write_text("run:\n  seed: 17\n")
     page = html.parse(build_report(run)).getroot()
     assert text_of(page.xpath("//h1")[0]) == "align-1"
     assert [text_of(row) for row in page.get_element_by_id("lineage").xpath(".//tbody/tr")] == [
         "sft checkpoint sft-key of earlier/sft –",
-        "compare comparison compare-key of earlier/compare sft",
+        "compare comparison compare-key of earlier/compare adopted over changes of code.a, code.b sft",
     ]
     assert "seed: 17" in text_of(page.get_element_by_id("config"))
     assert page.get_element_by_id("curves") is not None
@@ -330,12 +331,11 @@ def test_the_report_needs_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def _record(run: Path, node: str, kind: str, folder: Path, *, inputs: dict[str, str], seconds: float) -> None:
+def _record(run: Path, node: str, kind: str, folder: Path, *, inputs: dict[str, str], seconds: float, **more: Any) -> None:
     key = f"key of {node}"
     ref = ArtifactRef(kind=kind, key=key, uri=folder.as_uri(), sha256="0" * 64, producer=f"earlier/{node}")
-    record = NodeRecord(
-        node=node, stage=node, key=key, description={"inputs": inputs}, ref=ref, cached=False, seconds=seconds, attempt=1
-    )
+    told = {"description": {"inputs": inputs}, "ref": ref, "cached": False, "seconds": seconds, "attempt": 1, **more}
+    record = NodeRecord(node=node, stage=node, key=key, **told)
     path = run / "nodes" / f"{node}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(record.model_dump_json())

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from mlflow import MlflowClient
 from tiny_models import tiny_model
 
 from flows.services.processes import Records, free_port
-from flows.settings.presets import resolve
+from flows.settings.presets import known_presets, resolve
 from tasks.runtime.contract.home import Home
+from tasks.runtime.execution.start import git_commit
+from tests.flows.browser import Browser, find_chromium
+from tests.flows.test_homes_that_are_only_read import can_mount
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NODES = 15
@@ -42,6 +46,10 @@ class Installation:
     home: Home
     environment: dict[str, str]
     model: Path
+    ports: list[str]
+
+    def up(self, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+        return self.run("flows.cli", "up", *self.ports, timeout_s=timeout_s)
 
     def run(self, *command: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -112,10 +120,10 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     environment |= {"HOME": str(root / "user"), "ALIGNFLOW_HOME": str(root / "home"), "PYTHONPATH": str(REPOSITORY)}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     (root / "user").mkdir()
-    place = Installation(Home.open(root / "home"), environment, model)
     ports = [f"--{name}-port={free_port()}" for name in ("prefect", "mlflow", "ray", "ray-dashboard")]
+    place = Installation(Home.open(root / "home"), environment, model, ports)
     try:
-        answer = place.run("flows.cli", "up", *ports, timeout_s=300)
+        answer = place.up(timeout_s=300)
         assert answer.returncode == 0, answer.stdout + answer.stderr
         exports = dict(re.findall(r"^export (\w+)=(.*)$", answer.stdout, flags=re.MULTILINE))
         environment.update(exports)
@@ -123,6 +131,11 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     finally:
         place.run("flows.cli", "down", timeout_s=200)
         shutil.rmtree(root, ignore_errors=True)
+
+
+def test_each_preset_that_ships_is_deployed(installation: Installation) -> None:
+    deployed = installation.prefect("/deployments/filter", {})
+    assert {deployment["name"] for deployment in deployed} == known_presets().keys() >= {"quickstart", "tiny"}
 
 
 def test_a_deployed_run_goes_from_a_model_folder_to_a_report_and_leaves_its_traces(installation: Installation) -> None:
@@ -180,6 +193,7 @@ def test_prefect_mlflow_and_report_link_to_each_other(installation: Installation
     told = {artifact["key"]: artifact["data"] for artifact in artifacts}
     assert f"({in_mlflow})" in told["links"] and f"({in_mlflow})" in told["verdict"]
     assert str(folder / "report.html") in told["links"] and str(folder / "report.html") in told["verdict"]
+    assert [f"commit:{(git_commit() or '')[:10]}"] == [tag for tag in flow_run["tags"] if tag.startswith("commit:")]
     assert {"preset:tiny", f"model:{installation.model.name}", "trains:sft", "trains:online"} <= set(flow_run["tags"])
     assert len(set(flow_run["tags"])) == len(flow_run["tags"]), "the deployment has tags too"
     assert httpx.get(f"{in_prefect.partition('/runs')[0]}/ui-settings").json()["api_url"] == "/api", (
@@ -188,12 +202,29 @@ def test_prefect_mlflow_and_report_link_to_each_other(installation: Installation
 
 
 def test_the_same_run_again_finds_everything_cached(installation: Installation) -> None:
-    answer = installation.run("flows.cli", "run", "--preset", "tiny", "--set", f"model.path={installation.model}")
+    setting = ("--preset", "tiny", "--name", "again", "--set", f"model.path={installation.model}")
+    answer = installation.run("flows.cli", "run", *setting)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert answer.stdout.count(" cached (") == NODES
     assert "report: " in answer.stdout
+    folder = installation.newest_run()
+    assert folder.name.startswith("again-")
+    pages = json.loads((folder / "status.json").read_text())["links"]
+    assert pages["Prefect"].endswith(installation.flow_run(folder.name)["id"])
+    for where in ("Prefect", "MLflow"):
+        assert f"seen in {where}: {pages[where]}" in answer.stdout + answer.stderr
     shown = installation.run("prefect", "artifact", "inspect", "verdict")
     assert "procedures.score" in shown.stdout
+
+
+@can_mount
+def test_a_home_that_cannot_be_written_shows_the_report_of_a_run(installation: Installation) -> None:
+    name = installation.newest_run().name
+    mounted = 'mount --bind "$ALIGNFLOW_HOME" "$ALIGNFLOW_HOME" && mount -o remount,ro,bind "$ALIGNFLOW_HOME" && '
+    command = ["unshare", "-m", "sh", "-c", f"{mounted} exec {sys.executable} -m flows.cli report {name}"]
+    answer = subprocess.run(command, env=installation.environment, capture_output=True, text=True, timeout=100, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert str(installation.home.runs / name / "report.html") in answer.stdout.replace("\n", "")
 
 
 def test_one_online_setting_reruns_online_and_what_follows(installation: Installation) -> None:
@@ -208,7 +239,33 @@ def test_one_online_setting_reruns_online_and_what_follows(installation: Install
     assert "start with --from online" in refused.stderr
 
 
-def test_the_form_shows_the_preset_and_a_changed_value_runs_its_branch_only(installation: Installation) -> None:
+def submit_form(installation: Installation, deployment: dict[str, Any], folder: Path) -> None:
+    """Open the form of a deployment, see the preset's values in it, set preference.beta to 0.37 and send it off."""
+    shown = deployment["parameters"]
+    with Browser(folder / "browser") as page:
+        pages = installation.environment["PREFECT_API_URL"].removesuffix("/api")
+        page.open(f"{pages}/deployments/deployment/{deployment['id']}/run")
+        beta, steps = field("preference", "beta"), field("preference", "max_steps")
+        page.wait_for(f"!!({beta})")
+        assert page.evaluate(f"{field('preset')}.querySelector('textarea').value") == "mine"
+        assert page.evaluate(f"{field('model', 'path')}.querySelector('textarea').value") == str(installation.model)
+        assert page.evaluate(f"{steps}.querySelector('input').value") == str(shown["preference"]["max_steps"])
+        page.evaluate(f"[...{beta}.querySelectorAll('button')].find(button => button.innerText === 'float').click()")
+        page.wait_for(f"!!{beta}.querySelector('input')")
+        page.evaluate(f"{beta}.querySelector('input').select()")
+        page.type_text("0.37")
+        page.evaluate("document.querySelector('button[type=submit]').click()")
+        page.wait_for("!location.pathname.endsWith('/run')")
+
+
+def field(*path: str) -> str:
+    """JavaScript for the part of Prefect's form with the setting at `path`: sections hold those within them."""
+    return f"""({json.dumps(path)}.reduce((place, name) => [...(place?.querySelectorAll(".schema-form-property") ?? [])].find(part =>
+        part.querySelector(".schema-form-property__label").innerText.split(" ")[0] === name &&
+        (part.parentElement.closest(".schema-form-property") ?? document) === place), document))"""
+
+
+def test_the_form_shows_the_preset_and_a_changed_value_runs_its_branch_only(installation: Installation, tmp_path: Path) -> None:
     preset = installation.home.presets / "mine.yaml"
     preset.write_text(f"# On my model.\nextends: tiny\nmodel: {{path: {installation.model}}}\n")
     assert installation.run("flows.cli", "deploy", "mine").returncode == 0
@@ -221,9 +278,23 @@ def test_the_form_shows_the_preset_and_a_changed_value_runs_its_branch_only(inst
     assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
 
     changed = {**shown, "preference": {**shown["preference"], "beta": 0.37}}
-    made = installation.prefect(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": changed})
+    if find_chromium():
+        submit_form(installation, deployment, tmp_path)
+    else:
+        installation.prefect(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": changed})
+    [made] = installation.prefect("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}})
+    assert {name: made["parameters"][name] for name in changed} == changed
     ran = {name for name, state in installation.task_states(made["id"]).items() if state != "Cached"}
     assert ran == {"preference", "convert_preference", "evaluate_preference", "compare"}
+
+
+def test_of_two_runs_of_a_deployment_the_second_waits_for_its_turn(installation: Installation) -> None:
+    deployment = installation.prefect("/deployments/name/align/mine")
+    made = [installation.prefect(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {}}) for _ in range(2)]
+    for run in made:
+        assert set(installation.task_states(run["id"]).values()) == {"Cached"}
+    first, second = sorted((installation.prefect(f"/flow_runs/{run['id']}") for run in made), key=lambda run: run["start_time"])
+    assert first["end_time"] <= second["start_time"]
 
 
 def test_a_value_given_on_the_command_line_changes_that_value_only(installation: Installation) -> None:
@@ -242,21 +313,32 @@ def test_a_value_given_on_the_command_line_changes_that_value_only(installation:
 def test_a_deployment_refuses_a_preset_whose_values_it_does_not_have(installation: Installation) -> None:
     answer = installation.run("prefect", "deployment", "run", "align/mine", "-p", 'preset="quickstart"', "--watch")
     assert answer.returncode != 0
+    assert "has the values of 'mine'" in " ".join(answer.stdout.split()), "whoever watches the run sees why it failed"
     failed = installation.prefect("/flow_runs/filter", {"flow_runs": {"state": {"name": {"any_": ["Failed"]}}}})
     assert [run for run in failed if "this deployment has the values of 'mine'" in run["state"]["message"]]
 
 
 def test_a_schedule_makes_runs_and_they_start(installation: Installation) -> None:
-    preset = installation.home.presets / "nightly.yaml"
-    preset.write_text(f"# Every minute.\nextends: tiny\nmodel: {{path: {installation.model}}}\nrun: {{name: nightly}}\n")
-    answer = installation.run("flows.cli", "deploy", "nightly", "--cron", "* * * * *", "--timezone", "Europe/Berlin")
+    file = installation.home.root / "own.yaml"
+    file.write_text(f"# Every minute.\nextends: tiny\nmodel: {{path: {installation.model}}}\nrun: {{name: nightly}}\n")
+    given = (str(file), "--name", "nightly", "--cron", "* * * * *", "--timezone", "Europe/Berlin")
+    answer = installation.run("flows.cli", "deploy", *given)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     deadline = time.monotonic() + 240
     while not (runs := list(installation.home.runs.glob("nightly-*/verdict.json"))):
         assert time.monotonic() < deadline, (installation.home.root / "logs" / "prefect.log").read_text()[-4000:]
         time.sleep(2)
-    paused = installation.run("prefect", "deployment", "schedule", "clear", "align/nightly", "--accept-yes")
-    assert paused.returncode == 0, paused.stderr
+    clear = ("clear", "align/nightly", "--accept-yes")
+    for change in (clear, ("create", "align/nightly", "--interval", "3600")):
+        done = installation.run("prefect", "deployment", "schedule", *change)
+        assert done.returncode == 0, done.stderr
+    asked = {"deployments": {"name": {"any_": ["nightly"]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    while len(coming := installation.prefect("/flow_runs/filter", asked | {"sort": "EXPECTED_START_TIME_ASC"})) < 2:
+        assert time.monotonic() < deadline, "an interval is a schedule too"
+        time.sleep(1)
+    first, second = (datetime.fromisoformat(run["expected_start_time"]) for run in coming[:2])
+    assert (second - first).total_seconds() == 3600
+    assert installation.run("prefect", "deployment", "schedule", *clear).returncode == 0
     shown = httpx.post(f"{installation.environment['PREFECT_API_URL']}/flow_runs/filter", json={}).json()
     assert runs[0].parent.name in {run["name"] for run in shown}, "a run has one name, in its folder and in Prefect"
 
@@ -265,6 +347,20 @@ def test_a_wrong_parameter_is_refused_before_a_run_is_made(installation: Install
     answer = installation.run("prefect", "deployment", "run", "align/tiny", "-p", 'sft={"batch_sise": 3}')
     assert answer.returncode != 0
     assert "batch_sise" in answer.stdout + answer.stderr
+
+
+def test_an_mlflow_that_was_killed_is_seen_and_started_again(installation: Installation) -> None:
+    record = next(record for record in Records(installation.home.pids).all() if record.name == "mlflow")
+    assert record.process is not None
+    assert [p for p in record.family if "job" in " ".join(p.cmdline())] == [], "nothing here asks for MLflow's job consumers"
+    others = len(record.family) - 1
+    record.process.kill()
+    record.process.wait(10)
+    assert f"ended; left {others} process" in " ".join(installation.run("flows.cli", "status").stdout.split())
+    answer = installation.up()
+    assert answer.returncode == 0, answer.stderr
+    assert f"mlflow is gone; ending {others} process" in answer.stdout
+    assert httpx.get(f"{installation.environment['MLFLOW_TRACKING_URI']}/health").status_code == 200
 
 
 def test_down_ends_every_service_with_its_children(installation: Installation) -> None:

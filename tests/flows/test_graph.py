@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_processing.errors import ConfigError
 from evaluation.config import CompareConfig
-from flows.graph.build import build_graph, unused_entries
+from flows.graph.build import build_graph, told_of_unused
 from flows.graph.nodes import Graph, ancestors, longest_path_first
 from flows.graph.plan import Plan, PlannedNode, has_work, make_plan, reserves
 from flows.graph.selection import select
@@ -264,8 +264,9 @@ def test_an_entry_can_be_kept_out_of_the_comparison() -> None:
 
 def test_an_entry_that_nothing_uses_and_nothing_evaluates_is_named() -> None:
     pipeline = {**FIVE, "rm2": FIVE["rm"], "more": {"stage": "prepare_data"}, "dpo2": {**FIVE["dpo"], "evaluate": False}}
-    assert unused_entries(_graph(pipeline, evaluate={"reward_model": "rm"})) == ["rm2", "more", "dpo2"]
-    assert unused_entries(_graph(FIVE)) == []
+    told = told_of_unused(_graph(pipeline, evaluate={"reward_model": "rm"}))
+    assert [line.split("'")[1] for line in told] == ["rm2", "more", "dpo2"]
+    assert told_of_unused(_graph(FIVE)) == []
 
 
 def test_an_online_entry_takes_several_reward_models() -> None:

@@ -24,6 +24,7 @@ from tasks.runtime.contract.home import Home
 from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import explain_difference
 from tasks.runtime.store.artifacts import Store
+from tasks.runtime.store.records import NodeRecord
 
 pytestmark = pytest.mark.seconds
 
@@ -135,6 +136,9 @@ def test_a_result_is_taken_over_when_only_code_has_changed_and_says_so(
     folder = home.store / "count"
     assert (folder / adopted.key.key / "count.txt").samefile(folder / adopted.hit.adopted.key / "count.txt")
     assert Store(home.store).verify("count", adopted.key.key, full=True) == []
+    _run(_config(), home)
+    newest = max(home.runs.glob("*/nodes/count.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert NodeRecord.model_validate_json(newest.read_text()).adopted == ["code.my_desk.words"]
 
 
 def test_a_result_made_with_other_settings_is_not_taken_over(package: Path, home: Home, tmp_path: Path) -> None:

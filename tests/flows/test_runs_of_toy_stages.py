@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def test_a_failing_stage_is_explained_and_does_not_keep_back_its_siblings(home: 
 def test_an_interrupted_run_is_cancelled_everywhere_and_leaves_no_process(home: Home, number: signal.Signals) -> None:
     process, output = _waiting_run(home)
     process.send_signal(number)
+    _wait_until(lambda: "cancelling: " in output.read_text(), limit_s=5)
     assert process.wait(timeout=180) == 130
     said = output.read_text()
     assert said.index("cancelling: what runs gets up to 2 s") < said.index("error: cancelled; ")
@@ -165,6 +167,25 @@ def test_an_interrupted_run_is_cancelled_everywhere_and_leaves_no_process(home: 
     assert Records(home.pids).all() == []
     shown, tasks = _in_prefect(home, run)
     assert (shown, tasks) == ("Cancelled", {"base_model": "Cached", "w": "Cancelled"})
+
+
+def test_a_run_that_is_interrupted_while_its_servers_start_says_so_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    home, output = Home.open(tmp_path / "home"), tmp_path / "output"
+    with output.open("w") as stream:
+        process = subprocess.Popen(_command("base_model=writes"), env=_environment(home), stdout=stream, stderr=stream)
+    _wait_until(lambda: bool(Records(home.pids).all()), limit_s=60)
+    process.send_signal(signal.SIGINT)
+    _wait_until(lambda: "cancelling: what was started" in output.read_text(), limit_s=5)
+    assert process.wait(timeout=60) == 130
+    assert Records(home.pids).all() == []
+    assert list(home.runs.iterdir()) == [], "it had not begun"
+
+
+def _wait_until(happens: Callable[[], bool], limit_s: float) -> None:
+    ends = time.monotonic() + limit_s
+    while not happens():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 def test_a_killed_run_is_crashed_everywhere_soon_after_the_next_look(home: Home) -> None:

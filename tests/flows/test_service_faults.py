@@ -11,6 +11,7 @@ import pytest
 from flows.commands.doctor import examine
 from flows.services.environment import ROOT, service_environment
 from flows.services.health import wait_until_answers
+from flows.services.local import tell_faults
 from flows.services.prefect_server import HEALTH
 from flows.services.processes import LOOPBACK, Records, free_port, start_process, stop_process
 from flows.services.service_faults import service_faults
@@ -73,7 +74,7 @@ def test_each_service_is_told_with_what_it_raised_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_fails_is_seen_by_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_fails_is_seen_by_the_doctor_and_told_by_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
     home = Home.open(tmp_path / "home")
@@ -104,5 +105,10 @@ def test_a_scheduler_that_fails_is_seen_by_the_doctor(tmp_path: Path, monkeypatc
         assert "its service schedule_deployments failed" in finding.found
         assert "RuntimeError: cannot evaluate the statement" in finding.found
         assert str(record.log) in finding.fix
+        said: list[str] = []
+        tell_faults(home, said.append)
+        assert (
+            [line for line in said if "its service schedule_deployments failed" in line and str(record.log) in line] == said != []
+        )
     finally:
         stop_process(record)

@@ -92,7 +92,21 @@ CASES = {
     "llama4_text": Case(True, True, {"num_local_experts": 2, "intermediate_size_mlp": 128, "head_dim": 16}, own_head=False),
 }
 # What docs/models.md says of the other types that are measured there.
-PACKS = "qwen2 qwen3_moe mistral gemma3_text phi3 phi olmo2 gpt_neox smollm3 granite cohere deepseek_v3 glm4_moe".split()
+PACKS = [
+    "qwen2",
+    "qwen3_moe",
+    "mistral",
+    "gemma3_text",
+    "phi3",
+    "phi",
+    "olmo2",
+    "gpt_neox",
+    "smollm3",
+    "granite",
+    "cohere",
+    "deepseek_v3",
+    "glm4_moe",
+]
 CASES |= {name: Case(True, True, {"num_hidden_layers": 2} | ARCHITECTURES[name]) for name in PACKS}
 # transformers has no SDPA for its attention sinks.
 CASES["gpt_oss"] = Case(False, False, {"num_hidden_layers": 2} | ARCHITECTURES["gpt_oss"], attention="eager")
@@ -150,7 +164,9 @@ def test_what_a_model_can_is_found_out(name: str, dtype: Dtype, folders: Callabl
 
 
 def test_the_page_says_what_is_seen_here() -> None:
-    results = {row[0]: row[-1] for row in architectures.rows_on(architectures.PAGE.read_text(encoding="utf-8"), architectures.COMMAND)}
+    results = {
+        row[0]: row[-1] for row in architectures.rows_on(architectures.PAGE.read_text(encoding="utf-8"), architectures.COMMAND)
+    }
     seen = {(True, True): "packs and shares prompts", (True, False): "packs", (False, False): "pads"}
     assert results == {name: seen[CASES[name].packed, CASES[name].shared] for name in ARCHITECTURES}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf_core.methods.online import Aggregation, KlKind
 from rlhf_core.objectives.aggregation import aggregate, denominator
-from rlhf_core.objectives.distillation import distillation_loss, divergence, divergence_and_slope
+from rlhf_core.objectives.distillation import divergence, divergence_and_slope
 from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.logprobs import token_logprobs
 from rlhf_core.objectives.policy import CorrectionKind, cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
@@ -35,6 +35,7 @@ from rlhf_core.objectives.preference import (
 )
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.objectives.value import value_loss
+from tests.masked_divergences import masked_divergences
 from tests.objectives.made_pairs import pairs_of
 
 MASK = torch.arange(6) < torch.tensor([[6], [3], [5], [1]])
@@ -156,7 +157,7 @@ def test_references_and_teachers_carry_no_gradient() -> None:
     assert reference.grad is None
     student, teacher = torch.randn(1, 2, 4, requires_grad=True), torch.randn(1, 2, 4, requires_grad=True)
     for kind in ("forward_kl", "reverse_kl"):
-        distillation_loss(student, teacher, torch.ones(1, 2), kind).sum().backward()
+        masked_divergences(student, teacher, torch.ones(1, 2), kind).sum().backward()
     assert student.grad is not None
     assert teacher.grad is None
 
@@ -341,24 +342,24 @@ def test_distillation_vanishes_at_the_teacher_and_its_kinds_differ() -> None:
     student, teacher, mask = torch.randn(2, 3, 5).double(), torch.randn(2, 3, 5).double(), torch.ones(2, 3)
     kinds: list[Any] = ["forward_kl", "reverse_kl", "jsd"]
     for kind in kinds:
-        assert distillation_loss(teacher, teacher, mask, kind).abs().max() < 1e-12
+        assert masked_divergences(teacher, teacher, mask, kind).abs().max() < 1e-12
     assert_all_differ(
-        {kind: loss_and_gradient(lambda x, k=kind: distillation_loss(x, teacher, mask, k).sum(), student) for kind in kinds}
+        {kind: loss_and_gradient(lambda x, k=kind: masked_divergences(x, teacher, mask, k).sum(), student) for kind in kinds}
     )
     # cross-entropy to the teacher's distribution: softmax(student) - softmax(teacher)
-    _, gradient = loss_and_gradient(lambda x: distillation_loss(x, teacher, mask, "forward_kl").sum(), student)
+    _, gradient = loss_and_gradient(lambda x: masked_divergences(x, teacher, mask, "forward_kl").sum(), student)
     torch.testing.assert_close(gradient, student.softmax(-1) - teacher.softmax(-1))
 
 
 def test_the_jensen_shannon_divergence_lies_between_the_two_directions() -> None:
     torch.manual_seed(0)
     student, teacher, mask = torch.randn(2, 3, 5).double(), torch.randn(2, 3, 5).double(), torch.ones(2, 3)
-    at = lambda kind, beta=0.5: distillation_loss(student, teacher, mask, kind, beta)  # noqa: E731
+    at = lambda kind, beta=0.5: masked_divergences(student, teacher, mask, kind, beta)  # noqa: E731
     # Divided by beta (or 1 - beta) it becomes the KL from the teacher (to it) at either end: GKD, section 3.
     torch.testing.assert_close(at("jsd", 1e-6) / 1e-6, at("forward_kl"), rtol=1e-4, atol=0)
     torch.testing.assert_close(at("jsd", 1 - 1e-6) / 1e-6, at("reverse_kl"), rtol=1e-4, atol=0)
     assert at("jsd").max() <= math.log(2)
-    torch.testing.assert_close(at("jsd"), distillation_loss(teacher, student, mask, "jsd"))
+    torch.testing.assert_close(at("jsd"), masked_divergences(teacher, student, mask, "jsd"))
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])

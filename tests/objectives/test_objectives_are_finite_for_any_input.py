@@ -15,7 +15,6 @@ from torch import Tensor
 from rlhf_core.methods.online import Aggregation
 from rlhf_core.objectives.advantages import discounted_returns, gae, group_advantages, whiten
 from rlhf_core.objectives.aggregation import aggregate
-from rlhf_core.objectives.distillation import distillation_loss
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
 from rlhf_core.objectives.logprobs import token_logprobs
 from rlhf_core.objectives.policy import cispo_loss, gspo_loss, ppo_loss, reinforce_loss, rollout_correction
@@ -35,6 +34,7 @@ from rlhf_core.objectives.preference import (
 )
 from rlhf_core.objectives.reward import pairwise_reward_loss
 from rlhf_core.objectives.value import value_loss
+from tests.masked_divergences import masked_divergences
 from tests.objectives.made_pairs import pairs_of
 
 B, T = 3, 5
@@ -181,7 +181,7 @@ def test_words_ruled_out_have_no_part_in_the_entropy() -> None:
 def test_distillation(kind: Any, student: Tensor, teacher: Tensor, mask: list[bool]) -> None:
     valid = torch.tensor(mask)
     student = torch.where(valid.unsqueeze(-1), student, float("nan")).requires_grad_()
-    losses = distillation_loss(student.unsqueeze(0), teacher.unsqueeze(0), valid.unsqueeze(0), kind)
+    losses = masked_divergences(student.unsqueeze(0), teacher.unsqueeze(0), valid.unsqueeze(0), kind)
     assert losses.isfinite().all()
     _assert_finite_gradient(losses, student)
 

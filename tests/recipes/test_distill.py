@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from data_processing.errors import ConfigError
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.models.load import load_tokenizer
-from rlhf_core.objectives.distillation import distillation_loss
 from rlhf_core.recipes.distill import train_distill
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.settings.supervised import DistillationKind
 from rlhf_core.settings.training import OptimizerSettings
+from tests.masked_divergences import masked_divergences
 from tests.recipes.gradients import gradients_of
 from tests.recipes.small_jobs import FULL, curve, distill_config, engine, events, job, same_weights, weighted_row, write_sft
 from tests.recipes.test_resume_is_exact import crash
@@ -52,7 +52,7 @@ def test_the_loss_is_the_weighted_mean_of_the_divergence(
         tokens = renderer.conversation(row["messages"])
         at = torch.tensor(tokens.is_target[1:])
         logits = [model(torch.tensor([tokens.ids])).logits[:, :-1][:, at] / 1.5 for model in (own, other)]
-        found = distillation_loss(*logits, torch.ones(1, int(at.sum())), kind, 0.2)[0]
+        found = masked_divergences(*logits, torch.ones(1, int(at.sum())), kind, 0.2)[0]
         counts = torch.tensor(tokens.target_weights)
         total, weight = total + (found * counts).sum().item(), weight + counts.sum().item()
     assert curve(run, "loss")[0] == pytest.approx(total / weight, rel=1e-5)

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.engine.checkpoint import latest_checkpoint
+from rlhf_core.engine.convert import convert_checkpoint
 from rlhf_core.methods.preference import PREFERENCE
-from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.examples import Example
 from rlhf_core.recipes.loop import BAD_BATCH_NAME
@@ -302,7 +302,7 @@ def test_nothing_is_trained_that_could_not_be_converted(
     def full(*_: Any, **__: Any) -> None:
         raise OSError("no such tensor")
 
-    monkeypatch.setattr("rlhf_core.models.convert.publish", full)
+    monkeypatch.setattr("rlhf_core.engine.convert.publish", full)
     run = job(config(), tiny_model(tmp_path), write_data(tmp_path / "data"), tmp_path)
     with pytest.raises(ConfigError, match="not converted afterwards: no such tensor"):
         train(run)

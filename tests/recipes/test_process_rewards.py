@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from data_processing.errors import DataError
 from data_processing.schemas import to_table, write_table
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.models.convert import convert_checkpoint
+from rlhf_core.engine.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.objectives.reward import step_reward_loss
 from rlhf_core.recipes.examples import digest, steps

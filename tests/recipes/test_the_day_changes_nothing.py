@@ -14,8 +14,8 @@ from transformers.utils import chat_template_utils
 
 from rlhf_core.batching import rendering
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.engine.convert import convert_checkpoint
 from rlhf_core.events import EventLog
-from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes import prompts
 from rlhf_core.recipes.examples import digest, pair, read_examples

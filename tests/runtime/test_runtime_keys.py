@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from data_processing.config import DataConfig
 from data_processing.errors import ConfigError
 from rlhf_core.settings.online import OnlineConfig
+from tasks.runtime.keys import closure
 from tasks.runtime.keys.closure import Code
 from tasks.runtime.keys.stage_key import canonical_json, explain_difference, flatten, stage_key
 from tests.runtime.stages import CountConfig, JoinConfig
@@ -216,6 +218,38 @@ def test_comments_docstrings_and_strangers_do_not_change_the_key(package: Path) 
     (package / "helper.py").write_text('"""What this is."""\n\nVALUE = 1  # why\n')
     (package / "stranger.py").write_text("VALUE = 2\n")
     assert _case_key()[0] == before
+
+
+def test_what_was_parsed_is_kept_for_the_next_process_and_only_what_has_changed_is_parsed(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, parsed = tmp_path / "parsed.json", list[str]()
+    parse = closure._parse
+
+    def told(source: bytes, path: Path, *how: Any) -> Any:
+        parsed.append(path.stem)
+        return parse(source, path, *how)
+
+    def in_another_process() -> dict[str, str]:
+        parsed.clear()
+        closure._PARSED.clear()
+        closure._read.cache_clear()
+        return Code(parsed=file).digests("closure_case.adapter")
+
+    monkeypatch.setattr(closure, "_parse", told)
+    first = in_another_process()
+    assert {"adapter", "lazy", "helper", "named"} < set(parsed)
+    assert in_another_process() == first and parsed == []
+    (package / "helper.py").write_text("VALUE = 2\n")
+    changed = in_another_process()
+    assert parsed == ["helper"]
+    assert {name for name in first if first[name] != changed[name]} == {"closure_case.helper"}
+    for damaged in ("{", "[]", '{"a": 1}', ""):
+        file.write_text(damaged)
+        assert in_another_process() == changed
+    file.unlink()
+    file.mkdir()
+    assert in_another_process() == changed, "where nothing can be kept, nothing is"
 
 
 def test_a_reward_function_brings_what_the_user_wrote_and_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

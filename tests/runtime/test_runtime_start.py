@@ -293,8 +293,9 @@ def test_cancelling_while_a_job_starts_stops_it(home: Home, count_request: Reque
     assert worker_process(SlowToSubmit.submitted[0].folder) is None
 
 
+@pytest.mark.parametrize("leaves", [0, 1], ids=["who submitted it", "who attached"])
 def test_a_run_that_leaves_a_shared_job_leaves_it_to_the_others(
-    home: Home, settings: RuntimeConfig, count_request: Requests
+    home: Home, settings: RuntimeConfig, count_request: Requests, leaves: int
 ) -> None:
     async def share() -> tuple[Heard, StageOutcome]:
         heards = [Heard(), Heard()]
@@ -305,10 +306,10 @@ def test_a_run_that_leaves_a_shared_job_leaves_it_to_the_others(
             tasks.append(asyncio.create_task(run_stage(request, runtime, heard)))
             while not heard.attempts:
                 await asyncio.sleep(0.05)
-        tasks[0].cancel()  # the one that submitted it
+        tasks[leaves].cancel()
         with pytest.raises(asyncio.CancelledError):
-            await tasks[0]
-        return heards[0], await tasks[1]
+            await tasks[leaves]
+        return heards[leaves], await tasks[1 - leaves]
 
     left, outcome = asyncio.run(share())
     assert "another run waits for it" in left.warnings[-1]

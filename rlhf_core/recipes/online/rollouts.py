@@ -19,9 +19,8 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.cluster.actors import MiniBatch, Totals
 from rlhf_core.cluster.rollout_actor import Sampled
-from rlhf_core.credit.base import CreditedUnit
 from rlhf_core.recipes.prompts import Prompt, scored_response
-from rlhf_core.rewards.base import ScoredResponse
+from rlhf_core.rewards.base import CreditedUnit, ScoredResponse
 from rlhf_core.rewards.compose import Rewards
 from rlhf_core.rollout.base import Generation
 
@@ -164,13 +163,15 @@ def collect_rollouts(prompts: Sequence[Prompt], sampled: Sampled, renderer: Rend
 
 
 def write_rollouts(
-    path: Path, step: int, rollouts: Rollouts, rewards: Rewards, units: Sequence[Sequence[CreditedUnit]] = ()
+    path: Path, step: int, rollouts: Rollouts, rewards: Rewards, units: Sequence[Sequence[CreditedUnit] | None] = ()
 ) -> None:
-    """Keep a round as a `rollouts` table, with what its responses are worth and, where credit was spread, their units. `step` counts from 1.
+    """Keep a round as a `rollouts` table, with what its responses are worth and, where credit was spread, their units: `units`, or those that
+    a source told. `step` counts from 1.
 
     A response without a reward has none in the table, and a source that gave it none, or NaN, has none there.
     """
     total, by_source = rewards.worth, rewards.by_source
+    told = [own or [] for own in units or rewards.units]
     samples_per_prompt = {prompt.id: 0 for prompt in rollouts.prompts}
     rows = []
     for i, (prompt, generation) in enumerate(zip(rollouts.prompts, rollouts.generations, strict=True)):
@@ -189,7 +190,7 @@ def write_rollouts(
                 "finish_reason": generation.finish_reason,
                 "learnt": generation.learnt,
                 "trajectory": None if generation.trajectory is None else json.dumps(asdict(generation.trajectory)),
-                "units": [asdict(unit) for unit in units[i]] if units else None,
+                "units": [asdict(unit) for unit in told[i]] if told else None,
             }
         )
         samples_per_prompt[prompt.id] += 1

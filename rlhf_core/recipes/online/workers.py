@@ -130,6 +130,7 @@ def _reward_setup(job: OnlineJob) -> RewardSetup:
         allowed_hosts=job.allowed_hosts,
         retries=Retries(config.reward_retries, config.reward_retry_wait_s),
         trust_remote_code=job.trust_remote_code,
+        credit=config.credit,
     )
     return RewardSetup(config.rewards, around, config.steps)
 

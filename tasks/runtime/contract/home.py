@@ -6,6 +6,7 @@ prefect/  home of the local Prefect server      pids/     processes that `alignf
 models/   packaged models, converted once       presets/  presets of your own
 cache/    copies of artifacts that are kept elsewhere (`ALIGNFLOW_STORE`)
 code/     snapshots of the code that stages ran
+parsed_code.json  what was parsed of it
 """
 
 from __future__ import annotations
@@ -102,6 +103,11 @@ class Home:
     def code(self) -> Path:
         """Snapshots of the code that stages ran, by hash."""
         return self._part("code")
+
+    @property
+    def parsed_code(self) -> Path:
+        """What was parsed of source files, for the next command."""
+        return self.root / "parsed_code.json"
 
     @property
     def presets(self) -> Path:

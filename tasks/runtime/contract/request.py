@@ -31,7 +31,8 @@ class StageRequest:
 class StageOutcome:
     """A finished stage. `cached`: this request did not wait for the work; `producer` is the `run/node` that did it.
 
-    `seconds` is the stage's own work, when it was done; `summary` its final facts; `attempt` the one that succeeded.
+    `seconds` is the stage's own work, when it was done; `summary` its final facts; `attempt` the one that succeeded; `adopted` the parts
+    of the key whose changes a person took over when adopting it.
     """
 
     node: str
@@ -41,11 +42,13 @@ class StageOutcome:
     seconds: float
     attempt: int
     summary: dict[str, Any]
+    adopted: list[str] = field(default_factory=list)
 
     @property
     def origin(self) -> str:
-        """Who made the artifact and how long that took, in words."""
-        return f"made by {self.producer} in {self.seconds:.1f} s"
+        """Who made the artifact and how long that took, in words, and over what it was adopted."""
+        over = f", adopted over changes of {', '.join(self.adopted)}" if self.adopted else ""
+        return f"made by {self.producer} in {self.seconds:.1f} s{over}"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, the form that travels between Prefect tasks."""

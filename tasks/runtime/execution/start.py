@@ -274,6 +274,7 @@ class _Starter:
             seconds=hit.seconds,
             attempt=hit.producer.attempt,
             summary=hit.summary,
+            adopted=hit.adopted.changed if hit.adopted else [],
         )
 
     def _done(self, result: Result) -> StageOutcome:

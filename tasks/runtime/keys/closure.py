@@ -11,31 +11,42 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from data_processing.errors import ConfigError
+from tasks.runtime.contract.spec import write_json
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 OWN_PACKAGES = ("tasks", "evaluation", "rlhf_core", "data_processing")
 _OUTSIDE = "tasks.runtime"
+# Digest and mentioned modules of sources, by a hash of all that they follow from.
+_PARSED: dict[str, tuple[str, tuple[str, ...]]] = {}
+_MOST_KEPT = 20_000
+_OWN_SOURCE = hashlib.sha256(Path(__file__).read_bytes()).digest()  # how sources are read
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class Code:
     """The code below `root`, as it is when it is first asked for: the checkout, or a snapshot, which has the user's modules too.
 
-    `libraries` are the versions of the distributions it runs with, where these are not this interpreter's.
+    `libraries` are the versions of the distributions it runs with, where these are not this interpreter's. `parsed` is a file that
+    keeps what was parsed for the next process: all of ours takes a second.
     """
 
-    def __init__(self, root: Path = PROJECT_ROOT, libraries: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path = PROJECT_ROOT, libraries: Mapping[str, str] | None = None, parsed: Path | None = None) -> None:
         self.root = root
+        self._parsed = parsed
+        if parsed:
+            _PARSED.update(_kept(parsed))
         self._libraries = libraries and {_plain(name): version for name, version in libraries.items()}
         self._found: dict[str, dict[str, tuple[Path, str]]] = {}
 
@@ -60,7 +71,10 @@ class Code:
 
     def _closure(self, module: str) -> dict[str, tuple[Path, str]]:
         if module not in self._found:
+            known = len(_PARSED)
             self._found[module] = dict(sorted(_closure(module, self.root).items()))
+            if self._parsed and len(_PARSED) > known:
+                _keep(self._parsed)
         return self._found[module]
 
 
@@ -103,11 +117,34 @@ def _closure(module: str, root: Path) -> dict[str, tuple[Path, str]]:
 
 @lru_cache(maxsize=4096)
 def _read(path: Path, module: str, own: tuple[str, ...], stamp: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
+    source = path.read_bytes()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    follows_from = [_OWN_SOURCE, sys.version.encode(), package.encode(), *(name.encode() for name in own), source]
+    key = hashlib.sha256(b"\0".join(follows_from)).hexdigest()
+    if key not in _PARSED:
+        _PARSED[key] = _parse(source, path, package, own)
+    return _PARSED[key]
+
+
+def _kept(file: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """What `_keep` wrote; nothing where that is damaged, or more than anybody needs."""
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        kept = {key: (digest, tuple(mentioned)) for key, (digest, mentioned) in json.loads(file.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return kept if len(kept) < _MOST_KEPT else {}
+
+
+def _keep(file: Path) -> None:
+    with suppress(OSError):  # a home that is only read
+        write_json(file, _PARSED)
+
+
+def _parse(source: bytes, path: Path, package: str, own: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    try:
+        tree = ast.parse(source, filename=str(path))
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"{path} is not Python that can be read: {error}") from error
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     mentioned = tuple(sorted(set(_mentioned_modules(tree, package, own))))
     _drop_docstrings(tree)
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), mentioned

@@ -27,6 +27,7 @@ class NodeRecord(BaseModel):
     cached: bool | None = None
     seconds: float | None = None
     attempt: int | None = None
+    adopted: list[str] = []
 
 
 def record_key(home: Home, request: StageRequest, key: StageKey) -> None:
@@ -40,7 +41,13 @@ def record_outcome(home: Home, request: StageRequest, outcome: StageOutcome) -> 
     record = read_node(home, request.run, request.node)
     if record is None:
         return
-    done = {"ref": outcome.ref, "cached": outcome.cached, "seconds": outcome.seconds, "attempt": outcome.attempt}
+    done = {
+        "ref": outcome.ref,
+        "cached": outcome.cached,
+        "seconds": outcome.seconds,
+        "attempt": outcome.attempt,
+        "adopted": outcome.adopted,
+    }
     write_node(home, request.run, record.model_copy(update=done))
 
 

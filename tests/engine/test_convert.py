@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig
 from data_processing.errors import ConfigError
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.engine.convert import convert_checkpoint
 from rlhf_core.engine.engine import TrainingEngine
-from rlhf_core.models.convert import convert_checkpoint
 from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer
 from rlhf_core.models.lora import add_lora, merged_state_dict
 from rlhf_core.models.modules import PolicyModule, ScoreModule

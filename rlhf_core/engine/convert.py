@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from data_processing.errors import ConfigError
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, copy_tokenizer, read_policy
+from rlhf_core.credit.reading import ENTROPY_MODEL_NAME, PARAMS_NAME, READING_NAME, read_reading
+from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, read_policy
 from rlhf_core.models.generation import drop_idle
 from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer, set_dropout
 from rlhf_core.models.lora import add_lora, merged_tensors
 from rlhf_core.models.scorer import is_own_scorer
+from rlhf_core.models.tokenizer_files import copy_tokenizer
 from rlhf_core.settings.models import ConvertConfig
 
 PROBE_TOKENS = 16
@@ -65,6 +68,8 @@ def convert_checkpoint(
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": config.dtype,
     }
+    if read_reading(checkpoint) is not None:
+        _take_reading(checkpoint, base, output)
     (output / "README.md").write_text(_model_card(facts, policy, lineage, is_own_scorer(model)), encoding="utf-8")
     tell(comparing)
     reloaded = _loaded(output, policy, config.dtype, new_head=False)
@@ -104,6 +109,13 @@ def publish(model: Any, policy: PolicyDescription, base: Path, checkpoint: Path,
     # It was loaded without dropout; what is published is set as its base is.
     set_dropout(model.config, AutoConfig.from_pretrained(base, trust_remote_code=True))
     model.save_pretrained(output, **saving)
+
+
+def _take_reading(checkpoint: Path, base: Path, output: Path) -> None:
+    """What a reward model of segments needs to read a response: how, and the frozen language model that tells them."""
+    for name in (READING_NAME, PARAMS_NAME):
+        shutil.copyfile(checkpoint / name, output / name)
+    shutil.copytree(base, output / ENTROPY_MODEL_NAME)
 
 
 def _loaded(folder: Path, policy: PolicyDescription, dtype: Any, *, new_head: bool) -> Any:

@@ -1,0 +1,133 @@
+"""What segment rewards are usual at which position of a response: their means and deviations, fitted by the logarithm of it.
+
+Source: segment_reward.md 6. `params.json` holds fits of many models, in the shape that is documented there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from data_processing.errors import ConfigError
+
+EPSILON, ALPHA = 1.35, 1e-4  # of the Huber loss, and of the slope's penalty
+_TINY = 1e-10  # added to a position under the logarithm
+_LEAST = "0.000"  # its logarithm would be -23: of responses with more than 2,000 segments
+
+
+@dataclass(frozen=True, slots=True)
+class PositionFit:
+    """Slopes and intercepts over log(position) of the mean and of the standard deviation."""
+
+    w_mean: float
+    w_std: float
+    b_mean: float
+    b_std: float
+
+    def mean(self, position: float) -> float:
+        """The usual reward of a segment that ends there."""
+        return self.w_mean * math.log(position + _TINY) + self.b_mean
+
+    def std(self, position: float) -> float:
+        """Its deviation, which may come out negative: see `std_floor`."""
+        return self.w_std * math.log(position + _TINY) + self.b_std
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Segment rewards by position, to three decimals: mean, population deviation and number."""
+
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+    count: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A fitted line, the scale of what is left, and the share of the variance that it explains."""
+
+    w: float
+    b: float
+    scale: float
+    r2: float
+
+
+def bins(segment_rewards: Iterable[Sequence[float]]) -> Bins:
+    """The rewards of each response's segments, by the share of the segments that is completed with each."""
+    found = defaultdict(list)
+    for values in segment_rewards:
+        for k, value in enumerate(values):
+            found[f"{(k + 1) / len(values):.3f}"].append(value)
+    keys = sorted(found)
+    return Bins(
+        {key: fmean(found[key]) for key in keys},
+        {key: pstdev(found[key]) for key in keys},
+        {key: len(found[key]) for key in keys},
+    )
+
+
+def fit(found: Bins, *, min_count: int = 1, weight_by_count: bool = False) -> tuple[Line, Line]:
+    """Lines of mean and deviation over log(position) by a Huber loss with its scale fitted too.
+
+    A fit that explains little is no error. Raises `ConfigError` where no position is left to fit.
+    """
+    keys = [key for key in found.mean if key != _LEAST and found.count[key] >= min_count]
+    if not keys:
+        raise ConfigError(
+            f"segment.fit_min_count={min_count}: no position has so many segments; lower it, or train on more pairs"
+        )
+    weights = [float(found.count[key]) for key in keys] if weight_by_count else [1.0] * len(keys)
+    x = [math.log(float(key) + _TINY) for key in keys]
+    mean, std = (_line(x, [values[key] for key in keys], weights) for values in (found.mean, found.std))
+    return mean, std
+
+
+def _line(x: Sequence[float], y: Sequence[float], weights: Sequence[float]) -> Line:
+    if len(set(y)) == 1:
+        return Line(0.0, y[0], 0.0, 0.0)  # one position, or rewards that are all alike: there is no scale to fit
+    import numpy as np
+    from sklearn.linear_model import HuberRegressor
+
+    across = np.asarray(x)[:, None]
+    # Its optimiser stops early by default where the scale is small.
+    model = HuberRegressor(epsilon=EPSILON, alpha=ALPHA, max_iter=10_000, tol=1e-9).fit(across, y, sample_weight=weights)
+    left = float(((np.asarray(y) - model.predict(across)) ** 2).sum())
+    r2 = 1 - left / float(((np.asarray(y) - np.mean(y)) ** 2).sum())
+    return Line(float(model.coef_[0]), float(model.intercept_), float(model.scale_), r2)
+
+
+def with_params(path: Path, names: Sequence[str], threshold: float, found: PositionFit) -> dict[str, Any]:
+    """The content of `path`, empty where it is not there, with a fit under model, dataset, method, aggregation and threshold."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    place = content
+    for name in names:
+        place = place.setdefault(name, {})
+    place[f"{threshold:g}"] = [found.w_mean, found.w_std, found.b_mean, found.b_std]
+    return content
+
+
+def read_params(path: Path, names: Sequence[str], threshold: float) -> PositionFit:
+    """The fit under these names; thresholds are compared as numbers. Raises `ConfigError` that says what is there."""
+    try:
+        place: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no fit of segment rewards can be read from it: {error}") from error
+    for number, name in enumerate(names):
+        if not isinstance(place, dict) or name not in place:
+            there = sorted(place) if isinstance(place, dict) else place
+            raise ConfigError(f"{path}: no fit for {'/'.join(names[: number + 1])}; there are {there}")
+        place = place[name]
+    values = next((value for key, value in place.items() if float(key) == threshold), None)
+    if not (isinstance(values, list) and len(values) == 4):
+        raise ConfigError(f"{path}: no fit for {'/'.join(names)} with threshold {threshold:g}; there are {sorted(place)}")
+    return PositionFit(*map(float, values))
