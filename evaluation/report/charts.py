@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from evaluation.report.markup import Markup, join, tag
 
@@ -71,10 +72,20 @@ class Point:
     colour: str
 
 
-def scatter_chart(points: Sequence[Point], title: str, x_title: str, y_title: str, height: int = 320) -> Markup:
-    """Dots with names, over two axes of round numbers."""
+def scatter_chart(
+    points: Sequence[Point],
+    title: str,
+    x_title: str,
+    y_title: str,
+    height: int = 320,
+    *,
+    curves: Sequence[Sequence[tuple[float, float]]] = (),
+    radius: int = 6,
+) -> Markup:
+    """Dots with names, and lines through places, over two axes of round numbers."""
     x_ticks = nice_ticks(min(p.x for p in points), max(p.x for p in points))
-    y_ticks = nice_ticks(min(p.y for p in points), max(p.y for p in points))
+    heights = [*(p.y for p in points), *(place[1] for curve in curves for place in curve)]
+    y_ticks = nice_ticks(min(heights), max(heights))
     top, bottom, left, right = 24, height - 40, 8.0, 88.0  # px, px, percent, percent: room for the names on the right
 
     def x(value: float) -> str:
@@ -94,13 +105,19 @@ def scatter_chart(points: Sequence[Point], title: str, x_title: str, y_title: st
     dots = [
         tag(
             "g",
-            tag("circle", cx=x(p.x), cy=y(p.y), r=6, class_="dot", style=f"--c:{p.colour}"),
+            tag("circle", cx=x(p.x), cy=y(p.y), r=radius, class_="dot", style=f"--c:{p.colour}"),
             tag("text", p.label, x=x(p.x), y=y(p.y) + 4, dx=10, class_="label"),
-            tag("title", f"{p.label}: {number(p.y)} at {number(p.x)}"),
+            tag("title", f"{p.label}{': ' * bool(p.label)}{number(p.y)} at {number(p.x)}"),
         )
         for p in points
     ]
-    return tag("svg", tag("title", title), *grid, *dots, class_="chart", width="100%", height=height, role="img")
+    # Widths are percentages, so a curve is made of straight pieces.
+    pieces = [
+        tag("line", x1=x(one[0]), y1=y(one[1]), x2=x(two[0]), y2=y(two[1]), class_="zero")
+        for curve in curves
+        for one, two in pairwise(curve)
+    ]
+    return tag("svg", tag("title", title), *grid, *pieces, *dots, class_="chart", width="100%", height=height, role="img")
 
 
 def line_chart(steps: Sequence[float], values: Sequence[float], title: str, colour: str) -> Markup:

@@ -56,7 +56,7 @@ class ReportData:
     """Everything on the page. `verdict`, `measures`, `samples`, `rows` and `sources` are those of `report_data.json`.
 
     `curves` are keyed by stage, `data` are the `summary.json` of data artifacts by node, `rewards`, `conversations` and
-    `credit` the JSON files of these names of online runs, `pages` are addresses of the run elsewhere by what is found there. Whatever is empty is left out of
+    `credit` the JSON files of these names of online runs, `segments` those of reward models, `pages` are addresses of the run elsewhere by what is found there. Whatever is empty is left out of
     the page.
     """
 
@@ -77,6 +77,7 @@ class ReportData:
     rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     conversations: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     credit: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    segments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def colour_of(self, name: str) -> str:
         """The CSS colour of a model, or of a node: that of the model it leads to or is a variant of."""
@@ -113,6 +114,7 @@ def assemble(
     rewards: Mapping[str, Mapping[str, Any]] | None = None,
     conversations: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     credit: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    segments: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ReportData:
     """Gather a report from a comparison artifact and from the `events.jsonl` of each stage (keyed by node name).
 
@@ -142,6 +144,7 @@ def assemble(
         rewards=rewards or {},
         conversations=conversations or {},
         credit=credit or {},
+        segments=segments or {},
     )
 
 

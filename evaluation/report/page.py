@@ -19,6 +19,7 @@ from evaluation.report.details import (
 from evaluation.report.markup import Markup, join, tag
 from evaluation.report.rewards import rewards_section
 from evaluation.report.rows import data_section
+from evaluation.report.segments import segments_section
 from evaluation.report.style import STYLE
 from evaluation.report.tables import forest_section, metrics_section, tiles, verdict_section
 from evaluation.report.training import training_section
@@ -37,6 +38,7 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[ReportData], Markup]]] = {
     "data": ("Data", data_section),
     "samples": ("Answers", samples_section),
     "conversations": ("Conversations", conversations_section),
+    "segments": ("Segments", segments_section),
     "credit": ("Credit", credit_section),
     "curves": ("Curves", curves_section),
     "timings": ("Time", timings_section),

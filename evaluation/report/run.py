@@ -58,8 +58,11 @@ def gather(run: Path, find: FindFile = in_its_folder) -> ReportData:
         pages=_pages(run / "status.json"),
         data={record["node"]: summary for record in done if (summary := _data_summary(record, find))},
         rewards={record["node"]: facts for record in done if (facts := _reward_facts(record, find))},
-        conversations={record["node"]: told for record in done if (told := _online_json(record, find, "conversations.json"))},
-        credit={record["node"]: told for record in done if (told := _online_json(record, find, "credit.json"))},
+        conversations={
+            record["node"]: told for record in done if (told := _json_of("online", record, find, "conversations.json"))
+        },
+        credit={record["node"]: told for record in done if (told := _json_of("online", record, find, "credit.json"))},
+        segments={record["node"]: told for record in done if (told := _json_of("reward_model", record, find, "segments.json"))},
     )
 
 
@@ -74,13 +77,13 @@ def _data_summary(record: Record, find: FindFile) -> Mapping[str, Any] | None:
 
 def _reward_facts(record: Record, find: FindFile) -> Mapping[str, Any] | None:
     """What an online run says of its rewards; None for others, and where there were none."""
-    facts: Mapping[str, Any] | None = _online_json(record, find, "rewards.json")
+    facts: Mapping[str, Any] | None = _json_of("online", record, find, "rewards.json")
     return facts if facts and facts["parts"] else None
 
 
-def _online_json(record: Record, find: FindFile, name: str) -> Any:
-    """A JSON file of an online run's artifact; None of others, and where it has none."""
-    path = find(record["ref"], name) if record["stage"] == "online" else None
+def _json_of(stage: str, record: Record, find: FindFile, name: str) -> Any:
+    """A JSON file of the artifact of a node of `stage`; None of others, and where it has none."""
+    path = find(record["ref"], name) if record["stage"] == stage else None
     return read_json(path) if path is not None and path.is_file() else None
 
 

@@ -88,6 +88,15 @@ CONVERSATIONS = [
         "failure": "KeyError: 'no such tool'",
     },
 ]
+SEGMENTS = {
+    "threshold_nats": 1.5,
+    "positions": {
+        "mean": {"0.250": -0.6, "0.333": -0.3, "0.500": 0.1, "0.667": 0.3, "0.750": 0.4, "1.000": 0.8},
+        "std": dict.fromkeys(("0.250", "0.333", "0.500", "0.667", "0.750", "1.000"), 0.5),
+        "count": dict.fromkeys(("0.250", "0.333", "0.500", "0.667", "0.750", "1.000"), 20),
+    },
+    "lines": {"mean": {"w": 1.0, "b": 0.8, "scale": 0.1, "r2": 0.93}, "std": {"w": 0.0, "b": 0.5, "scale": 0.1, "r2": -0.02}},
+}
 CREDIT = [
     {
         "prompt": [{"role": "user", "content": "Rule 1: lamps are refused."}],
@@ -186,6 +195,7 @@ def made_up_report(folder: Path) -> ReportData:
         rewards={"online": _reward_facts()},
         conversations={"online": CONVERSATIONS},
         credit={"online": CREDIT},
+        segments={"reward_model": SEGMENTS},
     )
 
 

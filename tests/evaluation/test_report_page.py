@@ -38,6 +38,7 @@ SECTIONS = [
     "data",
     "samples",
     "conversations",
+    "segments",
     "credit",
     "curves",
     "timings",
@@ -73,6 +74,15 @@ def test_conversations_show_what_was_learnt_and_what_a_turn_earned(data: ReportD
     assert told[2][1] == "17 * 23 = 391" and "the environment ended it" in first.text_content()
     assert "learnt" not in second.text_content(), "what failed teaches nothing"
     assert "no such tool" in second.text_content() and "<script>" in second.text_content()
+
+
+def test_segments_are_drawn_where_they_stand_with_their_fit(data: ReportData, page: Any) -> None:
+    [section] = page.xpath("//section[@id='segments']")
+    assert "threshold 1.5 nats, 120 segments; fit of mean: R² 0.93, std: R² -0.02" in text_of(section)
+    titles = [text_of(title) for title in section.xpath(".//*[local-name()='g']/*[local-name()='title']")]
+    assert titles[:2] == ["-0.6 at 0.25", "-0.3 at 0.333"] and len(titles) == 6
+    fit = section.xpath(".//*[local-name()='line'][@class='zero']")
+    assert len(fit) == 3 * 48, "mean, and a deviation below and above"
 
 
 def test_credit_is_told_in_numbers_and_shades(data: ReportData) -> None:
@@ -212,7 +222,17 @@ def test_lineage_timings_and_configuration_are_shown(page: Any) -> None:
 
 def test_what_is_missing_is_left_out(data: ReportData) -> None:
     bare = dataclasses.replace(
-        data, curves={}, samples=[], timings=(), lineage=(), config_yaml="", data={}, rewards={}, conversations={}, credit={}
+        data,
+        curves={},
+        samples=[],
+        timings=(),
+        lineage=(),
+        config_yaml="",
+        data={},
+        rewards={},
+        conversations={},
+        credit={},
+        segments={},
     )
     page = html.document_fromstring(render_report(bare))
     assert [section.get("id") for section in page.iter("section")] == SECTIONS[:3]
