@@ -15,6 +15,7 @@ from rlhf_core.settings.segments import DENSE_MODES, SegmentMode
 # From this threshold on the whole response, its end token included, is one segment.
 WHOLE = 1000.0
 CLIP = 10.0  # of the reward of a token
+LEAST_STD = 0.1  # that a reward is divided by
 
 
 def segments(entropy: Sequence[float], n_tokens: int, threshold: float, *, ended: bool, start: int = 0) -> list[Span]:

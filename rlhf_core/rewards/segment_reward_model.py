@@ -15,6 +15,7 @@ from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.credit.positions import PositionFit
 from rlhf_core.credit.reading import ENTROPY_MODEL_NAME, Reading, read_fit
 from rlhf_core.credit.segments import is_penalised, normalised, penalty_rewards, token_rewards
 from rlhf_core.credit.spans import Span
@@ -61,6 +62,10 @@ class SegmentScorer(RewardModelScorer):
         ]
         ends = [_read_at(row, own) for row, own in zip(rows, spans, strict=True)]
         return list(zip(spans, self.values(ends, tell, per_target=True), strict=True))
+
+    def fit(self, model: Path) -> PositionFit:
+        """What is usual by position, from the folder it was loaded from; raises `ConfigError` where there is none."""
+        return read_fit(model, self._reading)
 
     def ends(self, response: ScoredResponse) -> bool:
         """Whether the response ends in a token that ends one."""

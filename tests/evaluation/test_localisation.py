@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -18,9 +19,12 @@ from evaluation.job import EvaluationJob
 from evaluation.localisation import CHANCE, LOCALISATION, localised, spoiled_rows
 from evaluation.metrics import METRICS, NotMeasured
 from flows.settings.layers import validate
+from rlhf_core.credit.positions import PositionFit
 from rlhf_core.events import EventLog
+from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.reward_model import RewardModelScorer
+from rlhf_core.rewards.segment_reward_model import SegmentScorer
 from tests.tiny_models import tiny_model
 
 
@@ -58,10 +62,7 @@ def shares(job: EvaluationJob, worth: Callable[[ScoredResponse], float], **setti
 @pytest.mark.seconds
 @pytest.mark.parametrize("mode", ["mask", "delete"])
 def test_who_sees_the_faulty_step_finds_it(job: EvaluationJob, mode: str) -> None:
-    faulty = {}
-    for row in spoiled_rows(job):
-        lines = row["rejected"][-1]["content"].splitlines()
-        faulty[row["id"]] = lines[json.loads(row["detail"])["faulty_step"]]
+    faulty = {row["id"]: _faulty_line(row) for row in spoiled_rows(job)}
 
     def worth(response: ScoredResponse) -> float:
         return -float(faulty[response.prompt_id] in response.text)
@@ -90,3 +91,40 @@ def test_it_is_not_measured_without_a_reward_model_or_such_pairs(job: Evaluation
 def test_units_by_entropy_are_refused() -> None:
     with pytest.raises(ConfigError, match="only labels tell units"):
         validate({"evaluate": {"localisation": {"unit_extraction": "entropy"}}})
+
+
+class OfSegments(SegmentScorer):
+    """Each token a segment; those of the faulty step are the worst."""
+
+    def __init__(self, job: EvaluationJob) -> None:
+        self._tokenizer = load_tokenizer(job.model)
+        self._faulty = {row["id"]: _faulty_line(row) for row in spoiled_rows(job)}
+
+    def score(self, responses: Sequence[ScoredResponse], tell: Any = None) -> list[float]:
+        return [0.0] * len(responses)
+
+    def fit(self, model: Path) -> PositionFit:
+        return PositionFit(0.0, 0.0, 0.0, 1.0)
+
+    def read(self, responses: Sequence[ScoredResponse], tell: Any = None) -> list[tuple[list[Any], list[float]]]:
+        found: list[tuple[list[Any], list[float]]] = []
+        for response in responses:
+            texts = [self._tokenizer.decode(response.response_ids[: k + 1]) for k in range(len(response.response_ids))]
+            start = texts[-1].index(self._faulty[response.prompt_id])
+            end = start + len(self._faulty[response.prompt_id])
+            values = [-1.0 if start < len(text) <= end else 0.0 for text in texts]
+            found.append(([(k, k + 1) for k in range(len(texts))], values))
+        return found
+
+
+def _faulty_line(row: Mapping[str, Any]) -> str:
+    line: str = row["rejected"][-1]["content"].splitlines()[json.loads(row["detail"])["faulty_step"]]
+    return line
+
+
+@pytest.mark.seconds
+def test_segments_tell_by_what_they_give_the_tokens_of_a_step(job: EvaluationJob) -> None:
+    with_model = dataclasses.replace(job, reward_model=job.model)
+    scores = localised(with_model, spoiled_rows(job), OfSegments(job))
+    found = [score.value for score in scores if score.measure is LOCALISATION]
+    assert len(found) >= 20 and fmean(found) == 1.0

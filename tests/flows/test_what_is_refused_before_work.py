@@ -304,3 +304,11 @@ def test_a_tracker_that_does_not_answer_is_refused_by_plan_as_by_run(tmp_path: P
     assert done.returncode == 10, done.stderr
     assert done.stderr.startswith("error: MLFLOW_TRACKING_URI: nothing answers at http://127.0.0.1:9")
     assert done.stderr.count("\n") == 1
+
+
+def test_rewards_of_segments_need_a_reward_model_of_segments(home: Home) -> None:
+    with pytest.raises(
+        ConfigError, match=r"entry 'reward_model' trains a reward model of granularity 'answer'; set pipeline\.reward_model"
+    ):
+        refuse(home, **{"online.credit": "segment"})
+    refuse(home, **{"online.credit": "segment", "reward_model.granularity": "segment"})
