@@ -52,11 +52,16 @@ Seconds = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how the work on all rows grows with them")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of rows")
+    parser.add_argument("--what", nargs="+", help="pieces of work, where not all; the result is printed alone")
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file for the figures")
     parser.add_argument("--point", nargs=2, metavar=("WHAT", "ROWS"), help=argparse.SUPPRESS)  # one point, in its process
     arguments = parser.parse_args()
     if arguments.point:
         print(json.dumps(point(arguments.point[0], int(arguments.point[1]))))
+        return
+    if arguments.what:
+        for what in arguments.what:
+            line(what, arguments.sizes)
         return
     result = measured(arguments.sizes)
     arguments.out.parent.mkdir(exist_ok=True)
@@ -252,6 +257,33 @@ def _journal(n_rows: int, folder: Path) -> Callable[[], object]:
     return read
 
 
+def _home_with_runs(n_rows: int, folder: Path) -> Any:
+    """A run for every hundred rows, all of them over."""
+    from tasks.runtime.contract.home import Home
+    from tasks.runtime.contract.run_state import STATUS_FILE
+
+    home = Home.open(folder / "home")
+    for number in range(n_rows // 100):
+        run = home.run(f"run-{number}")
+        (run / "config.yaml").write_text("run: {name: run}\n")
+        (run / STATUS_FILE).write_text(json.dumps({"status": "finished", "began": float(number), "at": float(number)}))
+    return home
+
+
+def _dead_runs(n_rows: int, folder: Path) -> Callable[[], object]:
+    from flows.running.dead_runs import close_dead_runs
+
+    home = _home_with_runs(n_rows, folder)
+    return lambda: close_dead_runs(home)
+
+
+def _listed_runs(n_rows: int, folder: Path) -> Callable[[], object]:
+    from flows.running.run_folder import run_folders
+
+    home = _home_with_runs(n_rows, folder)
+    return lambda: run_folders(home)
+
+
 WORK: Mapping[str, Callable[[int, Path], Callable[[], object]]] = {
     "plan of micro-batches, packed": _plan(packed=True),
     "plan of micro-batches, padded": _plan(packed=False),
@@ -266,6 +298,8 @@ WORK: Mapping[str, Callable[[int, Path], Callable[[], object]]] = {
     "curves of a report from events": _curves,
     "events, followed while written": _follow,
     "journal, read by the sender": _journal,
+    "look for dead runs, among a hundredth as many": _dead_runs,
+    "list of runs, a hundredth as many": _listed_runs,
 }
 STARTS: Mapping[str, str] = {
     "start to first step, SFT": "sft",

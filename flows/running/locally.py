@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -74,31 +74,45 @@ def _in_prefect(prepared: Prepared, parameters: Mapping[str, Any], load_flow: Ca
         prefect_for_run(home, prepared.was_missed) as wait_for_prefect,
         ray_for_run(home, on_ray) as wait_for_ray,
     ):
-        from httpx import HTTPError
-        from prefect.exceptions import TerminationSignal
-
-        flow = load_flow()
         try:
-            wait_for_prefect()
-            wait_for_ray()
-            with handing_over(prepared):
-                result = asyncio.run(flow(**parameters))
-        except (KeyboardInterrupt, TerminationSignal):
-            if not prepared.flow_run:
-                LOG.warning("cancelling: what was started for this run is ended")
-            # Also where the pipeline has kept it for Prefect: another process may have told it by now, and Prefect called it a crash since.
-            _tell_end(prepared)
-            raise _cancelled() from None
-        except HTTPError as error:  # Prefect's client could not say something; what else goes wrong has names of its own
-            return _without_prefect(prepared, os.environ["PREFECT_API_URL"], error)
-        except AlignflowError:
-            if prepared.missed:
+            return _flow(prepared, parameters, load_flow, (wait_for_prefect, wait_for_ray))
+        except KeyboardInterrupt:
+            if prepared.flow_run:
+                # Also where the pipeline has kept it for Prefect: another process may have told it by now, and Prefect called it a crash since.
                 _tell_end(prepared)
-            raise
+            else:
+                LOG.warning("cancelling: what was started for this run is ended")
+            raise _cancelled() from None
+
+
+def _flow(
+    prepared: Prepared,
+    parameters: Mapping[str, Any],
+    load_flow: Callable[[], FlowFunction],
+    servers: Sequence[Callable[[], object]],
+) -> dict[str, Any]:
+    """The flow, once the servers that are waited for are there. An interrupt is a `KeyboardInterrupt`, whoever heard of it first."""
+    from httpx import HTTPError
+    from prefect.exceptions import TerminationSignal
+
+    flow = load_flow()
+    try:
+        for wait in servers:
+            wait()
+        with handing_over(prepared):
+            result = asyncio.run(flow(**parameters))
+    except TerminationSignal:
+        raise KeyboardInterrupt from None
+    except HTTPError as error:  # Prefect's client could not say something; what else goes wrong has names of its own
+        return _without_prefect(prepared, os.environ["PREFECT_API_URL"], error)
+    except AlignflowError:
         if prepared.missed:
             _tell_end(prepared)
-        show_waiting(home)
-        return result
+        raise
+    if prepared.missed:
+        _tell_end(prepared)
+    show_waiting(prepared.home)
+    return result
 
 
 @contextmanager
