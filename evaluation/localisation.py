@@ -15,6 +15,7 @@ from evaluation.scores import Measure, Score
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.credit.base import Round
 from rlhf_core.credit.drca import Drca
+from rlhf_core.credit.segment_reward_model import SegmentScorer
 from rlhf_core.credit.segments import LEAST_STD, normalised
 from rlhf_core.credit.spans import spell
 from rlhf_core.credit.units import content_region, labelled_token_units
@@ -22,7 +23,6 @@ from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rewards.base import CreditedUnit, ScoredResponse
 from rlhf_core.rewards.compose import Rewards
 from rlhf_core.rewards.reward_model import RewardModelScorer
-from rlhf_core.rewards.segment_reward_model import SegmentScorer
 
 LOCALISATION = Measure("localisation", "Faulty step earns least (share)", lowest=0.0, highest=1.0)
 CHANCE = Measure("localisation_chance", "The same by chance", better="neither", lowest=0.0, highest=1.0)
@@ -47,13 +47,13 @@ def localised(job: EvaluationJob, rows: Sequence[Mapping[str, Any]], scorer: Rew
     """
     renderer = Renderer(load_tokenizer(job.model, trust_remote_code=True))
     responses = [_spoiled(row, renderer) for row in rows]
-    rewards = Rewards(list(scorer.score(responses)), {})
     stops = renderer.stop_ids
     ends = [own.response_ids[-1] if own.response_ids[-1] in stops else None for own in responses]
     units: Sequence[Sequence[CreditedUnit]]
     if isinstance(scorer, SegmentScorer):
         units = _earned_by_segments(job, scorer, responses, [end is not None for end in ends], renderer)
     else:
+        rewards = Rewards(list(scorer.score(responses)), {})
         given = Round(responses, rewards, ends, stops, renderer.tokenizer, None, lambda others: list(scorer.score(others)))
         units = Drca(job.config.localisation, None)(given).units
     scores: list[Score] = []

@@ -19,8 +19,8 @@ from evaluation.localisation import localised, spoiled_rows
 from evaluation.logprobs import check_same_tokens, teller, token_logprobs
 from evaluation.row_reading import read_held_out
 from evaluation.scores import Measure, Score
+from rlhf_core.credit.reward_model_folder import reward_model_scorer
 from rlhf_core.rewards.reward_model import RewardModelScorer
-from rlhf_core.rewards.reward_model_folder import reward_model_scorer
 from rlhf_core.settings.training import Packing
 
 PROCEDURES = {

@@ -22,5 +22,5 @@ STAGE = Stage(
     role="scorer",
     run=run,
     resources=training_resources,
-    libraries=LIBRARIES,
+    libraries=(*LIBRARIES, "scikit-learn"),
 )

@@ -128,7 +128,8 @@ def show_plan(asked: Asked) -> None:
         table.add_row(name, does, planned.reason, room, memory, seconds if planned.runs else "")
     console().print(table)
     graph = request.selection.graph
-    for line in (*methods_of(graph), *precisions(graph), *what_is_compared(graph)):
+    unused = (f"warning: {line}" for line in told_of_unused(build_graph(request.config)))
+    for line in (*methods_of(graph), *precisions(graph), *what_is_compared(graph), *unused):
         print(line)
     work = [p.estimate for p in plan.values() if p.runs]
     known = sum(e.seconds or 0.0 for e in work)
@@ -164,13 +165,12 @@ def precisions(graph: Graph) -> Iterator[str]:
 
 
 def what_is_compared(graph: Graph) -> Iterator[str]:
-    """Lines on what the comparison will do, and on entries that nothing uses."""
+    """A line on what the comparison will do."""
     compare = graph["compare"].settings if "compare" in graph else None
     if isinstance(compare, CompareConfig):
         candidates = ", ".join(compare.candidates or ()) or "nothing"
         metric = deciding_metric(graph) or "no metric that is measured here: set compare.primary_metric"
         yield f"compares {candidates} with {compare.baseline}; decides by {metric}"
-    yield from (f"warning: {line}" for line in told_of_unused(graph))
 
 
 def show_graph(asked: Asked) -> None:

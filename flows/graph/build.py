@@ -99,7 +99,7 @@ def deciding_metric(graph: Graph) -> str | None:
 
 
 def told_of_unused(graph: Graph) -> list[str]:
-    """A line for each entry whose result nothing takes and nothing evaluates, though that is what it is for: models and data."""
+    """Of a whole pipeline, a line for each entry whose result nothing takes and nothing evaluates, though that is what it is for: models and data."""
     taken = {made_by for node in graph.values() for made_by in node.inputs.values()}
     idle = [node for node in graph.values() if node.name not in taken and load_stage(node.stage).kind in ("model", "data")]
     owners = {node.inputs.get("checkpoint", node.name) for node in idle}

@@ -69,20 +69,30 @@ def _in_prefect(prepared: Prepared, parameters: Mapping[str, Any], load_flow: Ca
     """The flow. Its servers start together, and while they do this process imports what it needs."""
     home = prepared.home
     on_ray = prepared.config.runtime.executor is ExecutorKind.ray and has_work(prepared.plan)
-    with (
-        _ending_in_order(),
-        prefect_for_run(home, prepared.was_missed) as wait_for_prefect,
-        ray_for_run(home, on_ray) as wait_for_ray,
-    ):
+    with _ending_in_order():
         try:
-            return _flow(prepared, parameters, load_flow, (wait_for_prefect, wait_for_ray))
+            with (
+                prefect_for_run(home, prepared.was_missed) as wait_for_prefect,
+                ray_for_run(home, on_ray) as wait_for_ray,
+                _told_before_servers_end(prepared),
+            ):
+                return _flow(prepared, parameters, load_flow, (wait_for_prefect, wait_for_ray))
         except KeyboardInterrupt:
-            if prepared.flow_run:
-                # Also where the pipeline has kept it for Prefect: another process may have told it by now, and Prefect called it a crash since.
-                _tell_end(prepared)
-            else:
-                LOG.warning("cancelling: what was started for this run is ended")
             raise _cancelled() from None
+
+
+@contextmanager
+def _told_before_servers_end(prepared: Prepared) -> Iterator[None]:
+    """An interrupt in the block is told at once: to Prefect, while its server is there, or that the start is given up."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if prepared.flow_run:
+            # Also where the pipeline has kept it for Prefect: another process may have told it by now, and Prefect called it a crash since.
+            _tell_end(prepared)
+        else:
+            LOG.warning("cancelling: what was started for this run is ended")
+        raise
 
 
 def _flow(

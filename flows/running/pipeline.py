@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from flows.graph.build import told_of_unused
+from flows.graph.build import build_graph, told_of_unused
 from flows.graph.limits import Limits
 from flows.graph.nodes import Node, longest_path_first
 from flows.graph.plan import Plan, has_work
@@ -124,7 +124,7 @@ class _Run:
         self.folder.begin(flow_run=display.run_id, prefect_server=display.server, began=began, **{CODE_FACT: code.root.name})
         cached = sum(not planned.runs for planned in plan.values())
         LOG.info("run %s: %d stages, %d of them cached", self.folder.name, len(plan), cached)
-        for line in told_of_unused(selection.graph):
+        for line in told_of_unused(build_graph(config)):
             LOG.warning("warning: %s", line)
 
     def tags(self) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from flows.services.environment import ROOT, changed_environment, service_environment
 from flows.services.health import wait_until_answers
@@ -22,6 +22,7 @@ HEALTH = "/api/health"
 _STOP_GRACE_S = 5.0
 _FLUSH_LIMIT_S = 5.0
 _LOOK_EVERY_S = 1.0
+_TELL_EVERY_S = 15.0
 _RESTARTS = 3
 _OPTIONS = ("--no-ui",)
 _LOG = logging.getLogger("alignflow")
@@ -41,6 +42,15 @@ def start_server(home: Home, name: str, port: int, options: Sequence[str] = ()) 
     return start_process(name, command, environment, url=url, log=log, cwd=ROOT)
 
 
+def _wait_for(starting: FileLock) -> None:
+    while True:
+        try:
+            starting.acquire(timeout=_TELL_EVERY_S)
+            return
+        except Timeout:
+            _LOG.warning("waiting for the Prefect server of another run in this home to start (%s)", starting.lock_file)
+
+
 @contextmanager
 def prefect_for_run(home: Home, when_it_died: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
     """A server for as long as the block lasts, none where `PREFECT_API_URL` is set.
@@ -54,7 +64,7 @@ def prefect_for_run(home: Home, when_it_died: Callable[[], None] = lambda: None)
         return
     # The first server that starts makes the database: one at a time until it answers.
     starting = FileLock(home.prefect / "start.lock")
-    starting.acquire()
+    _wait_for(starting)
     try:
         server = taken_over(home, "prefect-") or start_server(home, run_process_name("prefect"), free_port(), _OPTIONS)
         with (

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from rlhf_core.batching.collate import ModelBatch, collate
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
-from rlhf_core.cluster.distributed import free_address, set_rank_environment
 from rlhf_core.cluster.memory import Measured
 from rlhf_core.cluster.weights import Arrays, to_arrays
 from rlhf_core.device import device_for, placed
+from rlhf_core.engine.distributed import free_address, set_rank_environment
 from rlhf_core.precision import Dtype
 from rlhf_core.settings.training import EngineSettings, LoraSettings, OptimizerSettings
 

@@ -57,12 +57,12 @@ class _Rank:
     """One process of the run."""
 
     def address(self) -> tuple[str, int]:
-        from rlhf_core.cluster.distributed import free_address
+        from rlhf_core.engine.distributed import free_address
 
         return free_address()
 
     def join(self, rank: int, world_size: int, address: tuple[str, int]) -> None:
-        from rlhf_core.cluster.distributed import set_rank_environment
+        from rlhf_core.engine.distributed import set_rank_environment
 
         set_rank_environment(rank, world_size, address)
 

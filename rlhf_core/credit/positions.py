@@ -81,15 +81,21 @@ def fit(found: Bins, *, min_count: int = 1, weight_by_count: bool = False) -> tu
 
     A fit that explains little is no error. Raises `ConfigError` where no position is left to fit.
     """
+    keys = kept_positions(found, min_count)
+    weights = [float(found.count[key]) for key in keys] if weight_by_count else [1.0] * len(keys)
+    x = [math.log(float(key) + _TINY) for key in keys]
+    mean, std = (_line(x, [values[key] for key in keys], weights) for values in (found.mean, found.std))
+    return mean, std
+
+
+def kept_positions(found: Bins, min_count: int) -> list[str]:
+    """The positions with at least so many segments; raises `ConfigError` where there are none."""
     keys = [key for key in found.mean if key != _LEAST and found.count[key] >= min_count]
     if not keys:
         raise ConfigError(
             f"segment.fit_min_count={min_count}: no position has so many segments; lower it, or train on more pairs"
         )
-    weights = [float(found.count[key]) for key in keys] if weight_by_count else [1.0] * len(keys)
-    x = [math.log(float(key) + _TINY) for key in keys]
-    mean, std = (_line(x, [values[key] for key in keys], weights) for values in (found.mean, found.std))
-    return mean, std
+    return keys
 
 
 def _line(x: Sequence[float], y: Sequence[float], weights: Sequence[float]) -> Line:
@@ -99,8 +105,12 @@ def _line(x: Sequence[float], y: Sequence[float], weights: Sequence[float]) -> L
     from sklearn.linear_model import HuberRegressor
 
     across = np.asarray(x)[:, None]
-    # Its optimiser stops early by default where the scale is small.
-    model = HuberRegressor(epsilon=EPSILON, alpha=ALPHA, max_iter=10_000, tol=1e-9).fit(across, y, sample_weight=weights)
+    # Its optimiser stops early by default where the scale is small, and gives up with less patience where points are on a line.
+    model = HuberRegressor(epsilon=EPSILON, alpha=ALPHA, max_iter=10_000, tol=1e-9)
+    try:
+        model.fit(across, y, sample_weight=weights)
+    except ValueError:
+        model.set_params(tol=1e-5).fit(across, y, sample_weight=weights)
     left = float(((np.asarray(y) - model.predict(across)) ** 2).sum())
     r2 = 1 - left / float(((np.asarray(y) - np.mean(y)) ** 2).sum())
     return Line(float(model.coef_[0]), float(model.intercept_), float(model.scale_), r2)
@@ -112,7 +122,7 @@ def with_params(path: Path, names: Sequence[str], threshold: float, found: Posit
     place = content
     for name in names:
         place = place.setdefault(name, {})
-    place[f"{threshold:g}"] = [found.w_mean, found.w_std, found.b_mean, found.b_std]
+    place[repr(float(threshold))] = [found.w_mean, found.w_std, found.b_mean, found.b_std]
     return content
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_core.cluster.distributed import barrier, rank
+from rlhf_core.engine.distributed import barrier, rank
 
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"

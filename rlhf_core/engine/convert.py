@@ -115,7 +115,7 @@ def _take_reading(checkpoint: Path, base: Path, output: Path) -> None:
     """What a reward model of segments needs to read a response: how, and the frozen language model that tells them."""
     for name in (READING_NAME, PARAMS_NAME):
         shutil.copyfile(checkpoint / name, output / name)
-    shutil.copytree(base, output / ENTROPY_MODEL_NAME)
+    shutil.copytree(base, output / ENTROPY_MODEL_NAME, ignore=shutil.ignore_patterns("manifest.json", "events.jsonl"))
 
 
 def _loaded(folder: Path, policy: PolicyDescription, dtype: Any, *, new_head: bool) -> Any:

@@ -20,11 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_processing.errors import ConfigError, DivergedError
-from rlhf_core.cluster.distributed import init_distributed, rank, world_size
 from rlhf_core.device import device_for
 from rlhf_core.engine.artifact import write_artifact
 from rlhf_core.engine.average import WeightAverage
 from rlhf_core.engine.checkpoint import STATE_NAME, random_state, read_manifest, set_random_state, write_checkpoint
+from rlhf_core.engine.distributed import init_distributed, rank, world_size
 from rlhf_core.engine.optimizer import deepspeed_config, learning_rate_at, make_optimizer
 from rlhf_core.settings.training import EngineSettings, OptimizerSettings
 

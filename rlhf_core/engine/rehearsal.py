@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from data_processing.errors import ConfigError
-from rlhf_core.cluster.distributed import barrier
 from rlhf_core.engine.artifact import PolicyDescription, describe
 from rlhf_core.engine.convert import convert_checkpoint, merged_model, publish
+from rlhf_core.engine.distributed import barrier
 from rlhf_core.settings.models import ConvertConfig
 
 if TYPE_CHECKING:

@@ -11,17 +11,20 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from pathlib import Path
 from statistics import fmean
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data_processing.errors import DivergedError
 from rlhf_core.batching.collate import ModelBatch, collate, target_mask
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.credit.positions import PositionFit, bins, fit, with_params
+from rlhf_core.credit.positions import PositionFit, bins, fit, kept_positions, with_params
 from rlhf_core.credit.reading import OWN_FIT, PARAMS_NAME, Reading, content_start, write_reading
 from rlhf_core.credit.segments import segments
 from rlhf_core.engine.engine import TrainingEngine
@@ -48,17 +51,20 @@ def in_segments(job: TrainingJob[RewardModelConfig], engine: TrainingEngine, spl
         replace(example, rows=tuple(_read_at_ends(row, next(entropies), settings, renderer) for row in example.rows))
         for example in examples
     ]
+    # What could not be fitted is told before it is trained on.
+    counted = bins([0.0] * row.n_targets for example in cut[: len(splits.train)] for row in example.rows)
+    kept_positions(counted, settings.fit_min_count)
     return replace(splits, train=cut[: len(splits.train)], validation=cut[len(splits.train) :])
 
 
 def _read_at_ends(row: TokenRow, entropy: Sequence[float], settings: SegmentSettings, renderer: Renderer) -> TokenRow:
-    before = row.prompt_length
+    places = [place for place, is_target in enumerate(row.is_target) if is_target]  # other turns may stand between
     response = [token for token, is_target in zip(row.ids, row.is_target, strict=True) if is_target]
     ended = response[-1] in renderer.stop_ids
     start = content_start(response, ended, renderer.tokenizer) if settings.segment_from == "content" else 0
     is_target = [False] * len(row)
     for _, end in segments(entropy, len(response), settings.threshold_nats, ended=ended, start=start):
-        is_target[before + end - 1] = True
+        is_target[places[end - 1]] = True
     return TokenRow(row.ids, is_target)
 
 
@@ -73,13 +79,17 @@ def _entropies(
     starts = [0, *accumulate(row.n_targets for row in rows)]
     path = job.resume / f"entropies-{numbers_key(job, examples)[:16]}.safetensors"
     known = torch.full((starts[-1],), torch.nan)
-    if engine.rank == 0 and path.is_file():
-        known = load_file(path)["entropies"]
-    elif engine.rank:
-        known = known.zero_()
+    if engine.rank == 0:
+        known = _read(path, known)
+    else:
+        known.zero_()
     known = engine.all_sum(known.to(engine.device))
     if known.isnan().any():
         known = engine.all_sum(_computed(job, engine, rows, starts, pad_id))
+        if not known.isfinite().all():
+            raise DivergedError(
+                f"entropies of {job.model} are not finite: its weights or arithmetic are broken; try dtype 'fp32'"
+            )
         if engine.rank == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(path.name + ".part")
@@ -87,6 +97,15 @@ def _entropies(
             part.rename(path)
     values = known.tolist()
     return [values[start:end] for start, end in pairwise(starts)]
+
+
+def _read(path: Path, nothing: Tensor) -> Tensor:
+    """The numbers in `path`; `nothing` where it is not there or not whole, in which case they are computed again."""
+    try:
+        found = load_file(path)["entropies"]
+    except (OSError, KeyError, SafetensorError):
+        return nothing
+    return found if found.shape == nothing.shape else nothing
 
 
 @torch.no_grad()
@@ -97,10 +116,10 @@ def _computed(
     settings = job.config.engine
     model = load_lm(job.model, dtype=settings.precision, attention=settings.attention, trust_remote_code=job.trust_remote_code)
     module = PolicyModule(model.to(engine.device), settings.packing).eval()
-    layouts = module.layouts
-    plan = plan_rows(rows, settings.micro_batch_tokens, engine.world_size, packed=layouts.packed, shared=layouts.shared)[
-        engine.rank
-    ]
+    # Ranks plan alike, so they have to lay out alike.
+    able = torch.tensor([float(module.layouts.packed), float(module.layouts.shared)], device=engine.device)
+    packed, shared = (engine.all_sum(able) == engine.world_size).tolist()
+    plan = plan_rows(rows, settings.micro_batch_tokens, engine.world_size, packed=packed, shared=shared)[engine.rank]
     found = torch.zeros(starts[-1], device=engine.device)
     for done, indices in enumerate(plan):
         stop_if_requested(engine, job.resume)
@@ -109,7 +128,7 @@ def _computed(
         if not indices:
             continue
         part = [rows[i] for i in indices]
-        batch = collate(part, pad_id=pad_id, packed=layouts.packed, shared=layouts.shared).to(engine.device)
+        batch = collate(part, pad_id=pad_id, packed=packed, shared=shared).to(engine.device)
         _, entropies_RT = module(batch, with_entropy=True, entropy_has_grad=False)
         assert entropies_RT is not None
         for i, own in zip(indices, entropies_RT, strict=True):
@@ -127,12 +146,15 @@ def of_segments(
     margin_B = torch.tensor([example.margin for example in examples], device=chosen_B.device)
     ranking_B = pairwise_reward_loss(chosen_B, rejected_B, margin_B)
     settings = config.segment
-    spread_R = credit_entropy(rewards_RK, mask_RK, tau=settings.credit_tau, by_log_k=settings.normalize_by_log_k)
+    entropy_R = credit_entropy(rewards_RK, mask_RK, tau=settings.credit_tau)
+    spread_R = (
+        credit_entropy(rewards_RK, mask_RK, tau=settings.credit_tau, by_log_k=True) if settings.normalize_by_log_k else entropy_R
+    )
     shares_B = {
         "loss": ranking_B - settings.entropy_coef * spread_R.view(-1, 2).mean(1) if settings.entropy_coef else ranking_B,
         "ranking_loss": ranking_B,
         "credit_entropy": spread_R.view(-1, 2).mean(1),
-        "effective_segments": spread_R.exp().view(-1, 2).mean(1),
+        "effective_segments": entropy_R.exp().view(-1, 2).mean(1),
         "accuracy": (chosen_B > rejected_B).float(),
         "margin": chosen_B - rejected_B,
         "score_chosen": chosen_B,
@@ -172,13 +194,10 @@ def leave_reading(
         )
         own = PositionFit(mean_line.w, std_line.w, mean_line.b, std_line.b)
         write_reading(job.output, reading, with_params(job.output / PARAMS_NAME, OWN_FIT, settings.threshold_nats, own))
-    counts = [row.n_targets for example in splits.train for row in example.rows]
-    tokens = [len(row) - row.prompt_length for example in splits.train for row in example.rows]
     return {
         "score_mean": mean,
         "score_std": std,
-        "segments": fmean(counts),
-        "segment_tokens": sum(tokens) / sum(counts),
+        "segments": fmean(row.n_targets for example in splits.train for row in example.rows),
         "fit_mean_r2": mean_line.r2,
         "fit_std_r2": std_line.r2,
     }
@@ -191,8 +210,11 @@ def _segment_rewards(
     starts = [0, *accumulate(row.n_targets for example in pairs for row in example.rows)]
     found = torch.zeros(starts[-1], device=engine.device)
     with engine.averaged(), engine.evaluating():
-        for indices in plan_of_rank(pairs, engine, job.config.engine):
-            stop_if_requested(engine, job.resume)
+        plan = plan_of_rank(pairs, engine, job.config.engine)
+        for done, indices in enumerate(plan):
+            # Nobody is asked whether to stop: what is trained is not kept yet, and this is quicker than training.
+            if engine.rank == 0:
+                job.events.progress(done, len(plan), f"rewards of segments by position: micro-batch {done + 1} of {len(plan)}")
             numbers = [2 * i + side for i in indices for side in range(2)]
             rows = [row for i in indices for row in pairs[i].rows]
             values_RK = engine.module(batch_of(rows, engine, pad_id), per_token=True, at_targets=True)

@@ -17,7 +17,7 @@ from rlhf_core.settings.training import EngineSettings
 
 # By kind, the function `(settings, around) -> Scorer`. By name, so that a run loads what its own rewards need: most need no torch.
 _BUILDERS: Mapping[str, str] = {
-    "reward_model": "rlhf_core.rewards.reward_model_folder:build",
+    "reward_model": "rlhf_core.credit.reward_model_folder:build",
     "process_reward_model": "rlhf_core.rewards.process_reward_model:build",
     "classifier": "rlhf_core.rewards.classifier:build",
     "procedures": "rlhf_core.rewards.procedures:build",

@@ -41,11 +41,6 @@ class Rewards:
     failures: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     units: Sequence[Sequence[CreditedUnit] | None] = ()
 
-    @property
-    def has_tokens(self) -> bool:
-        """Whether any response has rewards of single tokens."""
-        return any(values is not None for values in self.tokens)
-
     def with_rows(self, numbers: Sequence[int], others: Rewards) -> Rewards:
         """The same with the responses of these numbers replaced by those of `others`, in their order."""
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from data_processing.errors import DataError
 from rlhf_core.batching.chat_template import Message
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.credit.reward_model_folder import reward_model_scorer
+from rlhf_core.credit.segment_reward_model import SegmentScorer
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.precision import Dtype
 from rlhf_core.rewards.base import ScoredResponse
-from rlhf_core.rewards.reward_model_folder import reward_model_scorer
 from rlhf_core.settings.training import Packing
 
 
@@ -78,6 +79,10 @@ class ServedModel:
             what = str(error) if isinstance(error, DataError) else f"messages need a role and a content ({error!r})"
             return Scored(None, failure=what)
         row = ScoredResponse("", one.prompt or (), None, prompt_ids, response_ids, one.text)
+        if one.prompt is None and isinstance(self._scorer, SegmentScorer):
+            return Scored(
+                None, failure="this reward model reads the segments of a response: give messages, which say where it begins"
+            )
         if not prompt_ids or not response_ids:
             return Scored(None, failure="there is no response to score: it has no token")
         if _length(row) > self._longest:

@@ -229,6 +229,10 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
                 f"credit '{kind}' with method '{self.method}', which gives every token of a response the same advantage: use a method with "
                 "a critic or with returns (ppo, reinforce, reinforce_pp), or leave credit out"
             )
+        if kind in ("drca", "segment", "own") and self.has_teacher:
+            raise ValueError(
+                f"credit '{kind}' with method '{self.method}', which learns from a teacher and not from rewards: leave credit out"
+            )
         if kind == "process" and not any(source.of_tokens for source in self.rewards):
             raise ValueError(
                 "credit 'process' and no reward of steps or turns: add process_reward_model or environment with of_steps or of_turns 'each', "

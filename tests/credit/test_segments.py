@@ -128,7 +128,11 @@ def test_params_are_found_by_number_and_what_is_missing_is_named(tmp_path: Path)
     assert read_params(path, NAMES, 2) == PositionFit(0.1, 0.2, 0.3, 0.4)
     path.write_text(path.read_text().replace('"2"', '"2.0"'))
     assert read_params(path, NAMES, 2) == PositionFit(0.1, 0.2, 0.3, 0.4)
-    with pytest.raises(ConfigError, match=r"threshold 3; there are \['1.5', '2.0'\]"):
+    long = 1.23456789
+    path.write_text(json.dumps(with_params(path, NAMES, long, PositionFit(5.0, 6.0, 7.0, 8.0))))
+    assert read_params(path, NAMES, long) == PositionFit(5.0, 6.0, 7.0, 8.0)
+    path.write_text(path.read_text().replace(f'"{long}"', '"2.5"'))
+    with pytest.raises(ConfigError, match=r"threshold 3; there are \['1.5', '2.0', '2.5'\]"):
         read_params(path, NAMES, 3.0)
     with pytest.raises(ConfigError, match=r"no fit for reward_model/other; there are \['preference'\]"):
         read_params(path, ("reward_model", "other", "peak", "avg"), 2.0)

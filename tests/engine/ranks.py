@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from data_processing.errors import DivergedError
-from rlhf_core.cluster.distributed import init_distributed, rank, world_size
 from rlhf_core.engine.checkpoint import latest_checkpoint
+from rlhf_core.engine.distributed import init_distributed, rank, world_size
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.layouts import Layouts
 from rlhf_core.models.load import load_lm

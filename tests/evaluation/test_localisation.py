@@ -20,11 +20,11 @@ from evaluation.localisation import CHANCE, LOCALISATION, localised, spoiled_row
 from evaluation.metrics import METRICS, NotMeasured
 from flows.settings.layers import validate
 from rlhf_core.credit.positions import PositionFit
+from rlhf_core.credit.segment_reward_model import SegmentScorer
 from rlhf_core.events import EventLog
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.reward_model import RewardModelScorer
-from rlhf_core.rewards.segment_reward_model import SegmentScorer
 from tests.tiny_models import tiny_model
 
 

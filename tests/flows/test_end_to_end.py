@@ -239,8 +239,8 @@ def test_one_online_setting_reruns_online_and_what_follows(installation: Install
     assert "start with --from online" in refused.stderr
 
 
-def submit_form(installation: Installation, deployment: dict[str, Any], folder: Path) -> None:
-    """Open the form of a deployment, see the preset's values in it, set preference.beta to 0.37 and send it off."""
+def submit_form(installation: Installation, deployment: dict[str, Any], folder: Path, value: float) -> None:
+    """Open the form of a deployment, see the preset's values in it, set preference.beta and send it off."""
     shown = deployment["parameters"]
     with Browser(folder / "browser") as page:
         pages = installation.environment["PREFECT_API_URL"].removesuffix("/api")
@@ -253,7 +253,7 @@ def submit_form(installation: Installation, deployment: dict[str, Any], folder: 
         page.evaluate(f"[...{beta}.querySelectorAll('button')].find(button => button.innerText === 'float').click()")
         page.wait_for(f"!!{beta}.querySelector('input')")
         page.evaluate(f"{beta}.querySelector('input').select()")
-        page.type_text("0.37")
+        page.type_text(str(value))
         page.evaluate("document.querySelector('button[type=submit]').click()")
         page.wait_for("!location.pathname.endsWith('/run')")
 
@@ -265,7 +265,13 @@ def field(*path: str) -> str:
         (part.parentElement.closest(".schema-form-property") ?? document) === place), document))"""
 
 
-def test_the_form_shows_the_preset_and_a_changed_value_runs_its_branch_only(installation: Installation, tmp_path: Path) -> None:
+BROWSER = pytest.param(True, marks=pytest.mark.skipif(find_chromium() is None, reason="takes Chromium"), id="in a browser")
+
+
+@pytest.mark.parametrize("in_browser", [pytest.param(False, id="over HTTP"), BROWSER])
+def test_the_form_shows_the_preset_and_a_changed_value_runs_its_branch_only(
+    installation: Installation, tmp_path: Path, in_browser: bool
+) -> None:
     preset = installation.home.presets / "mine.yaml"
     preset.write_text(f"# On my model.\nextends: tiny\nmodel: {{path: {installation.model}}}\n")
     assert installation.run("flows.cli", "deploy", "mine").returncode == 0
@@ -277,12 +283,14 @@ def test_the_form_shows_the_preset_and_a_changed_value_runs_its_branch_only(inst
     assert deployment["global_concurrency_limit"]["limit"] == 1
     assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
 
-    changed = {**shown, "preference": {**shown["preference"], "beta": 0.37}}
-    if find_chromium():
-        submit_form(installation, deployment, tmp_path)
+    beta = 0.37 if in_browser else 0.41
+    changed = {**shown, "preference": {**shown["preference"], "beta": beta}}
+    if in_browser:
+        submit_form(installation, deployment, tmp_path, beta)
     else:
         installation.prefect(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": changed})
-    [made] = installation.prefect("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}})
+    newest = {"deployments": {"id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+    [made] = installation.prefect("/flow_runs/filter", newest)
     assert {name: made["parameters"][name] for name in changed} == changed
     ran = {name for name, state in installation.task_states(made["id"]).items() if state != "Cached"}
     assert ran == {"preference", "convert_preference", "evaluate_preference", "compare"}
@@ -332,6 +340,7 @@ def test_a_schedule_makes_runs_and_they_start(installation: Installation) -> Non
     for change in (clear, ("create", "align/nightly", "--interval", "3600")):
         done = installation.run("prefect", "deployment", "schedule", *change)
         assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 120
     asked = {"deployments": {"name": {"any_": ["nightly"]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
     while len(coming := installation.prefect("/flow_runs/filter", asked | {"sort": "EXPECTED_START_TIME_ASC"})) < 2:
         assert time.monotonic() < deadline, "an interval is a schedule too"

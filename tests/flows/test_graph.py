@@ -429,10 +429,17 @@ def test_a_name_or_a_combination_that_could_do_nothing_is_refused(options: dict[
         select(GRAPH, **options)
 
 
-@pytest.mark.parametrize("preset", sorted(known_presets()))
-def test_every_combination_of_from_until_and_force_is_a_selection_or_one_clear_refusal(preset: str) -> None:
-    graph = build_graph(resolve(preset))
-    names = [None, *dict.fromkeys(part for node in graph.values() for part in (node.name, node.stage))]
+SWEPT = {"online": {"stage": "online", "model": "sft", "each": {"kl_coef": [0.0, 0.1]}}, "preference.rounds": 2}
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("preset", [*sorted(known_presets()), "swept"])
+def test_every_combination_of_from_until_and_force_is_planned_or_one_clear_refusal(preset: str, tmp_path: Path) -> None:
+    overrides = {f"pipeline.{name}": value for name, value in SWEPT.items()} if preset == "swept" else {}
+    config = resolve("tiny" if preset == "swept" else preset, overrides=overrides)
+    graph, home, code = build_graph(config), Home.open(tmp_path / "home"), Code()
+    names = [None, *dict.fromkeys(part for node in graph.values() for part in (node.entry, node.stage, node.name) if part)]
+    planned: set[tuple[frozenset[str], ...]] = set()
     for first, last, forced in product(names, names, names):
         try:
             chosen = select(graph, first, last, [forced] if forced else [])
@@ -440,6 +447,17 @@ def test_every_combination_of_from_until_and_force_is_a_selection_or_one_clear_r
             continue
         assert chosen.given | chosen.forced <= set(chosen.graph)
         assert not chosen.given & chosen.forced
+        seen = (frozenset(chosen.graph), frozenset(chosen.given))  # what is forced runs, whatever is there
+        if seen in planned:
+            continue
+        planned.add(seen)
+        try:
+            plan = make_plan(config, chosen, home, code)
+        except ConfigError as error:
+            assert chosen.given and "start with --from" in str(error)  # what has to be there is not
+            continue
+        assert list(plan) == list(chosen.graph)
+    assert len(planned) > len(graph)
 
 
 # --- what a plan says of each node

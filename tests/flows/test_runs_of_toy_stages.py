@@ -172,7 +172,13 @@ def test_an_interrupted_run_is_cancelled_everywhere_and_leaves_no_process(home: 
 def test_a_run_that_is_interrupted_while_its_servers_start_says_so_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     home, output = Home.open(tmp_path / "home"), tmp_path / "output"
     with output.open("w") as stream:
-        process = subprocess.Popen(_command("base_model=writes"), env=_environment(home), stdout=stream, stderr=stream)
+        process = subprocess.Popen(
+            _command("base_model=writes"),
+            env=_environment(home),
+            stdout=stream,
+            stderr=stream,
+            preexec_fn=_hears_interrupts,  # noqa: PLW1509
+        )
     _wait_until(lambda: bool(Records(home.pids).all()), limit_s=60)
     process.send_signal(signal.SIGINT)
     _wait_until(lambda: "cancelling: what was started" in output.read_text(), limit_s=5)
@@ -231,14 +237,18 @@ def _waiting_run(home: Home, stage: str = "waits", **variables: str) -> tuple[su
             env={**_environment(home), **variables},
             stdout=stream,
             stderr=stream,
-            # A shell has what it starts in the background ignore SIGINT, and that is inherited: the tests may run there.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+            preexec_fn=_hears_interrupts,  # noqa: PLW1509
         )
     deadline = time.monotonic() + 120
     while "0/1 waiting" not in output.read_text():
         assert process.poll() is None and time.monotonic() < deadline, output.read_text()
         time.sleep(0.1)
     return process, output
+
+
+def _hears_interrupts() -> None:
+    """A shell has what it starts in the background ignore SIGINT, and that is inherited: the tests may run there."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _tag(home: Home, run: str) -> str:

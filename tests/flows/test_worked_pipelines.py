@@ -11,7 +11,11 @@ import yaml
 from evaluation.config import CompareConfig
 from flows.graph.build import build_graph
 from flows.graph.nodes import Graph
+from flows.graph.plan import make_plan
+from flows.graph.selection import select
 from flows.settings.presets import resolve
+from tasks.runtime.contract.home import Home
+from tasks.runtime.keys.closure import Code
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, *OTHERS = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("pipelines", "methods", "rewards", "credit"))
@@ -53,7 +57,11 @@ def test_the_page_has_six() -> None:
 def test_each_has_as_many_nodes_as_the_page_says(name: str, tmp_path: Path) -> None:
     before = PAGE.partition(f"<!-- {name} -->")[0]
     told = re.findall(r"(\d+) nodes", before)[-1]
-    assert len(_graph(name, tmp_path)) == int(told)
+    graph = _graph(name, tmp_path)
+    assert len(graph) == int(told)
+    assert len(make_plan(resolve(str(tmp_path / f"{name}.yaml")), select(graph), Home.open(tmp_path / "home"), Code())) == int(
+        told
+    )
 
 
 @pytest.mark.parametrize("name", OF_METHODS)

@@ -95,6 +95,7 @@ def test_one_segment_without_a_scale_is_the_outcome(model: Path, scorers: dict[s
         ({"rewards": [{"kind": "reward_model", "normalise": "running"}]}, "without normalise"),
         ({"method": "grpo", "samples_per_prompt": 4}, "every token of a response the same advantage"),
         ({"credit": {"kind": "segment", "mode": "evenly"}}, "segment_normalization"),
+        ({"method": "opd"}, "learns from a teacher and not from rewards"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_settings(settings: dict[str, Any], says: str) -> None:

@@ -21,6 +21,22 @@ FILES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.p
 ROOMS = {
     "flows": ["cli", "commands", "alignment", "running", "services", "graph", "settings"],
     "tasks.runtime": ["worker", "execution", "tracking", "store", "keys", "contract"],
+    "rlhf_core": [
+        "recipes",
+        "cluster",
+        "serving",
+        "engine",
+        "credit",
+        "rewards",
+        "rollout",
+        "environments",
+        "models",
+        "batching",
+        "objectives",
+        "device",
+        "settings",
+        "methods",
+    ],
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.cluster.actors import MicroLoss, MiniBatch, ModelSetup, TrainingWorker
-from rlhf_core.cluster.distributed import init_distributed, rank, world_size
+from rlhf_core.engine.distributed import init_distributed, rank, world_size
 
 
 @dataclass(frozen=True)

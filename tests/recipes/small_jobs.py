@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_processing.schemas import to_table, write_table
 from data_processing.turns import pack_turns
-from rlhf_core.cluster.distributed import rank
+from rlhf_core.engine.distributed import rank
 from rlhf_core.events import EventLog
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.preference import train_preference

@@ -16,21 +16,25 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data_processing.errors import ConfigError
 from data_processing.schemas import read_table, to_table, write_table
 from flows.settings.layers import validate
+from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.credit.reading import ENTROPY_MODEL_NAME, read_reading
+from rlhf_core.credit.reward_model_folder import reward_model_scorer
+from rlhf_core.credit.segment_reward_model import SegmentScorer
 from rlhf_core.credit.segments import segments
 from rlhf_core.engine.convert import convert_checkpoint
 from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.examples import pair
 from rlhf_core.recipes.job import TrainingJob
 from rlhf_core.recipes.reward_model import train_reward_model
+from rlhf_core.recipes.segment_reward import _read_at_ends
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.build import Around, build_scorer
-from rlhf_core.rewards.reward_model_folder import reward_model_scorer
-from rlhf_core.rewards.segment_reward_model import SegmentScorer
+from rlhf_core.serving.served_model import Asked, ServedModel
 from rlhf_core.settings.credit import SegmentCredit
 from rlhf_core.settings.models import ConvertConfig
 from rlhf_core.settings.rewards.models import RewardModelReward
+from rlhf_core.settings.segments import SegmentSettings
 from rlhf_core.settings.training import EngineSettings, OptimizerSettings, Packing
 from tests.recipes.gradients import gradients_of
 from tests.recipes.small_jobs import FULL, curve, engine, job, reward_config, same_weights, summary, weights, write_data
@@ -177,7 +181,7 @@ def test_the_artifact_has_the_fit_and_the_model_that_tells_segments(
     reading = read_reading(folder)
     assert reading is not None and reading.threshold_nats == THRESHOLD
     assert (reading.mean, reading.std) == (summary(run)["score_mean"], summary(run)["score_std"])
-    params = json.loads((folder / "params.json").read_text())["reward_model"]["preference"]["peak"]["avg"][f"{THRESHOLD:g}"]
+    params = json.loads((folder / "params.json").read_text())["reward_model"]["preference"]["peak"]["avg"][f"{THRESHOLD}"]
     assert params == [
         *(reading.lines[name]["w"] for name in ("mean", "std")),
         *(reading.lines[name]["b"] for name in ("mean", "std")),
@@ -220,6 +224,7 @@ def test_a_response_that_does_not_end_or_is_long_gets_the_penalty_instead(
     cut = ScoredResponse(whole.prompt_id, whole.prompt, None, whole.prompt_ids, whole.response_ids[:-1], "")
     scores = spread(trained[1], models["llama"], no_eos_penalty=True, penalty=-0.3).score([whole, cut])
     assert scores.metrics["penalised"] == [0.0, 1.0]
+    assert scores.units[1] == [] and scores.units[0] != []
     assert scores.tokens[1] == [-0.3] * len(cut.response_ids) and scores.tokens[0] != [-0.3] * len(whole.response_ids)
     limited = spread(trained[1], models["llama"], length_penalty_limit=len(cut.response_ids)).score([whole, cut])
     assert limited.metrics["penalised"] == [1.0, 0.0], "its end token counts"
@@ -241,6 +246,43 @@ def test_what_is_missing_is_named_with_the_entry_that_makes_it(
     assert spread(without, models["llama"], mode="segment_last_avg").score(responses(models["llama"], data)[:1]).rewards
     with pytest.raises(ConfigError, match="keep_best"):
         validate({"reward_model": {"granularity": "segment", "keep_best": "eval_loss"}})
+
+
+def test_segments_of_several_turns_end_at_their_own_tokens(models: Models) -> None:
+    """A user speaks between two answers of one response: his tokens are in no segment."""
+    renderer = Renderer(load_tokenizer(models["llama"]))
+    is_target = [False, False, True, True, False, False, True, True, True]
+    row = TokenRow([*range(10, 18), renderer.stop_ids[0]], is_target)
+    settings = SegmentSettings(threshold_nats=1.5)
+    cut = _read_at_ends(row, [0.0, 0.0, 9.0, 0.0, 0.0], settings, renderer)
+    assert [place for place, is_end in enumerate(cut.is_target) if is_end] == [3, 7]
+
+
+def test_a_fit_that_cannot_be_made_is_told_before_anything_is_trained(models: Models, data: Path, tmp_path: Path) -> None:
+    run = srm(models["llama"], data, tmp_path, segment={"fit_min_count": 10_000})
+    with pytest.raises(ConfigError, match="fit_min_count=10000: no position has so many segments"):
+        train_reward_model(run)
+    assert curve(run, "loss") == []
+
+
+def test_a_damaged_file_of_entropies_is_made_again(models: Models, data: Path, tmp_path: Path) -> None:
+    once, again = (srm(models["llama"], data, tmp_path / name, max_steps=1) for name in ("once", "again"))
+    train_reward_model(once)
+    [kept] = once.resume.glob("entropies-*.safetensors")
+    (again.resume / kept.name).write_bytes(kept.read_bytes()[:100])
+    train_reward_model(again)
+    assert same_weights(once, again)
+    assert (again.resume / kept.name).read_bytes() == kept.read_bytes()
+
+
+def test_a_text_without_messages_is_not_served(models: Models, trained: tuple[TrainingJob[Any], Path]) -> None:
+    """Where the response begins is not known, so its segments are not."""
+    served = ServedModel(trained[1], dtype="fp32", batch_tokens=256, max_length_tokens=200, gpus=0.0, trust_remote_code=False)
+    [as_text, as_messages] = served.score(
+        [Asked(None, "yes"), Asked([{"role": "user", "content": "what is the answer?"}], "the answer is yes")]
+    )
+    assert as_text.score is None and "give messages" in str(as_text.failure)
+    assert as_messages.score is not None
 
 
 @pytest.mark.slow

@@ -121,7 +121,8 @@ class Evaluation:
 
 def evaluation_metrics(rewards: Rewards, responses: list[ScoredResponse]) -> dict[str, float]:
     """What an evaluation reports: means over the answers that have a reward, and the shares of those that have none or were cut."""
-    by_name = {"eval_reward": rewards.worth, **{f"eval_reward/{name}": values for name, values in rewards.by_source.items()}}
+    told = {**rewards.by_source, **rewards.metrics}
+    by_name = {"eval_reward": rewards.worth, **{f"eval_reward/{name}": values for name, values in told.items()}}
     known = {name: [v for v in values if v is not None and not math.isnan(v)] for name, values in by_name.items()}
     return {
         **{name: fmean(values) for name, values in known.items() if values},

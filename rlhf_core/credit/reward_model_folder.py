@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from data_processing.errors import ConfigError
 from rlhf_core.credit.reading import read_reading
+from rlhf_core.credit.segment_reward_model import SegmentScorer, SpreadSegments
 from rlhf_core.rewards.base import Scorer
 from rlhf_core.rewards.reward_model import RewardModelScorer, loading
-from rlhf_core.rewards.segment_reward_model import SegmentScorer, SpreadSegments
 from rlhf_core.settings.credit import SegmentCredit
 from rlhf_core.settings.rewards.models import RewardModelReward
 

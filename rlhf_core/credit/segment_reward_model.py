@@ -55,7 +55,7 @@ class SegmentScorer(RewardModelScorer):
     ) -> list[tuple[list[Span], list[float]]]:
         """The segments of each response and what each earns."""
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
-        entropies = self._entropies(rows)
+        entropies = self._entropies(rows, tell)
         spans = [
             self._reading.spans(entropy, response.response_ids, self._stop_ids, self._tokenizer)
             for response, entropy in zip(responses, entropies, strict=True)
@@ -72,12 +72,13 @@ class SegmentScorer(RewardModelScorer):
         return response.response_ids[-1] in self._stop_ids
 
     @torch.inference_mode()
-    def _entropies(self, rows: Sequence[TokenRow]) -> list[list[float]]:
+    def _entropies(self, rows: Sequence[TokenRow], tell: Tell) -> list[list[float]]:
         """Of each row's targets, nats."""
         layouts = self._language_model.layouts
         [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
         found: list[list[float]] = [[] for _ in rows]
-        for indices in plan:
+        for done, indices in enumerate(plan):
+            tell(done, len(plan))
             part = [rows[i] for i in indices]
             batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(self._device)
             _, entropies = self._language_model(batch, with_entropy=True, entropy_has_grad=False)
@@ -116,8 +117,8 @@ class SpreadSegments:
             "penalised": [float(self._is_penalised(response)) for response in responses],
         }
         units = [
-            [CreditedUnit(*span, value) for span, value in zip(spans, own, strict=True)]
-            for (spans, _), own in zip(read, earned, strict=True)
+            [] if is_out else [CreditedUnit(*span, value) for span, value in zip(spans, own, strict=True)]
+            for (spans, _), own, is_out in zip(read, earned, metrics["penalised"], strict=True)
         ]
         if self._is_dense:
             return Scores([0.0] * len(responses), metrics, rewards, units=units)
@@ -132,7 +133,7 @@ class SpreadSegments:
         settings, length = self._settings, len(response.response_ids)
         if self._is_penalised(response):
             return penalty_rewards(settings.penalty, length, settings.mode)
-        divided_by = float(length) if settings.length_norm else 1.0
+        divided_by = float(length) if settings.length_norm and self._is_dense else 1.0
         return token_rewards(earned, spans, length, settings.mode, divided_by=divided_by, tau=settings.logsumexp_tau)
 
     def _is_penalised(self, response: ScoredResponse) -> bool:
