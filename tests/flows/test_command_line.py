@@ -21,10 +21,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "prefect", "mlflow", "ray", "deepspeed", "vllm", "pyarrow", "pandas")
 
 
-def _process(home: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def _process(home: Path, *arguments: str, cwd: Path | None = None, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ALIGNFLOW_HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 class Answer(NamedTuple):
@@ -170,20 +170,37 @@ def test_status_and_down_without_services_say_so(tmp_path: Path, alignflow: Comm
     assert "nothing of ours was running" in alignflow(tmp_path, "down").stdout
 
 
-def test_the_example_of_the_readme_is_planned_as_it_is_written(tmp_path: Path) -> None:
-    """With files where it names some; `my_rewards` lies in the folder that the command is given in."""
+def _write_readme_example(folder: Path) -> str:
+    """The file of the example, with files where it names some; `my_rewards` lies in the folder that the command is given in."""
     page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     [example] = re.findall(r"```yaml\n# my\.yaml\n(.*?)```", page, flags=re.DOTALL)
     pairs = [{"prompt": f"{n} + 2?", "chosen": f"{n + 2}", "rejected": "no"} for n in range(40)]
     chats = [
         {"messages": [{"role": "user", "content": p["prompt"]}, {"role": "assistant", "content": p["chosen"]}]} for p in pairs
     ]
-    (tmp_path / "pairs").mkdir()
+    (folder / "pairs").mkdir()
     for path, rows in {"chat.jsonl": chats, "pairs/1.jsonl": pairs}.items():
-        (tmp_path / path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "prompts.csv").write_text("prompt\n" + "".join(f"{p['prompt']}\n" for p in pairs))
-    (tmp_path / "my_rewards.py").write_text("def score(prompts, responses, labels):\n    return [0.0 for _ in responses]\n")
-    (tmp_path / "my.yaml").write_text(example.replace("/models/my-base", "tiny-random").replace("/data", str(tmp_path)))
-    answer = _process(tmp_path, "plan", "--config", str(tmp_path / "my.yaml"), cwd=tmp_path)
+        (folder / path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "prompts.csv").write_text("prompt\n" + "".join(f"{p['prompt']}\n" for p in pairs))
+    (folder / "my_rewards.py").write_text("def score(prompts, responses, labels):\n    return [0.0 for _ in responses]\n")
+    (folder / "my.yaml").write_text(example.replace("/models/my-base", "tiny-random").replace("/data", str(folder)))
+    return str(folder / "my.yaml")
+
+
+def test_the_example_of_the_readme_is_planned_as_it_is_written(tmp_path: Path) -> None:
+    answer = _process(tmp_path, "plan", "--config", _write_readme_example(tmp_path), cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "decides by reward" in answer.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_example_of_the_readme_runs_to_its_end_as_it_is_written(tmp_path: Path) -> None:
+    """With the few steps of the smallest preset below it."""
+    home = tmp_path / "home"
+    command = ("run", "--preset", "tiny", "--config", _write_readme_example(tmp_path), "--set", "runtime.executor=subprocess")
+    answer = _process(home, *command, cwd=tmp_path, timeout_s=800)
+    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+    [verdict] = home.glob("runs/*/verdict.json")
+    assert json.loads(verdict.read_text())["primary_metric"] == "reward"
+    assert (verdict.parent / "report.html").is_file()
