@@ -8,6 +8,7 @@ from itertools import groupby
 
 from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.collector import collector_off
 
 
 def runs_of_a_prompt(rows: Sequence[TokenRow]) -> list[list[int]]:
@@ -31,10 +32,11 @@ def plan_rows(rows: Sequence[TokenRow], max_tokens: int, world_size: int, *, pac
 
     With `shared` prompts a run of rows stays together as far as it fits into `max_tokens`.
     """
-    units = _units(rows, max_tokens) if packed and shared else [[i] for i in range(len(rows))]
-    lengths = [line_tokens([rows[i] for i in unit], shared=shared) for unit in units]
-    plan = micro_batches(lengths, max_tokens, world_size, packed)
-    return [[[i for unit in batch for i in units[unit]] for batch in batches] for batches in plan]
+    with collector_off():
+        units = _units(rows, max_tokens) if packed and shared else [[i] for i in range(len(rows))]
+        lengths = [line_tokens([rows[i] for i in unit], shared=shared) for unit in units]
+        plan = micro_batches(lengths, max_tokens, world_size, packed)
+        return [[[i for unit in batch for i in units[unit]] for batch in batches] for batches in plan]
 
 
 def _units(rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_core.batching.collate import ModelBatch, target_mask
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.collector import collector_off
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.objectives.preference import kto_loss, kto_reference
 from rlhf_core.recipes.cursor import DataCursor
@@ -101,7 +102,8 @@ def mismatched(examples: Sequence[Example], max_length_tokens: int) -> list[Exam
     if len(examples) < 2:
         return []
     givers = [examples[-1], *examples[:-1]]
-    pairs = [_behind_prompt_of(taker, giver) for taker, giver in zip(examples, givers, strict=True)]
+    with collector_off():
+        pairs = [_behind_prompt_of(taker, giver) for taker, giver in zip(examples, givers, strict=True)]
     return [pair for pair in pairs if max(map(len, pair.rows)) <= max_length_tokens]
 
 

@@ -24,6 +24,7 @@ from rlhf_core.batching.collate import ModelBatch, collate, target_mask
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.batching.templates import Renderer
+from rlhf_core.collector import collector_off
 from rlhf_core.credit.positions import PositionFit, bins, fit, kept_positions, with_params
 from rlhf_core.credit.reading import OWN_FIT, PARAMS_NAME, Reading, content_start, write_reading
 from rlhf_core.credit.segments import segments
@@ -47,10 +48,11 @@ def in_segments(job: TrainingJob[RewardModelConfig], engine: TrainingEngine, spl
     rows = [row for example in examples for row in example.rows]
     entropies = iter(_entropies(job, engine, examples, rows, renderer.tokenizer.pad_token_id))
     settings = job.config.segment
-    cut = [
-        replace(example, rows=tuple(_read_at_ends(row, next(entropies), settings, renderer) for row in example.rows))
-        for example in examples
-    ]
+    with collector_off():
+        cut = [
+            replace(example, rows=tuple(_read_at_ends(row, next(entropies), settings, renderer) for row in example.rows))
+            for example in examples
+        ]
     # What could not be fitted is told before it is trained on.
     counted = bins([0.0] * row.n_targets for example in cut[: len(splits.train)] for row in example.rows)
     kept_positions(counted, settings.fit_min_count)
