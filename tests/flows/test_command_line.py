@@ -152,6 +152,8 @@ def test_plan_names_an_entry_that_nothing_uses_and_the_metric_that_is_left(tmp_p
     assert answer.returncode == 0, answer.stderr
     assert "decides by reward" in answer.stdout
     assert "warning: nothing uses entry 'rm2'" in answer.stdout
+    part = alignflow(tmp_path, "plan", "--preset", "tiny", "--until", "convert")
+    assert part.returncode == 0 and "nothing uses" not in part.stdout, "what is left out this time has its use"
 
 
 def test_graph_says_what_each_node_is_made_from_and_presets_what_there_is(tmp_path: Path, alignflow: Command) -> None:

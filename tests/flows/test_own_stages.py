@@ -87,9 +87,12 @@ def _plan(config: PipelineConfig, home: Home) -> Plan:
     return make_plan(config, select(build_graph(config), until_stage="count"), home, Code())
 
 
-def test_a_stage_of_ones_own_is_an_entry_like_any_other(package: Path, home: Home) -> None:
+def test_a_stage_of_ones_own_is_an_entry_like_any_other(package: Path, home: Home, caplog: pytest.LogCaptureFixture) -> None:
     config = _config(set={"table": "prompts"})
-    _run(config, home)
+    with caplog.at_level("WARNING", logger="alignflow"):
+        _run(config, home)
+    told = [record.getMessage() for record in caplog.records if "nothing uses entry" in record.getMessage()]
+    assert [line.split("'")[1] for line in told] == ["base"], "what the run leaves out but others use is not named"
     [made] = (home.store / "count").glob("*/count.txt")
     assert made.read_text() == "PROMPTS: 3 FILES"
     assert not _plan(config, home)["count"].runs
