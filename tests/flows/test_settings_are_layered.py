@@ -415,3 +415,28 @@ def test_a_date_and_the_arguments_of_a_template_come_from_assignments_and_files_
         assert json.loads(json.dumps(overrides)) == overrides
         model = resolve("quickstart", overrides=overrides).model
         assert (str(model.template_date), model.chat_template_kwargs) == ("2026-03-01", {"enable_thinking": False})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_any_one_setting_of_an_entry_changes_exactly_that(preset: str) -> None:
+    """Also where entries share a stage, and where nothing was set before."""
+    config = resolve(preset)
+    before, tried = _leaves_of(config.model_dump(mode="json")), 0
+    entries = {entry: settings for entry, settings in config.pipeline.items() if settings is not None}
+    for entry, settings in entries.items():
+        for field, value in (
+            ("seed", 99),
+            ("evaluate", not settings.evaluate),
+            ("set.max_length_tokens", 777),
+            ("set.batch_size", 3),
+        ):
+            path = f"pipeline.{entry}.{field}"
+            try:
+                changed = resolve(preset, overrides={path: value})
+            except ConfigError:
+                continue  # online has no batch_size
+            after = _leaves_of(changed.model_dump(mode="json"))
+            different = {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
+            assert different - {f"pipeline.{entry}.set"} == {path}
+            tried += 1
+    assert tried >= 3 * len(entries) > 0
