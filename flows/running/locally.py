@@ -21,7 +21,7 @@ from flows.services.health import responds
 from flows.services.prefect_server import prefect_for_run, send_what_is_left
 from flows.services.processes import ServiceError
 from flows.services.ray_head import ray_for_run
-from flows.services.shown_later import Unshown, show_waiting
+from flows.services.shown_later import ShownLater, show_waiting
 from flows.services.told_later import UntoldEnd, tell_later
 from flows.settings.config import PipelineConfig
 from tasks.runtime.contract.config import ExecutorKind
@@ -48,11 +48,11 @@ def run_locally(
     prepared = prepare(config, selection, home)
     if has_work(prepared.plan) or os.environ.get("PREFECT_API_URL"):
         return _in_prefect(prepared, parameters, load_flow)
-    display = Unshown(parameters)
-    return _unshown(prepared.run(display, str(parameters.get("preset", ""))), home, display)
+    display = ShownLater(parameters)
+    return _without_server(prepared.run(display, str(parameters.get("preset", ""))), home, display)
 
 
-def _unshown(run: Coroutine[Any, Any, dict[str, Any]], home: Home, display: Unshown) -> dict[str, Any]:
+def _without_server(run: Coroutine[Any, Any, dict[str, Any]], home: Home, display: ShownLater) -> dict[str, Any]:
     """The run without a server."""
     try:
         result = asyncio.run(run)

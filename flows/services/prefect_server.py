@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from flows.services.environment import ROOT, changed_environment, service_environment
 from flows.services.health import wait_until_answers
 from flows.services.processes import LOOPBACK, ProcessRecord, ServiceError, free_port, start_process
-from flows.services.run_processes import owned, run_process_name, serving_this_run, taken_over
+from flows.services.run_processes import run_process_name, serving_this_run, taken_as_ours, taken_over
 from tasks.runtime.contract.home import Home
 
 HEALTH = "/api/health"
@@ -102,7 +102,7 @@ def _kept_up(home: Home, server: ProcessRecord, when_it_died: Callable[[], None]
                 port = urlsplit(server.url).port
                 assert port
                 with suppress(ServiceError):
-                    current = owned(home, start_server(home, server.name, port, _OPTIONS))
+                    current = taken_as_ours(home, start_server(home, server.name, port, _OPTIONS))
 
     keeper = threading.Thread(target=keep_up, name="prefect-keeper", daemon=True)
     try:

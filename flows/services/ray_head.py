@@ -13,7 +13,7 @@ from pathlib import Path
 from flows.services.environment import ROOT, changed_environment, ray_authentication, service_environment, use_own_ray
 from flows.services.health import wait_until_answers
 from flows.services.processes import LOOPBACK, ProcessRecord, Records, ServiceError, free_port, start_process, stop_process
-from flows.services.run_processes import owned, run_process_name, serving_this_run, taken_over
+from flows.services.run_processes import run_process_name, serving_this_run, taken_as_ours, taken_over
 from tasks.runtime.contract.home import Home
 
 OBJECT_STORE_BYTES = 1 << 30
@@ -73,7 +73,7 @@ def ray_for_run(home: Home, needed: bool) -> Iterator[Callable[[], str | None]]:
     with serving_this_run(home, head, grace_s=_STOP_GRACE_S), changed_environment():
 
         def again() -> ProcessRecord:
-            return owned(home, start_head(home, head.name, free_port(), free_port()))
+            return taken_as_ours(home, start_head(home, head.name, free_port(), free_port()))
 
         def wait() -> str:
             ready = wait_until_ready(home, head, again)

@@ -24,7 +24,7 @@ def run_process_name(service: str) -> str:
 @contextmanager
 def serving_this_run(home: Home, record: ProcessRecord, grace_s: float) -> Iterator[None]:
     """Own the process while the block lasts, then end it and forget it."""
-    owned(home, record)
+    taken_as_ours(home, record)
     try:
         yield
     finally:
@@ -34,7 +34,7 @@ def serving_this_run(home: Home, record: ProcessRecord, grace_s: float) -> Itera
         Records(home.pids).remove(current)
 
 
-def owned(home: Home, record: ProcessRecord) -> ProcessRecord:
+def taken_as_ours(home: Home, record: ProcessRecord) -> ProcessRecord:
     """The record with this run as the owner of its process, kept."""
     me = psutil.Process()
     ours = record.model_copy(update={"owner_pid": me.pid, "owner_created": me.create_time()})
@@ -68,4 +68,4 @@ def taken_over(home: Home, prefix: str) -> ProcessRecord | None:
     """An abandoned process that serves this run from now on, and no other; None where there is none."""
     with FileLock(home.pids / "taking_over.lock"):
         found = abandoned(home, prefix)
-        return owned(home, found) if found else None
+        return taken_as_ours(home, found) if found else None

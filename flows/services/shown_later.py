@@ -30,7 +30,7 @@ _FLOW = "align"
 _LOG = logging.getLogger(__name__)
 
 
-class UnshownNode(BaseModel):
+class NodeToShow(BaseModel):
     """A node that was cached: who made it, in words, and the nodes that it is made from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +40,7 @@ class UnshownNode(BaseModel):
     upstream: list[str]
 
 
-class UnshownRun(BaseModel):
+class RunToShow(BaseModel):
     """A run that no server has seen: `error` is why it failed, None where it did not; `began` is when, for people."""
 
     model_config = ConfigDict(extra="forbid")
@@ -49,17 +49,17 @@ class UnshownRun(BaseModel):
     began: str
     parameters: dict[str, JsonValue]
     tags: list[str] = []
-    nodes: list[UnshownNode] = []
+    nodes: list[NodeToShow] = []
     verdict: str | None = None
     error: str | None = None
 
 
-class Unshown:
+class ShownLater:
     """The `Display` of a run that is shown later; `keep` writes down what there is to show."""
 
     def __init__(self, parameters: Mapping[str, JsonValue]) -> None:
         self.run_id = str(uuid.uuid4())
-        self._run = UnshownRun(name="", began=time.strftime("%Y-%m-%d %H:%M:%S"), parameters=dict(parameters))
+        self._run = RunToShow(name="", began=time.strftime("%Y-%m-%d %H:%M:%S"), parameters=dict(parameters))
 
     async def begin(self, run: str, tags: Sequence[str]) -> None:
         """Remembered."""
@@ -78,7 +78,7 @@ class Unshown:
             outcome = await run_stage(request, runtime, Together(tracked, observer))
             tracked.done(outcome)
         made_from = list(dict.fromkeys(answer["node"] for answer in upstream.values()))
-        self._run.nodes.append(UnshownNode(name=request.node, message=outcome.origin, upstream=made_from))
+        self._run.nodes.append(NodeToShow(name=request.node, message=outcome.origin, upstream=made_from))
         return outcome.to_json()
 
     @property
@@ -120,13 +120,13 @@ def show_waiting(home: Home) -> None:
         with FileLock(_folder(home) / "lock"), get_client(sync_client=True) as client:
             tell_ends(home, client)
             for path in sorted(_folder(home).glob("*.json")):
-                _show(client, UnshownRun.model_validate_json(path.read_text(encoding="utf-8")))
+                _show(client, RunToShow.model_validate_json(path.read_text(encoding="utf-8")))
                 path.unlink()
     except Exception as error:  # whatever a server does, the run that is over is over
         _LOG.warning("Prefect was not told of earlier runs (kept for later): %s", error)
 
 
-def _show(client: SyncPrefectClient, run: UnshownRun) -> None:
+def _show(client: SyncPrefectClient, run: RunToShow) -> None:
     """A flow run with its task runs. The server dates states itself, so the time of the run stands in the message."""
     from prefect import Flow
     from prefect.client.schemas.actions import ArtifactCreate

@@ -17,7 +17,7 @@ from flows.graph.build import build_graph
 from flows.graph.plan import Plan, make_plan
 from flows.graph.selection import select
 from flows.running.pipeline import run_pipeline
-from flows.services.shown_later import Unshown
+from flows.services.shown_later import ShownLater
 from flows.settings.config import PipelineConfig
 from flows.settings.presets import resolve
 from tasks.runtime.contract.home import Home
@@ -114,7 +114,9 @@ def test_its_code_and_what_that_imports_of_its_package_are_in_its_key(package: P
 def _run(config: PipelineConfig, home: Home) -> None:
     selection = select(build_graph(config), until_stage="count")
     asyncio.run(
-        run_pipeline(config, selection, make_plan(config, selection, home, Code()), home, Unshown({}), preset="tiny", code=Code())
+        run_pipeline(
+            config, selection, make_plan(config, selection, home, Code()), home, ShownLater({}), preset="tiny", code=Code()
+        )
     )
 
 
