@@ -170,7 +170,11 @@ def test_down_ends_what_no_record_names_and_only_in_its_own_home(home: Home, tmp
         for place in (home, other)
     )
     try:
-        assert [line.pid for line in status(home) if line.name == "of ours, unrecorded"] == [ours.pid]
+        # A process that is just being made has no environment for a moment.
+        until = time.monotonic() + 10
+        while not (seen := [line.pid for line in status(home) if line.name == "of ours, unrecorded"]):
+            assert time.monotonic() < until
+        assert seen == [ours.pid]
         down(home, lambda _: None)
         assert ours.process is None
         assert theirs.process is not None
