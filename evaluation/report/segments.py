@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,9 @@ from evaluation.report.charts import Point, number, scatter_chart
 from evaluation.report.data import ReportData
 from evaluation.report.markup import Markup, join, tag
 from evaluation.report.tables import node_heading, section
+from rlhf_core.credit.positions import PositionFit
 
 _PLACES = 48  # that curves are drawn through
-_TINY = 1e-10  # as in the fit
 
 
 def segments_section(data: ReportData) -> Markup:
@@ -31,12 +30,10 @@ def _node(data: ReportData, node: str, told: Mapping[str, Any]) -> Markup:
     points = [Point("", float(place), value, data.colour_of(node)) for place, value in means.items()]
     first = min(point.x for point in points)
     places = [first + (1.0 - first) * k / _PLACES for k in range(_PLACES + 1)] if first < 1 else []
-    curves = [[(p, _at(told["lines"]["mean"], p) + sign * _at(told["lines"]["std"], p)) for p in places] for sign in (-1, 0, 1)]
+    mean, std = told["lines"]["mean"], told["lines"]["std"]
+    fit = PositionFit(mean["w"], std["w"], mean["b"], std["b"])
+    curves = [[(p, fit.mean(p) + sign * fit.std(p)) for p in places] for sign in (-1, 0, 1)]
     chart = scatter_chart(points, "Reward of segments by position", "share of the segments", "reward", curves=curves, radius=3)
     fits = ", ".join(f"{name}: R² {number(line['r2'])}" for name, line in told["lines"].items())
     threshold = f"threshold {told['threshold_nats']:g} nats, {sum(counts.values())} segments; fit of {fits}"
     return tag("div", node_heading(data, node), tag("p", threshold), chart)
-
-
-def _at(line: Mapping[str, float], place: float) -> float:
-    return line["w"] * math.log(place + _TINY) + line["b"]

@@ -52,6 +52,14 @@ class TokenRow:
         return self.is_target.index(True) if True in self.is_target else len(self)
 
     @classmethod
+    def read_at(cls, ids: Sequence[int], places: Sequence[int]) -> TokenRow:
+        """A row whose targets are the tokens at `places`, which is where values are read."""
+        is_target = [False] * len(ids)
+        for place in places:
+            is_target[place] = True
+        return cls(list(ids), is_target)
+
+    @classmethod
     def from_prompt_response(cls, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> TokenRow:
         """A row whose targets are exactly the response; the prompt must not be empty."""
         return cls([*prompt_ids, *response_ids], [False] * len(prompt_ids) + [True] * len(response_ids))

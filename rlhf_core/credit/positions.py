@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def bins(segment_rewards: Iterable[Sequence[float]]) -> Bins:
     found = defaultdict(list)
     for values in segment_rewards:
         for k, value in enumerate(values):
-            found[f"{(k + 1) / len(values):.3f}"].append(value)
+            found[_key(k, len(values))].append(value)
     keys = sorted(found)
     return Bins(
         {key: fmean(found[key]) for key in keys},
@@ -76,21 +76,34 @@ def bins(segment_rewards: Iterable[Sequence[float]]) -> Bins:
     )
 
 
+def position_counts(responses_by_segments: Mapping[int, int]) -> Counter[str]:
+    """How many segments stand at each position, from how many responses have so many segments."""
+    counts: Counter[str] = Counter()
+    for n_segments, n_responses in responses_by_segments.items():
+        for k in range(n_segments):
+            counts[_key(k, n_segments)] += n_responses
+    return counts
+
+
+def _key(k: int, n_segments: int) -> str:
+    return f"{(k + 1) / n_segments:.3f}"
+
+
 def fit(found: Bins, *, min_count: int = 1, weight_by_count: bool = False) -> tuple[Line, Line]:
     """Lines of mean and deviation over log(position) by a Huber loss with its scale fitted too.
 
     A fit that explains little is no error. Raises `ConfigError` where no position is left to fit.
     """
-    keys = kept_positions(found, min_count)
+    keys = kept_positions(found.count, min_count)
     weights = [float(found.count[key]) for key in keys] if weight_by_count else [1.0] * len(keys)
     x = [math.log(float(key) + _TINY) for key in keys]
     mean, std = (_line(x, [values[key] for key in keys], weights) for values in (found.mean, found.std))
     return mean, std
 
 
-def kept_positions(found: Bins, min_count: int) -> list[str]:
+def kept_positions(counts: Mapping[str, int], min_count: int) -> list[str]:
     """The positions with at least so many segments; raises `ConfigError` where there are none."""
-    keys = [key for key in found.mean if key != _LEAST and found.count[key] >= min_count]
+    keys = [key for key, count in counts.items() if key != _LEAST and count >= min_count]
     if not keys:
         raise ConfigError(
             f"segment.fit_min_count={min_count}: no position has so many segments; lower it, or train on more pairs"

@@ -15,6 +15,7 @@ from rlhf_core.credit.positions import PositionFit, read_params
 from rlhf_core.credit.segments import segments
 from rlhf_core.credit.spans import Span, spell
 from rlhf_core.credit.units import content_region, thinking_end
+from rlhf_core.settings.segments import SegmentSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,11 +39,18 @@ class Reading(Settings):
     positions: dict[str, Any] = Field(description="Segment rewards by position: mean, std and count")
     lines: dict[str, Any] = Field(description="Fits of mean and std over log(position), with scale and R^2")
 
-    def spans(self, entropy: Sequence[float], ids: Sequence[int], stop_ids: Sequence[int], tokenizer: Any) -> list[Span]:
-        """Segments of the response `ids`; `entropy` (nats) has one number a token."""
-        ended = ids[-1] in stop_ids
-        start = content_start(ids, ended, tokenizer) if self.segment_from == "content" else 0
-        return segments(entropy, len(ids), self.threshold_nats, ended=ended, start=start)
+
+def spans_of(
+    how: Reading | SegmentSettings,
+    entropy: Sequence[float],
+    ids: Sequence[int],
+    stop_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Span]:
+    """Segments of the response `ids`; `entropy` (nats) has one number a token."""
+    ended = ids[-1] in stop_ids
+    start = content_start(ids, ended, tokenizer) if how.segment_from == "content" else 0
+    return segments(entropy, len(ids), how.threshold_nats, ended=ended, start=start)
 
 
 def content_start(ids: Sequence[int], ended: bool, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -16,7 +16,7 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.credit.positions import PositionFit
-from rlhf_core.credit.reading import ENTROPY_MODEL_NAME, Reading, read_fit
+from rlhf_core.credit.reading import ENTROPY_MODEL_NAME, Reading, read_fit, spans_of
 from rlhf_core.credit.segments import is_penalised, normalised, penalty_rewards, token_rewards
 from rlhf_core.credit.spans import Span
 from rlhf_core.models.load import load_lm, load_tokenizer
@@ -57,10 +57,13 @@ class SegmentScorer(RewardModelScorer):
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
         entropies = self._entropies(rows, tell)
         spans = [
-            self._reading.spans(entropy, response.response_ids, self._stop_ids, self._tokenizer)
+            spans_of(self._reading, entropy, response.response_ids, self._stop_ids, self._tokenizer)
             for response, entropy in zip(responses, entropies, strict=True)
         ]
-        ends = [_read_at(row, own) for row, own in zip(rows, spans, strict=True)]
+        ends = [
+            TokenRow.read_at(row.ids, [row.prompt_length + end - 1 for _, end in own])
+            for row, own in zip(rows, spans, strict=True)
+        ]
         return list(zip(spans, self.values(ends, tell, per_target=True), strict=True))
 
     def fit(self, model: Path) -> PositionFit:
@@ -143,10 +146,3 @@ class SpreadSegments:
             without_end=self._settings.no_eos_penalty,
             limit_tokens=self._settings.length_penalty_limit,
         )
-
-
-def _read_at(row: TokenRow, spans: Sequence[Span]) -> TokenRow:
-    is_target, start = [False] * len(row), row.prompt_length
-    for _, end in spans:
-        is_target[start + end - 1] = True
-    return TokenRow(row.ids, is_target)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import torch
 from safetensors import SafetensorError
@@ -25,9 +26,8 @@ from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.collector import collector_off
-from rlhf_core.credit.positions import PositionFit, bins, fit, kept_positions, with_params
-from rlhf_core.credit.reading import OWN_FIT, PARAMS_NAME, Reading, content_start, write_reading
-from rlhf_core.credit.segments import segments
+from rlhf_core.credit.positions import PositionFit, bins, fit, kept_positions, position_counts, with_params
+from rlhf_core.credit.reading import OWN_FIT, PARAMS_NAME, Reading, spans_of, write_reading
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.models.load import load_lm
 from rlhf_core.models.modules import PolicyModule
@@ -54,20 +54,16 @@ def in_segments(job: TrainingJob[RewardModelConfig], engine: TrainingEngine, spl
             for example in examples
         ]
     # What could not be fitted is told before it is trained on.
-    counted = bins([0.0] * row.n_targets for example in cut[: len(splits.train)] for row in example.rows)
-    kept_positions(counted, settings.fit_min_count)
+    n_segments = Counter(row.n_targets for example in cut[: len(splits.train)] for row in example.rows)
+    kept_positions(position_counts(n_segments), settings.fit_min_count)
     return replace(splits, train=cut[: len(splits.train)], validation=cut[len(splits.train) :])
 
 
 def _read_at_ends(row: TokenRow, entropy: Sequence[float], settings: SegmentSettings, renderer: Renderer) -> TokenRow:
     places = [place for place, is_target in enumerate(row.is_target) if is_target]  # other turns may stand between
     response = [token for token, is_target in zip(row.ids, row.is_target, strict=True) if is_target]
-    ended = response[-1] in renderer.stop_ids
-    start = content_start(response, ended, renderer.tokenizer) if settings.segment_from == "content" else 0
-    is_target = [False] * len(row)
-    for _, end in segments(entropy, len(response), settings.threshold_nats, ended=ended, start=start):
-        is_target[places[end - 1]] = True
-    return TokenRow(row.ids, is_target)
+    spans = spans_of(settings, entropy, response, renderer.stop_ids, renderer.tokenizer)
+    return TokenRow.read_at(row.ids, [places[end - 1] for _, end in spans])
 
 
 def _entropies(
@@ -182,10 +178,7 @@ def leave_reading(
     mean_line, std_line = fit(found, min_count=settings.fit_min_count, weight_by_count=settings.fit_weight_by_count)
     mean, std = _scores(evaluation, 2 * len(splits.validation)) if evaluation else _spread([fmean(own) for own in rewards])
     if engine.rank == 0:
-        lines = {
-            name: {"w": line.w, "b": line.b, "scale": line.scale, "r2": line.r2}
-            for name, line in (("mean", mean_line), ("std", std_line))
-        }
+        lines = {"mean": asdict(mean_line), "std": asdict(std_line)}
         reading = Reading(
             threshold_nats=settings.threshold_nats,
             segment_from=settings.segment_from,
@@ -234,4 +227,4 @@ def _scores(evaluation: dict[str, float], count: int) -> tuple[float, float]:
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:
     mean = fmean(values)
-    return mean, max(math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)), _LEAST_STD)
+    return mean, max(stdev(values), _LEAST_STD)

@@ -97,10 +97,8 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def _read_at(response: ScoredResponse, ends: Sequence[int]) -> TokenRow:
-    is_target = [False] * (len(response.prompt_ids) + len(response.response_ids))
-    for end in ends:
-        is_target[len(response.prompt_ids) + end] = True
-    return TokenRow([*response.prompt_ids, *response.response_ids], is_target)
+    start = len(response.prompt_ids)
+    return TokenRow.read_at([*response.prompt_ids, *response.response_ids], [start + end for end in ends])
 
 
 def _at(places: Sequence[int], values: Sequence[float], length: int) -> list[float]:

@@ -359,8 +359,7 @@ class OnlineRun:
         write_reward_facts(self.job.output / "rollouts", self.job.output / REWARD_FACTS)
         if self.job.config.environment.is_given:
             write_conversations(self.job.output / "rollouts", self.prompts, self.job.output / CONVERSATIONS)
-        if self.credit is not None or self.job.config.credit.kind == "segment":
-            write_credit(self.job.output / "rollouts", self.prompts, self.renderer.tokenizer, self.job.output / CREDIT)
+        write_credit(self.job.output / "rollouts", self.prompts, self.renderer.tokenizer, self.job.output / CREDIT)
 
     def _wait(self, *calls: Sequence[Call], may_stop: bool = False, beside: Sequence[Call] = ()) -> list[list[Any]]:
         return wait(
