@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_processing.config import SPLITS, DataConfig, SourceKind, Split, TableSource
+from data_processing.config import LOCAL, SPLITS, DataConfig, Split, TableSource
 from data_processing.errors import ConfigError, DataError
 from data_processing.keys import Hashes, TableKeys, prompt_key, prompt_of, row_key
 from data_processing.pace import Pace
@@ -52,7 +52,12 @@ def prepare(config: DataConfig, output: Path, seed: int, tell: Tell = lambda don
     tables = _staged(config, generated, sources, output, tell)
     tell(100, 100, "comparing rows, and writing those that stay")
     keys = {name: table.keys for name, table in tables.items()}
-    filled = fill_splits(keys, _prompts(generated), config.validation_fraction, config.test_fraction)
+    filled = fill_splits(
+        keys,
+        np.concatenate([_prompts(generated), *(table.given for table in tables.values())]),
+        config.validation_fraction,
+        config.test_fraction,
+    )
     dropped = _dropped(tables, keys)
     check_dropped(dropped, config.max_duplicate_fraction)
     stays = {name: ~np.logical_or.reduce([its.rows[name] for its in dropped.values()]) for name in tables}
@@ -71,7 +76,7 @@ def fingerprint(config: DataConfig) -> list[dict[str, Any]]:
     return [
         {"place": place, "files": file_fingerprint(source, f"{place}.path")}
         for place, _, source in sources_of(config)
-        if source.kind is SourceKind.file
+        if source.kind in LOCAL
     ]
 
 
@@ -95,8 +100,8 @@ def _staged(
             for rows in (rows for rows in sources if rows.table == name):
                 for row, key, raw in _told(rows, sources.index(rows), len(sources), tell):
                     _, _, prompt, _ = key
-                    split = split_of(prompt, config.validation_fraction, config.test_fraction)
-                    tables[name].add(row, key, split, raw.origin, raw.number)
+                    split = rows.into or split_of(prompt, config.validation_fraction, config.test_fraction)
+                    tables[name].add(row, key, split, raw.origin, raw.number, stays=rows.into is not None)
     return tables
 
 

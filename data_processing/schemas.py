@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_processing.errors import DataError
 
-TableName = Literal["sft", "preference", "unpaired", "stepwise", "prompts", "rollouts", "predictions", "scores"]
+TableName = Literal["sft", "preference", "unpaired", "stepwise", "prompts", "rollouts", "predictions", "scores", "baseline"]
 
 MESSAGE = pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
 MESSAGES = pa.list_(pa.field("item", MESSAGE, nullable=False))
@@ -112,6 +112,15 @@ SCHEMAS: dict[str, pa.Schema] = {
         response_tokens=pa.int32(),
     ),
     "scores": _schema(prediction_id=pa.string(), metric=pa.string(), value=pa.float64(), detail=(pa.string(),)),
+    "baseline": _schema(
+        id=pa.string(),
+        split=pa.string(),
+        record=pa.string(),
+        n_tokens=pa.int32(),
+        nll_sum=pa.float64(),
+        mean_nll=pa.float64(),
+        baseline_ppl=pa.float64(),
+    ),
 }
 
 

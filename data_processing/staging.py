@@ -6,6 +6,7 @@ Rows go to disk as they come: some hundred of them as Python objects and some me
 from __future__ import annotations
 
 import shutil
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -44,12 +45,20 @@ class StagedTable:
 
     def __init__(self, name: TableName, folder: Path, buffers: dict[Split, _Buffer]) -> None:
         self.keys = TableKeys()
+        self._given = array("Q")
         self._name, self._folder, self._buffers = name, folder, buffers
 
-    def add(self, row: Row, key: RowKey, split: Split, origin: str, number: int) -> None:
-        """Append a row that came from `origin` and has this number there."""
+    def add(self, row: Row, key: RowKey, split: Split, origin: str, number: int, *, stays: bool = False) -> None:
+        """Append a row that came from `origin` and has this number there; one that `stays` keeps its split whatever others lack."""
         self.keys.add(key, split, origin, number)
+        if stays:
+            self._given.append(key[2])
         self._buffers[split].add(row)
+
+    @property
+    def given(self) -> Hashes:
+        """The prompt keys of the rows that keep their split."""
+        return np.asarray(self._given)
 
     def describe(self, index: int) -> str:
         """A row for messages: table, split, id and where it came from."""

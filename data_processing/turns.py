@@ -19,6 +19,8 @@ KEPT = ("tool_calls", "reasoning_content", "name", "tool_call_id", "weight")
 TEXT_ROLE = "text"
 _MESSAGE_COLUMNS = ("messages", "prompt", "chosen", "rejected", "response")
 PLAIN_KEYS = 2  # role and content
+# The further column of a prompt's row that holds it without the instruction that its source added.
+ASKED = "asked"
 
 
 def pack_turns(row: dict[str, Any]) -> None:

@@ -11,10 +11,11 @@ from data_processing.errors import ConfigError
 from data_processing.settings import Settings, operational
 from rlhf_core.precision import Dtype, Native, native_dtype
 from rlhf_core.settings.credit import DrcaCredit
+from rlhf_core.settings.rewards.vr_cli import VrCliReward
 from rlhf_core.settings.rollout import RolloutEngine
 from rlhf_core.settings.training import ChosenDtype
 
-Metric = Literal["procedures", "reward", "kl", "length", "perplexity", "localisation"]
+Metric = Literal["procedures", "reward", "kl", "length", "perplexity", "localisation", "improvement"]
 
 
 def _all_metrics() -> list[Metric]:
@@ -26,7 +27,8 @@ class EvaluateConfig(Settings):
 
     metrics: list[Metric] = Field(
         default_factory=_all_metrics,
-        description="What is computed; localisation, whether difference rewards find the faulty step of spoiled procedures, is not unless named",
+        description="What is computed; not unless named: localisation, whether difference rewards find the faulty step of spoiled procedures; "
+        "improvement, how much likelier answers, taken as plans, make known completions (VR-CLI)",
     )
     max_prompts: int | None = Field(
         64,
@@ -48,6 +50,7 @@ class EvaluateConfig(Settings):
     localisation: DrcaCredit = Field(
         default_factory=DrcaCredit, description="How the metric localisation cuts units and takes them away; by labels only"
     )
+    vr_cli: VrCliReward = Field(default_factory=VrCliReward, description="How the metric improvement reads and rates plans")
     engine: RolloutEngine = Field(RolloutEngine.auto, description="auto: vLLM where it imports, else transformers")
     dtype: ChosenDtype = Field(
         "auto", description="Precision of generation and scoring; auto: bf16 where the device computes it natively, else fp32"
@@ -58,6 +61,7 @@ class EvaluateConfig(Settings):
     reward_model: str | None = operational(
         None, "Entry that scores answers for the metric 'reward'; null: the only one that makes a scorer"
     )
+    baseline: str | None = operational(None, "Entry of stage vr_cli_baseline for the metric 'improvement'; null: the only one")
     gpus: float = operational(
         0.0,
         "Share of a GPU that is reserved for generation and scoring; 0 runs on the CPU, whatever the machine has",
@@ -87,7 +91,7 @@ class EvaluateConfig(Settings):
 
 
 # What decides where nothing is named, the first that is measured.
-PRIMARY_METRICS = ("procedures.score", "reward", "perplexity")
+PRIMARY_METRICS = ("procedures.score", "reward", "improvement", "perplexity")
 
 
 class CompareConfig(Settings):

@@ -23,7 +23,7 @@ class EvaluationJob:
     """One model to be measured; `model_name` stands in the predictions table.
 
     All paths are artifact folders. Code in them is trusted: the base_model stage lets it into the store only where allowed.
-    `counts` says by table which rows were measured, `held_out` holds the rows for perplexity: both fill while they are read.
+    `generator` and `baseline` are the frozen model and the baselines of VR-CLI. `counts` says by table which rows were measured, `held_out` holds the rows for perplexity: both fill while they are read.
     `loaded` is the model that computes log-probs, by its folder.
     """
 
@@ -33,6 +33,8 @@ class EvaluationJob:
     base: Path
     data: Path
     reward_model: Path | None
+    generator: Path | None
+    baseline: Path | None
     output: Path
     seed: int
     events: EventLog

@@ -11,12 +11,11 @@ from torch import Tensor
 from data_processing.errors import ConfigError
 from data_processing.pace import Pace
 from evaluation.job import EvaluationJob
-from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.device import device_for
 from rlhf_core.models.load import load_lm, same_tokens
 from rlhf_core.models.modules import PolicyModule
+from rlhf_core.models.passes import passes
 
 
 @torch.no_grad()
@@ -34,12 +33,7 @@ def token_logprobs(job: EvaluationJob, model: Path, rows: Sequence[TokenRow], te
     for note in layouts.notes:
         job.events.warn_once(note)
     job.events.metrics(0, layouts.metrics)
-    [plan] = plan_rows(rows, config.micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
-    tell = teller(job, "log-probs")
-    for done, indices in enumerate(plan):
-        tell(done, len(plan))
-        part = [rows[i] for i in indices]
-        batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(device)
+    for indices, batch in passes(rows, layouts, config.micro_batch_tokens, device, teller(job, "log-probs")):
         logprobs, _ = module(batch, temperature=temperature)
         found.update({i: logprobs[k, : rows[i].n_targets].cpu() for k, i in enumerate(indices)})
     return [found[i] for i in range(len(rows))]

@@ -14,6 +14,7 @@ from data_processing.procedures.checker import check
 from data_processing.procedures.faults import procedure_faults
 from data_processing.procedures.policy import is_policy
 from evaluation.config import Metric
+from evaluation.improvement import improvements
 from evaluation.job import Answer, EvaluationJob
 from evaluation.localisation import localised, spoiled_rows
 from evaluation.logprobs import check_same_tokens, teller, token_logprobs
@@ -133,6 +134,13 @@ def localisation(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
     return scores
 
 
+def improvement(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
+    """How much likelier each answer, read as a plan, makes the completion of its prompt."""
+    if job.generator is None or job.baseline is None:
+        raise NotMeasured("this run has no baseline of completions (an entry of stage vr_cli_baseline)")
+    return improvements(job, answers, job.generator, job.baseline)
+
+
 METRICS: Mapping[Metric, MetricFunction] = {
     "procedures": procedures,
     "reward": reward,
@@ -140,6 +148,7 @@ METRICS: Mapping[Metric, MetricFunction] = {
     "length": length,
     "perplexity": perplexity,
     "localisation": localisation,
+    "improvement": improvement,
 }
 
 

@@ -36,6 +36,7 @@ from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig
 from rlhf_core.settings.preference import PreferenceConfig
 from rlhf_core.settings.supervised import DistillConfig, RewardModelConfig, SftConfig
+from rlhf_core.settings.vr_cli import VrCliBaselineConfig
 from tasks.runtime.contract.config import RuntimeConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.request import StageObserver, StageRequest
@@ -120,6 +121,7 @@ async def align(
     iterative: IterativeConfig = IterativeConfig(),  # noqa: B008
     distill: DistillConfig = DistillConfig(),  # noqa: B008
     merge: MergeConfig = MergeConfig(),  # noqa: B008
+    vr_cli_baseline: VrCliBaselineConfig = VrCliBaselineConfig(),  # noqa: B008
     convert: ConvertConfig = ConvertConfig(),  # noqa: B008
     evaluate: EvaluateConfig = EvaluateConfig(),  # noqa: B008
     compare: CompareConfig = CompareConfig(),  # noqa: B008
@@ -145,6 +147,7 @@ async def align(
         iterative: Preference training on own answers.
         distill: Learning from a teacher's distributions.
         merge: Several models to one, without training.
+        vr_cli_baseline: What completions are worth without a plan (VR-CLI).
         convert: Checkpoints to Hugging Face folders.
         evaluate: Measuring each model.
         compare: Setting the models against each other.
@@ -156,8 +159,8 @@ async def align(
     """
     sections = {
         **{"run": run, "model": model, "data": data, "sft": sft, "reward_model": reward_model, "preference": preference},
-        **{"online": online, "sample": sample, "iterative": iterative, "distill": distill, "merge": merge, "convert": convert},
-        **{"evaluate": evaluate, "compare": compare, "runtime": runtime},
+        **{"online": online, "sample": sample, "iterative": iterative, "distill": distill, "merge": merge},
+        **{"vr_cli_baseline": vr_cli_baseline, "convert": convert, "evaluate": evaluate, "compare": compare, "runtime": runtime},
     }
     home = Home.open()
     if prepared := handed_over():

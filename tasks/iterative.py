@@ -8,8 +8,8 @@ from dataclasses import replace
 from rlhf_core.methods.row import modules_of
 from rlhf_core.settings.own_answers import IterativeConfig
 from rlhf_core.settings.rewards import kinds as rewards
-from tasks.online import check_scorers, fingerprint
-from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
+from tasks.online import REWARD_INPUTS, check_scorers, fingerprint
+from tasks.runtime.contract.context import Stage, StageContext
 from tasks.runtime.contract.spec import write_json
 from tasks.sample import draw_table
 from tasks.training import LIBRARIES, TRAINING_INPUTS, run_training, training_resources
@@ -32,7 +32,7 @@ STAGE = Stage(
     name="iterative",
     kind="checkpoint",
     config=IterativeConfig,
-    inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True), ANY: Input("scorer", optional=True)},
+    inputs={**TRAINING_INPUTS, **REWARD_INPUTS},
     needs=lambda config: rewards.inputs_of(config.sample.rewards),
     check=lambda config, inputs: check_scorers(config.sample.rewards, inputs),
     role="policy",

@@ -13,10 +13,18 @@ from rlhf_core.recipes.online.roles import resources
 from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.rewards import kinds as rewards
 from rlhf_core.settings.rewards.base import RewardSettings
+from rlhf_core.settings.rewards.vr_cli import BASELINE, GENERATOR
 from tasks.base_model import files_of
 from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
+# What rewards may be computed with, beside a response.
+REWARD_INPUTS = {
+    "reward_model": Input("scorer", optional=True),
+    GENERATOR: Input("policy", optional=True),
+    BASELINE: Input("baseline", optional=True),
+    ANY: Input("scorer", optional=True),
+}
 _OTHERS = ("model", "data", "teacher")
 
 
@@ -46,7 +54,7 @@ def run(context: StageContext[OnlineConfig]) -> None:
 
 
 def scorers_of(inputs: Mapping[str, Path]) -> dict[str, Path]:
-    """The inputs that are reward models, by name."""
+    """The inputs that rewards are computed with, by name."""
     return {name: folder for name, folder in inputs.items() if name not in _OTHERS}
 
 
@@ -55,10 +63,12 @@ def check_scorers(sources: Sequence[RewardSettings], inputs: Collection[str]) ->
     asked, given = rewards.inputs_of(sources), [name for name in inputs if name not in _OTHERS]
     if missing := sorted(asked.difference(given)):
         raise ConfigError(
-            f"its rewards ask the reward model '{missing[0]}', which is no input of it; {did_you_mean(missing[0], given)}name the entry "
+            f"its rewards ask the model '{missing[0]}', which is no input of it; {did_you_mean(missing[0], given)}name the entry "
             f"that makes it, as in {missing[0]}: rm"
         )
     if idle := [name for name in given if name not in asked and name != "reward_model"]:
+        if idle[0] in (GENERATOR, BASELINE):
+            raise ConfigError(f"the input '{idle[0]}' is for rewards of kind 'vr_cli', and it has none; add one, or take it out")
         raise ConfigError(
             f"the input '{idle[0]}' is asked by no reward; say which, as in rewards: [{{kind: reward_model, input: {idle[0]}}}]"
         )
@@ -91,9 +101,8 @@ STAGE = Stage(
     role="policy",
     inputs={
         **TRAINING_INPUTS,
-        "reward_model": Input("scorer", optional=True),
         "teacher": Input("policy", optional=True),
-        ANY: Input("scorer", optional=True),
+        **REWARD_INPUTS,
     },
     needs=lambda config: {*config.row.roles} & {"teacher"} | rewards.inputs_of(config.rewards),
     check=lambda config, inputs: check_scorers(config.rewards, inputs),

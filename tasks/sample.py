@@ -9,8 +9,8 @@ from rlhf_core.cluster.resources import Resources, ranks
 from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig, SampleSettings
 from rlhf_core.settings.rewards.kinds import inputs_of, libraries_of, modules_of
 from rlhf_core.settings.training import EngineSettings
-from tasks.online import check_scorers, fingerprint, scorers_of
-from tasks.runtime.contract.context import ANY, Input, Stage, StageContext
+from tasks.online import REWARD_INPUTS, check_scorers, fingerprint, scorers_of
+from tasks.runtime.contract.context import Stage, StageContext
 from tasks.training import LIBRARIES, TRAINING_INPUTS
 
 
@@ -58,7 +58,7 @@ STAGE = Stage(
     name="sample",
     kind="data",
     config=SampleConfig,
-    inputs={**TRAINING_INPUTS, "reward_model": Input("scorer", optional=True), ANY: Input("scorer", optional=True)},
+    inputs={**TRAINING_INPUTS, **REWARD_INPUTS},
     needs=lambda config: inputs_of(config.rewards),
     check=lambda config, inputs: check_scorers(config.rewards, inputs),
     run=run,

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from data_processing.config import ProceduresConfig, Split
 from data_processing.errors import ConfigError
 from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
 from data_processing.procedures.optimal import Procedure, optimal_procedure, render
-from data_processing.procedures.policy import RULE_COUNTS, Policy, draw_policy, prompt_text
+from data_processing.procedures.policy import RULE_COUNTS, Policy, draw_policy, parse_policy, prompt_text
 from data_processing.schemas import TableName, content_id
+from data_processing.turns import ASKED
 
 Row = dict[str, Any]
 SOURCE = "procedures"
@@ -56,7 +58,10 @@ def procedures_rows(config: ProceduresConfig, seed: int) -> dict[tuple[TableName
     makers: dict[TableName, tuple[Callable[[_Drawer, random.Random, int], list[Row]], int]] = {
         "sft": (_sft_rows, config.sft_rows),
         "preference": (_preference_rows, config.preference_pairs),
-        "prompts": (_prompt_rows, config.prompt_rows),
+        "prompts": (
+            partial(_plan_rows, config.plan_instruction) if config.plan_instruction else _prompt_rows,
+            config.prompt_rows,
+        ),
     }
     rows: dict[tuple[TableName, Split], list[Row]] = {}
     splits: tuple[tuple[Split, int | None], ...] = (
@@ -88,6 +93,17 @@ def _prompt_rows(drawer: _Drawer, rng: random.Random, count: int) -> list[Row]:
         policy = drawer.draw(rng)
         prompt = drawer.prompt(policy, rng)
         rows.append({"id": content_id(prompt), "prompt": prompt, "label": policy.label(), "source": SOURCE})
+    return rows
+
+
+def _plan_rows(instruction: str, drawer: _Drawer, rng: random.Random, count: int) -> list[Row]:
+    """Rows whose label is the procedure, and whose prompt asks for a plan of it; without the instruction it is kept beside."""
+    rows = []
+    for row in _prompt_rows(drawer, rng, count):
+        procedure = render(optimal_procedure(parse_policy(row["label"])))
+        [asked] = row["prompt"]
+        told = {**asked, "content": f"{asked['content']}\n\n{instruction}"}
+        rows.append({**row, "prompt": [told], "label": procedure, "extra": json.dumps({ASKED: [asked]})})
     return rows
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_processing.config import SourceKind, TableSource
+from data_processing.config import LOCAL, SourceKind, Split, TableSource
 from data_processing.errors import DataError
 from data_processing.keys import RowKey, source_row_key
 from data_processing.schemas import TableName
@@ -20,8 +22,9 @@ from data_processing.sources.hub import read_hub
 from data_processing.sources.messages import unknown_keys
 from data_processing.sources.recognise import BEFORE, WORSE, Shape, recognise
 from data_processing.sources.record import Record, check
+from data_processing.sources.stories import read_stories
 from data_processing.sources.turn import BadRow, refuse_media
-from data_processing.turns import TEXT_ROLE, pack_turns
+from data_processing.turns import ASKED, TEXT_ROLE, pack_turns
 
 LISTED_BAD_ROWS = 20
 LISTED_COLUMNS = 10
@@ -46,6 +49,7 @@ class SourceRows:
         self._position = Position([])
         self._unused: set[str] = set()
         self._passed_over: list[str] = []
+        self._left_out: Counter[str] = Counter()
         self._source, self.place, self._max_bad_fraction = source, place, max_bad_fraction
 
     def __iter__(self) -> Iterator[SourceRow]:
@@ -67,7 +71,14 @@ class SourceRows:
     def notes(self) -> list[str]:
         """A line on the columns that were not used, and one on the files that are no data, if there are any."""
         told = {"columns that were not used": sorted(self._unused), "passed over": self._passed_over}
-        return [f"{self.place}: {what}: {_listed(names)}" for what, names in told.items() if names]
+        lines = [f"{self.place}: {what}: {_listed(names)}" for what, names in told.items() if names]
+        left_out = [f"{self.place}: {count} chapters were left out: {why}" for why, count in self._left_out.items()]
+        return lines + left_out
+
+    @property
+    def into(self) -> Split | None:
+        """The split of all its rows, where the source says one."""
+        return self._source.into
 
     @property
     def read_share(self) -> float:
@@ -94,6 +105,8 @@ class SourceRows:
         if self.table != "prompts" and (rate := pass_rate(values)) is not None:
             row["pass_rate"] = rate
         self._note_unused(values, shape, record, row)
+        if self._source.instruction:
+            _instruct(row, self._source.instruction)
         return self._finished(row, record, values)
 
     def _renamed(self, values: Row) -> Row:
@@ -127,7 +140,7 @@ class SourceRows:
             raise BadRow(f"holds text that is not valid Unicode: {error}") from error
         pack_turns(row)
         path = self._source.path
-        row["source"] = Path(path).name if self._source.kind is SourceKind.file else path
+        row["source"] = Path(path).name if self._source.kind in LOCAL else path
         return row, key
 
     def _note(self, raw: RawRow, reason: str) -> None:
@@ -156,7 +169,21 @@ class SourceRows:
         found = found_files(self._source, f"{self.place}.path")
         self._passed_over = found.passed_over
         self._position = Position(found.files)
+        if self._source.kind is SourceKind.stories:
+            return read_stories(found.files, self._source, self._position, self._left_out)
         return read_files(found.files, self._position)
+
+
+def _instruct(row: Row, instruction: str) -> None:
+    """Put an instruction behind the prompt, which stays among the further columns as it was."""
+    extra = json.loads(row["extra"]) if row.get("extra") else {}
+    if ASKED in extra:
+        raise BadRow(
+            f"has a column '{ASKED}', where the prompt without the source's instruction is kept: rename it with 'columns'"
+        )
+    *before, last = asked = row["prompt"]
+    row["prompt"] = [*before, {**last, "content": f"{last['content']}\n\n{instruction}"}]
+    row["extra"] = json_text({**extra, ASKED: asked}, "extra")
 
 
 def _listed(names: list[str]) -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-from data_processing.config import DataConfig, SourceKind, TableSource
+from data_processing.config import LOCAL, DataConfig, SourceKind, TableSource
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
 from evaluation.config import PRIMARY_METRICS, CompareConfig, EvaluateConfig
@@ -16,7 +16,9 @@ from flows.graph.variants import Variant
 from flows.settings.config import PipelineConfig
 from flows.settings.entries import BASE, DATA
 from rlhf_core.precision import Native, native_dtype
+from rlhf_core.settings.rewards.vr_cli import BASELINE, GENERATOR
 from rlhf_core.settings.training import EngineSettings, MethodConfig
+from rlhf_core.settings.vr_cli import VrCliBaselineConfig
 from tasks.runtime.contract.registry import load_stage
 
 _SCORER, _SCORER_INPUT = "scorer", "reward_model"
@@ -46,7 +48,7 @@ def settled(settings: Settings, native: Native = native_dtype) -> Settings:
         settings = settings.settled()
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
     changed: dict[str, Any] = {name: settled(value, native) for name, value in values.items() if isinstance(value, Settings)}
-    if isinstance(settings, (EngineSettings, EvaluateConfig)):
+    if isinstance(settings, (EngineSettings, EvaluateConfig, VrCliBaselineConfig)):
         changed["dtype"] = settings.precision_by(native)
     return settings.model_copy(update={name: value for name, value in changed.items() if value != values[name]})
 
@@ -68,7 +70,7 @@ def _at_commits(settings: Settings) -> Settings:
 
 
 def _at_commit(place: str, source: TableSource) -> TableSource:
-    if source.kind is SourceKind.file:
+    if source.kind in LOCAL:
         return source
     from data_processing.sources.from_verifiers import version_of_environment
     from data_processing.sources.generated import version_for
@@ -90,8 +92,9 @@ def deciding_metric(graph: Graph) -> str | None:
     evaluation = graph[next(iter(graph["compare"].inputs.values()))]
     data = graph[evaluation.inputs["data"]].settings
     measured = {
-        "procedures": isinstance(data, DataConfig) and data.procedures is not None,
+        "procedures": isinstance(data, DataConfig) and data.procedures is not None and data.procedures.plan_instruction is None,
         "reward": _SCORER_INPUT in evaluation.inputs,
+        "improvement": True,
         "perplexity": True,
     }
     asked = evaluation.settings.metrics if isinstance(evaluation.settings, EvaluateConfig) else []
@@ -131,8 +134,12 @@ def _evaluation(entries: Expansion, model: Variant) -> Node:
     settings, seed = entries.config.evaluate, entries.config.run.seed
     data, base = (entries.one(f"pipeline.{name}", name, role).result for name, role in ((DATA, "data"), (BASE, POLICY)))
     inputs = {"model": model.result, "data": data, "base": base}
-    if _SCORER_INPUT in load_stage("evaluate").wants(settings) and (scorer := _scorer(entries)):
+    wanted = load_stage("evaluate").wants(settings)
+    if _SCORER_INPUT in wanted and (scorer := _scorer(entries)):
         inputs[_SCORER_INPUT] = scorer.result
+    if BASELINE in wanted:
+        baseline = _baseline(entries).result
+        inputs |= {GENERATOR: entries.nodes[baseline].inputs["model"], BASELINE: baseline}
     return Node(f"evaluate_{model.node}", "evaluate", settings, inputs, seed)
 
 
@@ -144,6 +151,15 @@ def _scorer(entries: Expansion) -> Variant | None:
     if named is None and not makers:
         return None
     return entries.one(place, named or makers[0], _SCORER)
+
+
+def _baseline(entries: Expansion) -> Variant:
+    """What the metric 'improvement' compares with: the entry that is named, or the only one."""
+    place, named, makers = "evaluate.baseline", entries.config.evaluate.baseline, entries.makers(BASELINE)
+    if named is None and len(makers) != 1:
+        allowed = ", ".join(makers) or "none here; add an entry of stage vr_cli_baseline, or take the metric out"
+        raise ConfigError(f"{place}: say which entry the metric 'improvement' compares with; allowed are {allowed}")
+    return entries.one(place, named or makers[0], BASELINE)
 
 
 def _comparison(entries: Expansion, models: list[Variant]) -> Node:

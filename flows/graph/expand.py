@@ -25,7 +25,7 @@ from flows.settings.messages import validation_message
 from rlhf_core.methods.row import no_reader, without
 from rlhf_core.settings.training import MethodConfig
 from tasks.runtime.contract.context import ANY, Input, Stage
-from tasks.runtime.contract.registry import load_stage
+from tasks.runtime.contract.registry import load_stage, makers_of
 
 CHECKPOINT, POLICY = "checkpoint", "policy"  # a kind of artifact, and a role
 
@@ -183,8 +183,8 @@ class Expansion:
             raise ConfigError(f"pipeline.{name}: say which '{given}' it takes; {', '.join(makers)} make one")
         if needed:
             raise ConfigError(
-                f"pipeline.{name}: its settings need the input '{given}', and no entry makes a {what.role}; add an entry that does, "
-                f"or change the settings"
+                f"pipeline.{name}: its settings need the input '{given}', and no entry makes a {what.role}; add an entry of stage "
+                f"{' or '.join(makers_of(what.role))}, or change the settings"
             )
         return None
 

@@ -87,6 +87,7 @@ def check_metrics(plan: Plan) -> None:
         "procedures": _has_policies(data, evaluation.seed),
         "reward": "reward_model" in evaluation.inputs,
         "perplexity": "sft" in given,
+        "improvement": "baseline" in evaluation.inputs,
         "length": True,
     }
     asked = [metric for metric in evaluation.settings.metrics if can_be.get(metric)]
@@ -158,6 +159,6 @@ def _data_of(node: Node, plan: Plan) -> DataConfig | None:
 
 def _has_policies(data: DataConfig, seed: int) -> bool:
     """Whether prompts are those of the built-in task, or labelled as they are."""
-    if data.procedures is not None:
+    if data.procedures is not None and data.procedures.plan_instruction is None:
         return True
     return any(row["label"] is not None and is_policy(row["label"]) for row in first_prompts(data, 1, seed))

@@ -15,6 +15,7 @@ from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.own_answers import IterativeConfig, SampleConfig
 from rlhf_core.settings.preference import PreferenceConfig
 from rlhf_core.settings.supervised import DistillConfig, RewardModelConfig, SftConfig
+from rlhf_core.settings.vr_cli import VrCliBaselineConfig
 from tasks.runtime.contract.config import RuntimeConfig
 
 # What MLflow refuses in the name of a registered model, or cannot be asked for by afterwards.
@@ -59,6 +60,9 @@ class PipelineConfig(Settings):
     iterative: IterativeConfig = Field(default_factory=IterativeConfig, description="Preference training on own answers")
     distill: DistillConfig = Field(default_factory=DistillConfig, description="Learning from a teacher's distributions")
     merge: MergeConfig = Field(default_factory=MergeConfig, description="Several models to one, without training")
+    vr_cli_baseline: VrCliBaselineConfig = Field(
+        default_factory=VrCliBaselineConfig, description="What completions are worth without a plan (VR-CLI)"
+    )
     convert: ConvertConfig = Field(default_factory=ConvertConfig, description="Checkpoints to Hugging Face folders")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Measuring each model")
     compare: CompareConfig = Field(default_factory=CompareConfig, description="Setting the models against each other")

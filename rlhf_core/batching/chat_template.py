@@ -37,7 +37,7 @@ STAND_IN = "\u2042said\u2042"
 class ChatTemplate:
     """One template, tried with one question and answer.
 
-    `end_token` is the special token that ends an assistant turn. Raises `ConfigError` for a template that fails on a question
+    `end_token` is the special token that ends an assistant turn, `after_end` what stands behind it. Raises `ConfigError` for a template that fails on a question
     and an answer, leaves contents out, or does not end answers with a special token.
     """
 
@@ -47,7 +47,7 @@ class ChatTemplate:
         self._arguments, self._no_system = rendering.arguments(), rendering.refuses.get(SYSTEM)
         try:
             self._choose_contents()
-            self.end_token, self._after_end = self._ending()
+            self.end_token, self.after_end = self._ending()
             self._heading = self._missing_heading()
             self._unanswered = self._unanswered_opening()
         except DataError as error:
@@ -72,7 +72,7 @@ class ChatTemplate:
         thought, content = self._thought(answer["content"])
         rendered = self._render([*before, {**answer, "content": content}], add_generation_prompt=False, tools=tools)
         start = opening.removesuffix(self._unanswered) if thought else opening
-        where, end = f"message {len(before)}, an assistant turn,", self.end_token + self._after_end
+        where, end = f"message {len(before)}, an assistant turn,", self.end_token + self.after_end
         if not rendered.startswith(start):
             prompted, got = _difference(start, rendered)
             raise DataError(
@@ -84,7 +84,7 @@ class ChatTemplate:
                 f"the chat template ends {where} with {rendered[-_SHOWN_CHARACTERS:]!r}, but a plain answer with {end!r}: change the "
                 "row, or give another template in model.chat_template"
             )
-        return opening, thought + rendered.removeprefix(start).removesuffix(self._after_end)
+        return opening, thought + rendered.removeprefix(start).removesuffix(self.after_end)
 
     def behind_turn(self, messages: Sequence[Message], number: int, tools: Tools = None) -> str:
         """What follows the end of message `number`, an assistant turn with the content `STAND_IN`, up to the next assistant turn."""

@@ -76,6 +76,15 @@ class Renderer:
         check_shown(messages, text, first_learnt=len(messages))
         return self._literal.encode(text)
 
+    def answer_ids(self, text: str) -> list[int]:
+        """Tokens of an answer by itself, whatever it follows: so it is the same ids behind every prompt. Without what ends the turn."""
+        return self._literal.encode(self._literal.marked(text))
+
+    @property
+    def ending_ids(self) -> tuple[int, list[int]]:
+        """The token that ends an assistant turn, and those that the template puts behind it before the next turn begins."""
+        return self._end_id, self._literal.encode(self._text.after_end)
+
     def reply_ids(self, before: Sequence[Message], turn: Message, reply: Sequence[Message], tools: Tools = None) -> list[int]:
         """Tokens from behind the end of `turn`, an assistant's, to the opening of the next assistant turn: what says `reply`.
 

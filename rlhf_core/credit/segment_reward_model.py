@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from data_processing.errors import ConfigError
-from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.credit.positions import PositionFit
 from rlhf_core.credit.reading import ENTROPY_MODEL_NAME, Reading, read_fit, spans_of
@@ -21,8 +19,9 @@ from rlhf_core.credit.segments import is_penalised, normalised, penalty_rewards,
 from rlhf_core.credit.spans import Span
 from rlhf_core.models.load import load_lm, load_tokenizer
 from rlhf_core.models.modules import PolicyModule
+from rlhf_core.models.passes import Tell, passes
 from rlhf_core.rewards.base import CreditedUnit, ScoredResponse, Scores
-from rlhf_core.rewards.reward_model import RewardModelScorer, Tell
+from rlhf_core.rewards.reward_model import RewardModelScorer
 from rlhf_core.settings.credit import SegmentCredit
 from rlhf_core.settings.segments import DENSE_MODES
 
@@ -77,13 +76,8 @@ class SegmentScorer(RewardModelScorer):
     @torch.inference_mode()
     def _entropies(self, rows: Sequence[TokenRow], tell: Tell) -> list[list[float]]:
         """Of each row's targets, nats."""
-        layouts = self._language_model.layouts
-        [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
         found: list[list[float]] = [[] for _ in rows]
-        for done, indices in enumerate(plan):
-            tell(done, len(plan))
-            part = [rows[i] for i in indices]
-            batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(self._device)
+        for indices, batch in passes(rows, self._language_model.layouts, self._micro_batch_tokens, self._device, tell):
             _, entropies = self._language_model(batch, with_entropy=True, entropy_has_grad=False)
             for i, own in zip(indices, entropies.tolist(), strict=True):
                 found[i] = own[: rows[i].n_targets]

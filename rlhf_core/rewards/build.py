@@ -34,6 +34,7 @@ _BUILDERS: Mapping[str, str] = {
     "json_schema": "rlhf_core.rewards.verifiers.json_schema:build",
     "length": "rlhf_core.rewards.verifiers.length:build",
     "instructions": "rlhf_core.rewards.verifiers.instructions:build",
+    "vr_cli": "rlhf_core.credit.vr_cli.reward:build",
     "reasoning_gym": "rlhf_core.rewards.verifiers.reasoning_gym:build",
 }
 
@@ -94,7 +95,7 @@ class Around:
         """The folder of the scorer that the input `name` is; raises `ConfigError` where there is none."""
         if name not in self.scorers:
             raise ConfigError(
-                f"rewards: kind '{source.kind}' needs the reward model '{name}', and this run has {sorted(self.scorers) or 'none'}: name an "
+                f"rewards: kind '{source.kind}' needs the model '{name}', and this run has {sorted(self.scorers) or 'none'}: name an "
                 "entry that makes one as that input, or use another kind"
             )
         return self.scorers[name]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.models.load import load_tokenizer
+from rlhf_core.models.passes import Tell
 from rlhf_core.rewards.base import ScoredResponse, Scores
-from rlhf_core.rewards.reward_model import ModelScorer, Tell, loading
+from rlhf_core.rewards.reward_model import ModelScorer, loading
 from rlhf_core.settings.rewards.models import ProcessRewardModelReward
 
 if TYPE_CHECKING:

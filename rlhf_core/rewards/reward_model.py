@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,22 +10,17 @@ import torch
 from torch import Tensor
 
 from data_processing.errors import ConfigError, DivergedError
-from rlhf_core.batching.collate import collate
 from rlhf_core.batching.rows import TokenRow
-from rlhf_core.batching.sharing import plan_rows
 from rlhf_core.device import device_for
 from rlhf_core.models.load import load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
+from rlhf_core.models.passes import Tell, passes
 from rlhf_core.precision import Dtype
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.settings.training import Packing
 
 if TYPE_CHECKING:
     from rlhf_core.rewards.build import Around
-
-
-# Hears how many of all micro-batches are done.
-Tell = Callable[[int, int], None]
 
 
 class ModelScorer:
@@ -64,14 +59,9 @@ class ModelScorer:
     @torch.inference_mode()
     def values(self, rows: Sequence[TokenRow], tell: Tell, *, per_target: bool) -> list[list[float]]:
         """The raw score of each row at its last token, or with `per_target` one at each of its targets."""
-        layouts = self._module.layouts
-        [plan] = plan_rows(rows, self._micro_batch_tokens, 1, packed=layouts.packed, shared=layouts.shared)
         values: list[list[float]] = [[] for _ in rows]
-        for done, indices in enumerate(plan):
-            tell(done, len(plan))
-            part = [rows[i] for i in indices]
-            batch = collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(self._device)
-            scores = _checked(self._module(batch, per_token=per_target, at_targets=per_target).float()).view(len(part), -1)
+        for indices, batch in passes(rows, self._module.layouts, self._micro_batch_tokens, self._device, tell):
+            scores = _checked(self._module(batch, per_token=per_target, at_targets=per_target).float()).view(len(indices), -1)
             for i, found in zip(indices, scores.tolist(), strict=True):
                 values[i] = found[: rows[i].n_targets if per_target else 1]
         return values

@@ -12,9 +12,10 @@ from conformance_operations import OPERATIONS
 from credit_operations import CREDIT_OPERATIONS
 from segment_operations import SEGMENT_OPERATIONS
 from torch import Tensor
+from vr_cli_operations import FP64_OPERATIONS, VR_CLI_OPERATIONS
 
 FP32_TOLERANCE = 1e-4
-PLAIN_OPERATIONS = CREDIT_OPERATIONS | SEGMENT_OPERATIONS
+PLAIN_OPERATIONS = CREDIT_OPERATIONS | SEGMENT_OPERATIONS | VR_CLI_OPERATIONS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -46,7 +47,8 @@ def test_operation_gives_the_expected_values(case: dict[str, Any], dtype: torch.
 
 def _check_plain(case: dict[str, Any], dtype: torch.dtype) -> None:
     """An operation on plain values; numbers with a fraction are rounded to the precision under test first."""
-    rounded = {name: _rounded(value, dtype) for name, value in case["inputs"].items()}
+    exact = case["op"] in FP64_OPERATIONS
+    rounded = {name: value if exact else _rounded(value, dtype) for name, value in case["inputs"].items()}
     outputs = PLAIN_OPERATIONS[case["op"]](**rounded, **case.get("params", {}))
     tolerance = case["tol"] if dtype == torch.float64 else FP32_TOLERANCE
     for name, expected in case["expected"].items():

@@ -24,6 +24,7 @@ from rlhf_core.settings.rewards.verifiers import (
     ReasoningGymReward,
     RegexReward,
 )
+from rlhf_core.settings.rewards.vr_cli import VrCliReward
 
 RewardSource = Annotated[
     RewardModelReward
@@ -43,7 +44,8 @@ RewardSource = Annotated[
     | JsonSchemaReward
     | LengthReward
     | InstructionsReward
-    | ReasoningGymReward,
+    | ReasoningGymReward
+    | VrCliReward,
     Field(discriminator="kind", json_schema_extra=drawn_as_choice),
 ]
 

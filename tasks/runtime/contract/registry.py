@@ -20,6 +20,7 @@ STAGES = (
     "iterative",
     "distill",
     "merge",
+    "vr_cli_baseline",
     "convert",
     "evaluate",
     "compare",
@@ -53,3 +54,9 @@ def load_stage(name: str) -> Stage[Any]:
     if not isinstance(stage, Stage):
         raise ConfigError(f"stage '{name}': {module_name}:{attribute} is a {type(stage).__name__}, expected a Stage")
     return stage
+
+
+def makers_of(role: str) -> list[str]:
+    """The registered stages that entries may have and whose results have a role."""
+    found = [name for name in STAGES if load_stage(name).makes == role]
+    return [name for name in found if name != "convert"]
