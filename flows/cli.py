@@ -237,12 +237,17 @@ def show(model: ModelArgument) -> None:
 
 @app.command()
 def export(
-    model: ModelArgument, folder: Annotated[Path, typer.Argument(help="Folder that is not there yet, or is empty")]
+    model: Annotated[str, typer.Argument(help="As for show, or a folder that is a training checkpoint")],
+    folder: Annotated[Path, typer.Argument(help="Folder that is not there yet, or is empty")],
+    *,
+    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; default: as it was converted, of a checkpoint fp32")] = None,
+    base: Annotated[str | None, typer.Option(help="Of a checkpoint: the model that its training started from")] = None,
+    tag: Annotated[str | None, typer.Option(help="Of a DeepSpeed checkpoint: the step; default: the latest")] = None,
 ) -> None:
-    """Copy a model into a folder in Hugging Face layout."""
-    from flows.commands.models import export_model
+    """Copy a model into a folder in Hugging Face layout, from its checkpoint where another precision is asked for."""
+    from flows.commands.models import Exported, export_model
 
-    export_model(model, folder)
+    export_model(model, folder, Exported(dtype, base, tag))
 
 
 @app.command()
@@ -290,16 +295,19 @@ def try_(
     *,
     on: Annotated[Path, typer.Option(help="File, folder or table with answers, in any form that data takes")],
     rows: Annotated[int, typer.Option(help="How many rows, the first ones", min=1)] = 16,
-    scorer: Annotated[list[str] | None, typer.Option(help="Folder of a reward model: reward_model=DIR; repeatable")] = None,
+    scorer: Annotated[
+        list[str] | None, typer.Option(help="Folder of a model that rewards ask: reward_model=DIR, generator=DIR; repeatable")
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder whose tokens lengths count; default: a scorer's, else words")
     ] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="Host that a service may be asked at; repeatable")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write a row an answer: .parquet or .jsonl")] = None,
 ) -> None:
     """Score answers that are there already: spread, time, failures, and what each reward goes with. Trains nothing."""
     from flows.commands.try_reward import Asked, read_scorers, try_reward
 
-    try_reward(Asked(rewards, on, rows, read_scorers(scorer or []), tokenizer, allow_host or []))
+    try_reward(Asked(rewards, on, rows, read_scorers(scorer or []), tokenizer, allow_host or [], out))
 
 
 @cache.command()

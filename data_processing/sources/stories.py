@@ -99,7 +99,7 @@ def story_prompt(values: Mapping[str, Any]) -> str:
 def chapters(text: str, heading: str) -> list[Chapter]:
     """A text cut where a line is a heading. What stands before the first, and headings with nothing below them, are no chapters."""
     found = list(re.finditer(heading, text, re.MULTILINE))
-    ends = [place.start() for place in found[1:]] + [len(text)]
+    ends = [place.start() for place in found[1:]] + [len(text)] * bool(found)
     cut = [Chapter(place[0].strip(), text[place.end() : end].strip()) for place, end in zip(found, ends, strict=True)]
     return [chapter for chapter in cut if chapter.text]
 

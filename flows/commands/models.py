@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_processing.errors import ConfigError
 from flows.commands.named_models import NamedModel, find_model
+from rlhf_core.engine.artifact import POLICY_NAME, is_training_checkpoint
+from rlhf_core.precision import Dtype
+from rlhf_core.settings.models import ConvertConfig
 from tasks.runtime.contract.home import Home
 from tasks.runtime.contract.spec import EVENTS_FILE
 from tasks.runtime.store.base import ArtifactStore
@@ -33,22 +38,87 @@ def show_model(name: str) -> None:
         print(line)
 
 
-def export_model(name: str, target: Path) -> None:
+@dataclass(frozen=True)
+class Exported:
+    """How a model is exported: its precision, and of a checkpoint what it was trained from and the step."""
+
+    dtype: str | None = None
+    base: str | None = None
+    tag: str | None = None
+
+    @property
+    def precision(self) -> Dtype:
+        """The precision of what is converted for it."""
+        if self.dtype not in (None, "fp32", "bf16"):
+            raise ConfigError(f"export: got --dtype {self.dtype}; allowed are fp32 and bf16")
+        return "bf16" if self.dtype == "bf16" else "fp32"
+
+
+def export_model(name: str, target: Path, how: Exported = Exported()) -> None:  # frozen
     """`alignflow export MODEL DIR`: the model folder, with no links in it; there all at once, or not at all."""
     home = Home.open(to_read=True)
     store = store_of(home)
-    source = find_model(home, store, name).folder(store)
+    write = _export_of(home, store, name, how)
     target = target.expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"export: {target} is there already; name a folder that is not, or one that is empty")
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns(MANIFEST_FILE, EVENTS_FILE))
+    try:
+        write(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     if target.exists():
         target.rmdir()
     part.rename(target)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 2**20:.1f} MiB, a folder in Hugging Face layout")
+
+
+def _export_of(home: Home, store: ArtifactStore, name: str, how: Exported) -> Callable[[Path], object]:
+    """What writes the folder: a copy, or a conversion of the checkpoint in the precision that is asked for."""
+    precision = how.precision
+    given = Path(name).expanduser()
+    if not is_training_checkpoint(given):
+        if how.base or how.tag:
+            raise ConfigError(
+                f"export: --base and --tag are for a folder that is a training checkpoint, and '{name}' is none; leave them out"
+            )
+        model = find_model(home, store, name)
+        if how.dtype is None:
+            source = model.folder(store)
+            return lambda part: shutil.copytree(source, part, ignore=shutil.ignore_patterns(MANIFEST_FILE, EVENTS_FILE))
+        inputs = model.manifest.inputs if model.manifest else {}
+        if not {"checkpoint", "base"} <= inputs.keys():
+            raise ConfigError(f"export: '{name}' was not trained here, so it has the precision that it has; leave --dtype out")
+        checkpoint, base = (store.fetch(inputs[what].kind, inputs[what].key) for what in ("checkpoint", "base"))
+        if checkpoint is None or base is None:
+            raise ConfigError(
+                f"export: the checkpoint of '{name}', or its base, is no longer in the store; run what made it again"
+            )
+        lineage = {what: ref.model_dump(exclude={"uri"}) for what, ref in inputs.items()}
+        return partial(_convert, checkpoint, base, precision, lineage)
+    if how.base is None:
+        raise ConfigError(
+            f"export: {given} is a training checkpoint; name the model that its training started from, as in --base MODEL"
+        )
+    base = find_model(home, store, how.base).folder(store)
+    if how.tag is None and (given / POLICY_NAME).is_file():
+        return partial(_convert, given, base, precision, {})
+    return partial(_from_zero, given, base, precision, how.tag)
+
+
+def _convert(checkpoint: Path, base: Path, dtype: Dtype, lineage: dict[str, Any], part: Path) -> None:
+    from rlhf_core.engine.convert import convert_checkpoint
+
+    convert_checkpoint(checkpoint, base, part, ConvertConfig(dtype=dtype), lineage)
+
+
+def _from_zero(checkpoint: Path, base: Path, dtype: Dtype, tag: str | None, part: Path) -> None:
+    from rlhf_core.engine.zero_folder import export_zero
+
+    export_zero(checkpoint, base, part, dtype=dtype, tag=tag)
 
 
 def _facts(store: ArtifactStore, model: NamedModel) -> Iterator[tuple[str, str]]:

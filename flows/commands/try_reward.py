@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
@@ -21,16 +24,21 @@ from rlhf_core.rewards.tried import CHOSEN, LABEL, REJECTED, TriedAnswer, TriedS
 from rlhf_core.settings.rewards.base import RewardSettings
 from rlhf_core.settings.rewards.functions import PythonReward
 from rlhf_core.settings.rewards.kinds import RewardSource, inputs_of
+from rlhf_core.settings.rewards.vr_cli import BASELINE
 from rlhf_core.settings.training import EngineSettings
 
 _BARS = "▁▂▃▄▅▆▇█"
 _BINS = 12
 _SHOWN_CHARACTERS = 60
+_WRITTEN = (".parquet", ".jsonl")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is tried on what: `rewards` names a YAML file or a function, `on` a table; `scorers` are reward models by input name."""
+    """What is tried on what: `rewards` names a YAML file or a function, `on` a table; `scorers` are reward models by input name.
+
+    What each answer got is written to `out`, where that is given.
+    """
 
     rewards: str
     on: Path
@@ -38,6 +46,7 @@ class Asked:
     scorers: Mapping[str, Path]
     tokenizer: Path | None
     allowed_hosts: Sequence[str]
+    out: Path | None = None
 
 
 class _RewardFile(Settings):
@@ -49,6 +58,7 @@ class _RewardFile(Settings):
 def try_reward(asked: Asked) -> None:
     """Print what each source says of the first rows, how long it takes, and what it goes with."""
     sources = read_sources(asked.rewards)
+    _check_out(asked.out)
     tokenizer, engine = _tokenizer(asked, sources), EngineSettings(dtype="fp32")
     answers = read_answers(asked.on, asked.rows, tokenizer)
     policy = next(iter(asked.scorers.values()), Path())
@@ -62,6 +72,8 @@ def try_reward(asked: Asked) -> None:
     for line in (*_pairs(answers, by_source), *_together(facts), *_failures(answers, tried)):
         print(line)
     _print_examples(answers, by_source)
+    if asked.out is not None:
+        _write(asked.out, answers, tried)
 
 
 def read_sources(text: str) -> list[RewardSettings]:
@@ -95,7 +107,8 @@ def read_scorers(assignments: Sequence[str]) -> dict[str, Path]:
 
 
 def _tokenizer(asked: Asked, sources: Sequence[RewardSettings]) -> Any:
-    if missing := sorted(inputs_of(sources) - asked.scorers.keys()):
+    # What completions are worth without a plan is computed where it is not given.
+    if missing := sorted(inputs_of(sources) - asked.scorers.keys() - {BASELINE}):
         raise ConfigError(f"--scorer: the rewards ask the model '{missing[0]}'; give its folder, as in --scorer {missing[0]}=DIR")
     folder = asked.tokenizer or next(iter(asked.scorers.values()), None)
     if folder is None:
@@ -175,6 +188,29 @@ def _print_examples(answers: Sequence[TriedAnswer], by_source: Mapping[str, Sequ
         cut = text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
         table.add_row(answers[i].row, answers[i].side, *(_number(values[i]) for values in by_source.values()), cut)
     console().print(table)
+
+
+def _check_out(out: Path | None) -> None:
+    if out is not None and (out.suffix not in _WRITTEN or not out.absolute().parent.is_dir()):
+        raise ConfigError(f"--out: got '{out}'; give a file that ends in {' or '.join(_WRITTEN)}, in a folder that is there")
+
+
+def _write(out: Path, answers: Sequence[TriedAnswer], tried: Sequence[TriedSource]) -> None:
+    """A row an answer: which it is, what each source said of it, what it told beside, and why it failed."""
+    rows: list[dict[str, Any]] = [{"id": answer.row, "as": answer.side, "answer": answer.response.text} for answer in answers]
+    for each in tried:
+        failures = each.scores.failures or [None] * len(rows)
+        for i, row in enumerate(rows):
+            row[each.name] = each.scores.rewards[i]
+            row |= {f"{each.name}/{name}": values[i] for name, values in each.scores.metrics.items()}
+            row[f"{each.name}/failure"] = failures[i]
+    if out.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), out)
+    else:
+        # NaN, what a source failed on, has no form in JSON.
+        told = [{name: None if value != value else value for name, value in row.items()} for row in rows]  # noqa: PLR0124
+        out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told), encoding="utf-8")
+    print(f"{out}: {len(rows)} answers")
 
 
 def _histogram(values: Sequence[float]) -> str:

@@ -17,6 +17,7 @@ from rlhf_core.settings.training import LoraSettings
 POLICY_NAME = "policy.json"
 TRAINER_STATE_NAME = "trainer_state.json"
 WEIGHTS_NAME = "zero"
+LATEST_NAME = "latest"  # of a DeepSpeed checkpoint: the file that says which step is the latest
 
 
 class PolicyDescription(Settings):
@@ -26,6 +27,11 @@ class PolicyDescription(Settings):
     lora: LoraSettings | None = Field(description="Adapters that were trained; null: all weights were")
     dtype: Dtype = Field(description="Precision it was trained in")
     architecture: str = Field(description="Class of the model")
+
+
+def is_training_checkpoint(folder: Path) -> bool:
+    """Whether a folder is what a training stage wrote, or a DeepSpeed checkpoint of another trainer."""
+    return (folder / POLICY_NAME).is_file() or (folder / LATEST_NAME).is_file()
 
 
 def write_artifact(output: Path, module: Any, dtype: Dtype, progress: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from data_processing.errors import ConfigError
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.credit.reading import ENTROPY_MODEL_NAME, PARAMS_NAME, READING_NAME, read_reading
-from rlhf_core.engine.artifact import WEIGHTS_NAME, PolicyDescription, read_policy
+from rlhf_core.engine.artifact import LATEST_NAME, WEIGHTS_NAME, PolicyDescription, read_policy
 from rlhf_core.models.generation import drop_idle
 from rlhf_core.models.load import load_lm, load_scorer, load_tokenizer, set_dropout
 from rlhf_core.models.lora import add_lora, merged_tensors
@@ -73,7 +73,7 @@ def convert_checkpoint(
     (output / "README.md").write_text(_model_card(facts, policy, lineage, is_own_scorer(model)), encoding="utf-8")
     tell(comparing)
     reloaded = _loaded(output, policy, config.dtype, new_head=False)
-    _check_reloaded(model, reloaded, output)
+    check_reloaded(model, reloaded, output)
     if policy.head == "lm":
         tell(generating)
         facts["generated_tokens"] = check_generates(reloaded, output)
@@ -88,8 +88,8 @@ def merged_model(policy: PolicyDescription, trained: Iterable[tuple[str, Tensor]
     """
     if policy.lora is not None:
         add_lora(base, policy.lora)
-    _put_in(base, trained, {name for name, parameter in base.named_parameters() if parameter.requires_grad})
-    _put_in(target, merged_tensors(base), {name for name, _ in merged_tensors(target)})
+    put_in(base, trained, {name for name, parameter in base.named_parameters() if parameter.requires_grad})
+    put_in(target, merged_tensors(base), {name for name, _ in merged_tensors(target)})
     return target
 
 
@@ -126,9 +126,15 @@ def _loaded(folder: Path, policy: PolicyDescription, dtype: Any, *, new_head: bo
 
 def _trained_tensors(checkpoint: Path) -> dict[str, Tensor]:
     """The trained weights in fp32 and the saved buffers, under their names in the Hugging Face model."""
-    root = checkpoint / WEIGHTS_NAME
-    folder = root / (root / "latest").read_text(encoding="utf-8").strip()
+    state = zero_tensors(checkpoint / WEIGHTS_NAME, with_frozen=False)
+    return {name.removeprefix("hf."): value for name, value in state.items()}
+
+
+def zero_tensors(root: Path, tag: str | None = None, *, with_frozen: bool) -> dict[str, Tensor]:
+    """The weights of a DeepSpeed checkpoint in fp32, under the names that its trainer gave them; `tag` None takes the latest step."""
+    folder = root / (tag or (root / LATEST_NAME).read_text(encoding="utf-8").strip())
     shards = sorted(folder.glob("*_optim_states.pt"), key=_rank_of)
+    state: dict[str, Tensor]
     if not shards:  # ZeRO stage 0 shards nothing: the weights are in the model's own file
         state = _read(folder / "mp_rank_00_model_states.pt")["module"]
     elif "zero_stage" not in _read(shards[0])[_OPTIMIZER]:
@@ -136,8 +142,8 @@ def _trained_tensors(checkpoint: Path) -> dict[str, Tensor]:
     else:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        state = get_fp32_state_dict_from_zero_checkpoint(str(root), tag=folder.name, exclude_frozen_parameters=True)
-    return {name.removeprefix("hf."): value for name, value in state.items()}
+        state = get_fp32_state_dict_from_zero_checkpoint(str(root), tag=folder.name, exclude_frozen_parameters=not with_frozen)
+    return state
 
 
 def _bf16_stage_1_weights(folder: Path, shards: list[Path]) -> dict[str, Tensor]:
@@ -167,7 +173,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _put_in(model: Any, tensors: Iterable[tuple[str, Tensor]], expected: set[str]) -> None:
+def put_in(model: Any, tensors: Iterable[tuple[str, Tensor]], expected: set[str]) -> None:
     """Copy tensors to their places in the model: each must have one of its shape, and each `expected` place must get one."""
     places = model.state_dict()
     given: set[str] = set()
@@ -210,7 +216,7 @@ def _tell_where_responses_stop(model: Any, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _check_reloaded(model: Any, reloaded: Any, output: Path) -> None:
+def check_reloaded(model: Any, reloaded: Any, output: Path) -> None:
     """A written folder must give, bit for bit, what the model in memory gives."""
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(1, PROBE_TOKENS + 1)[None] * 7 % vocabulary

@@ -23,6 +23,7 @@ from rlhf_core.credit.vr_cli.baseline import baseline_row, load_generator, write
 from rlhf_core.credit.vr_cli.completions import CompletionRow, Record
 from rlhf_core.events import EventLog
 from rlhf_core.models.folder import check_model_folder
+from rlhf_core.models.passes import Tell
 from rlhf_core.recipes.stop import stop_if_requested_while
 from rlhf_core.settings.vr_cli import VrCliBaselineConfig
 
@@ -62,20 +63,31 @@ def compute_baseline(job: BaselineJob) -> dict[str, float]:
         job.events.warn_once(note)
     asked = [_Asked(*each, generator.row(each[2])) for each in _records(job)]
     _check_lengths(asked, config.max_length_tokens)
-    parts, pace = job.resume / "baseline", Pace()
+    parts = job.resume / "baseline"
     parts.mkdir(parents=True, exist_ok=True)
+    pace = Pace(_ROWS_A_PART * len(list(parts.glob("part-*.json"))))
     rows: list[dict[str, Any]] = []
     for first in range(0, len(asked), _ROWS_A_PART):
-        stop_if_requested_while(job.resume, "completions were scored")
-        job.events.progress(first, len(asked), f"completion {first} of {len(asked)}{pace.left(first, len(asked))}")
         place, part = parts / f"part-{first:06d}.json", asked[first : first + _ROWS_A_PART]
         if not place.is_file():
-            found = generator.nll([each.row for each in part])
+            found = generator.nll([each.row for each in part], _tell(job, pace, range(first, first + len(part)), len(asked)))
             own = [baseline_row(each.row_id, each.split, each.record, nll) for each, nll in zip(part, found, strict=True)]
             _write(place, own)
         rows += json.loads(place.read_text(encoding="utf-8"))
     write_baseline(job.output, rows, job.generator, config)
     return _facts(rows)
+
+
+def _tell(job: BaselineJob, pace: Pace, part: range, n_rows: int) -> Tell:
+    """What hears of the micro-batches of a part of the rows: it tells once a second how many rows are scored, and looks for a stop."""
+
+    def tell(done: int, total: int) -> None:
+        stop_if_requested_while(job.resume, "completions were scored")
+        if pace.is_due():
+            row = part.start + len(part) * done // total
+            job.events.progress(row, n_rows, f"completion {row} of {n_rows}{pace.left(row, n_rows)}")
+
+    return tell
 
 
 def _records(job: BaselineJob) -> Iterator[tuple[str, str, Record]]:

@@ -1,9 +1,11 @@
 """`alignflow reward try`: answers of any table are scored by any rewards, and what they say is told."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from data_processing.errors import ConfigError, DataError
@@ -106,3 +108,37 @@ def test_what_cannot_be_tried_is_refused(tmp_path: Path) -> None:
         read_answers(table(tmp_path, [{"prompt": "hello?"}]), 3)
     with pytest.raises(ConfigError, match="got 'rm'; give an input and the folder"):
         read_scorers(["rm"])
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_what_each_answer_got_is_written(functions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
+    file = tmp_path / "rewards.yaml"
+    file.write_text(json.dumps([{"kind": "python", "function": f"{functions}:{name}"} for name in ("right", "patchy")]))
+    out = tmp_path / f"scores{ending}"
+    said = shown(capsys, str(file), table(tmp_path, PAIRS), out=out)
+    assert said.endswith(f"{out}: 4 answers\n")
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if ending == ".jsonl" else pq.read_table(out).to_pylist()
+    assert [(row["as"], row["answer"], row["right"], row["right/level"]) for row in rows] == [
+        ("chosen", "four", 1.0, 1.0),
+        ("rejected", "it is five, surely", 0.0, 1.0),
+        ("chosen", "it is five", 0.0, 2.0),
+        ("rejected", "no", 0.0, 2.0),
+    ]
+    assert [row["patchy"] for row in rows[2:]] == [1.0, 2.0]
+    assert rows[0]["patchy"] is None and (rows[1]["patchy"] is None or math.isnan(rows[1]["patchy"]))
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "nowhere/scores.jsonl"])
+def test_a_file_that_cannot_be_written_is_told_before(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(ConfigError, match="--out: got"):
+        shown(capsys, "tried_here:right", table(tmp_path, PAIRS), out=tmp_path / name)
+
+
+def test_plans_are_tried_without_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rewards.yaml"
+    file.write_text(json.dumps({"rewards": [{"kind": "vr_cli", "mode": "raw"}]}))
+    rows = [{"prompt": "2 + 2?", "response": "In summary: count", "label": "four"}]
+    scorers = {"generator": tiny_model(tmp_path)}
+    assert "vr_cli/marked 1" in shown(capsys, str(file), table(tmp_path, rows), scorers=scorers)
+    with pytest.raises(ConfigError, match="--scorer generator=DIR"):
+        shown(capsys, str(file), table(tmp_path, rows))
