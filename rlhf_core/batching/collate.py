@@ -33,7 +33,7 @@ class ModelBatch:
     """
 
     input_ids: Tensor  # [B', S]
-    position_ids: Tensor  # [B', S], from 0 in every sequence
+    position_ids: Tensor  # [B', S], from 0 in every sequence, with gaps where tokens are hidden
     attention_mask: Tensor | None  # [B', S] 1 on tokens, 0 on padding; None when packed
     segments: tuple[Segment, ...]  # of the packed line, in order; none when padded
     target_index: Tensor  # [N] flat index of the hidden state that PREDICTS each target
@@ -44,6 +44,7 @@ class ModelBatch:
     last_index: Tensor  # [n_rows] flat index of each sequence's last token
     n_rows: int
     width: int
+    has_gaps: bool  # whether some row has tokens hidden, so that its positions have gaps
 
     def to(self, device: torch.device | str) -> ModelBatch:
         """The same batch with its tensors on `device`."""
@@ -82,6 +83,7 @@ def collate(rows: Sequence[TokenRow], *, pad_id: int, packed: bool, shared: bool
         last_index=torch.tensor([int(places[-1]) for places in layout.places], dtype=torch.long),
         n_rows=len(rows),
         width=max((len(columns) for columns in learnt), default=0),
+        has_gaps=any(row.positions is not None for row in rows),
     )
 
 
@@ -104,7 +106,7 @@ def _line(rows: Sequence[TokenRow], pad_id: int, shared: bool) -> _Layout:
 
     def append(row: TokenRow, start: int, stop: int, prompt: int | None) -> Tensor:
         ids.extend(row.ids[start:stop])
-        positions.extend(range(start, stop))
+        positions.extend(range(start, stop) if row.positions is None else row.positions[start:stop])
         segments.append(Segment(stop - start, prompt))
         return torch.arange(len(ids) - (stop - start), len(ids))
 
@@ -123,9 +125,13 @@ def _grid(rows: Sequence[TokenRow], pad_id: int) -> _Layout:
     longest = max(len(row) for row in rows)
     input_ids = torch.tensor([[*row.ids, *[pad_id] * (longest - len(row))] for row in rows])
     lengths = torch.tensor([[len(row)] for row in rows])
-    positions = torch.arange(longest).expand(len(rows), longest)
+    columns = torch.arange(longest).expand(len(rows), longest)
+    positions = columns.clone()
+    for own, row in zip(positions, rows, strict=True):
+        if row.positions is not None:
+            own[: len(row)] = torch.tensor(row.positions)
     places = [torch.arange(i * longest, i * longest + len(row)) for i, row in enumerate(rows)]
-    return _Layout(input_ids, positions.contiguous(), (positions < lengths).long(), (), places)
+    return _Layout(input_ids, positions, (columns < lengths).long(), (), places)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

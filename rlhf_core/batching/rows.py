@@ -16,12 +16,14 @@ class TokenRow:
     """`ids` of a prompt and what follows; `is_target[i]` says that token i is predicted and enters the loss.
 
     Both have the same length, and so have `weights`, where targets do not all count the same: what each counts in the loss, above 0.
-    Nothing predicts the first token, so `is_target[0]` is always False.
+    Nothing predicts the first token, so `is_target[0]` is always False. `positions` say where the tokens stand, where some between them
+    are hidden.
     """
 
     ids: list[int]
     is_target: list[bool]
     weights: list[float] | None = None
+    positions: list[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.ids or len(self.ids) != len(self.is_target):
@@ -50,6 +52,14 @@ class TokenRow:
     def prompt_length(self) -> int:
         """Tokens before the first that enters the loss; all of them where none does."""
         return self.is_target.index(True) if True in self.is_target else len(self)
+
+    def hiding(self, start: int, end: int) -> TokenRow:
+        """The row as a model sees it that does not attend to tokens [start, end): without them, the others where they stood.
+
+        For models whose tokens know of each other by attention and positions alone.
+        """
+        stays = [*range(start), *range(end, len(self))]
+        return TokenRow([self.ids[i] for i in stays], [self.is_target[i] for i in stays], None, stays)
 
     @classmethod
     def read_at(cls, ids: Sequence[int], places: Sequence[int]) -> TokenRow:

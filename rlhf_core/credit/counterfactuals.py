@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 def without_unit(response: Sequence[int], unit: Span, mode: Counterfactual, *, space_id: int, eos_id: int) -> list[int]:
     """The response's ids without the half-open token span `unit`.
 
-    `mask` blanks it, `mask_truncate` blanks it and drops what follows, `delete` closes the gap.
+    `mask` blanks it, `mask_truncate` blanks it and drops what follows, `delete` closes the gap. `mask_attention` leaves the ids as they are:
+    who reads them is told what not to attend to.
     """
     start, end = unit
+    if mode == "mask_attention":
+        return list(response)
     blank = [space_id] * (end - start)
     if mode == "mask_truncate":
         return [*response[:start], *blank, eos_id]

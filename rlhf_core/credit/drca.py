@@ -99,13 +99,18 @@ class Drca:
                     space_id=blank,
                     eos_id=given.eos_ids[0] if eos is None else eos,
                 )
-                keys[i].append(key := (response.prompt_id, tuple(ids)))
-                asked.setdefault(key, _with_ids(response, ids, given))
+                hidden = unit if self._settings.counterfactual == "mask_attention" else None
+                keys[i].append(key := (response.prompt_id, tuple(ids), hidden or ()))
+                asked.setdefault(key, replace(_with_ids(response, ids, given), hidden=hidden))
         # Those to one prompt next to each other, short ones first: models then hold a prompt once.
-        order = sorted(asked, key=lambda key: (key[0], len(key[1]), key[1]))
+        order = sorted(asked, key=lambda key: (key[0], len(key[1]), *key[1:]))
         worths = dict(zip(order, given.worth_of([asked[key] for key in order]), strict=True)) if order else {}
-        n_tokens = sum(len(its.prompt_ids) + len(its.response_ids) for its in asked.values())
+        n_tokens = sum(len(its.prompt_ids) + len(its.response_ids) - _n_hidden(its) for its in asked.values())
         return [[worths[key] for key in own] for own in keys], n_tokens
+
+
+def _n_hidden(response: ScoredResponse) -> int:
+    return 0 if response.hidden is None else response.hidden[1] - response.hidden[0]
 
 
 def _with_ids(response: ScoredResponse, ids: list[int], given: Round) -> ScoredResponse:

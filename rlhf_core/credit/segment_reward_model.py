@@ -52,7 +52,11 @@ class SegmentScorer(RewardModelScorer):
     def read(
         self, responses: Sequence[ScoredResponse], tell: Tell = lambda done, total: None
     ) -> list[tuple[list[Span], list[float]]]:
-        """The segments of each response and what each earns."""
+        """The segments of each response and what each earns; raises `ConfigError` for tokens that are hidden."""
+        if any(response.hidden for response in responses):
+            raise ConfigError(
+                "counterfactual 'mask_attention' with a reward model of segments, which a hidden unit would move: use mask or delete"
+            )
         rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
         entropies = self._entropies(rows, tell)
         spans = [

@@ -53,7 +53,8 @@ def attend_plainly(hf_model: Any) -> None:
 
 def segment_arguments(batch: ModelBatch) -> dict[str, Any]:
     """What the model's forward pass takes for a packed line, its mask among them; empty where nothing is packed."""
-    if len(batch.segments) < 2:
+    # A gap in the positions of a lone segment would be taken for the start of another sequence where no mask says otherwise.
+    if not batch.segments or (len(batch.segments) < 2 and not batch.has_gaps):
         return {}
     longest = max(length + _prompt_length(batch.segments, prompt) for length, prompt in batch.segments)
     return {"attention_mask": batch.input_ids.new_ones(1, longest), "segments": batch.segments}

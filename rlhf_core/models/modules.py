@@ -60,7 +60,7 @@ class LanguageModule(nn.Module):
             if self._transform is None:
                 logits = self.hf(**_inputs(self.hf, batch)).logits.flatten(0, 1)[batch.target_index]
                 return Outputs(logits.float() / temperature, None)
-            hidden = _hidden_states(self.hf, batch)[batch.target_index]
+            hidden = hidden_states(self.hf, batch)[batch.target_index]
         head = self.hf.get_output_embeddings()
         return Outputs(hidden, Head(head.weight, head.bias, replace(self._transform, temperature=temperature)))
 
@@ -145,7 +145,7 @@ class ScoreModule(nn.Module):
         The value of a target is read where that target is predicted, before it is known; with `at_targets` at the target itself.
         """
         index = (batch.target_place if at_targets else batch.target_index) if per_token else batch.last_index
-        hidden, head = _hidden_states(self.hf, batch)[index], self.hf.score
+        hidden, head = hidden_states(self.hf, batch)[index], self.hf.score
         # In fp32, or scores in bf16 would have steps of 1/32 from 4 on, and answers would tie.
         values = functional.linear(hidden.float(), head.weight.float(), None if head.bias is None else head.bias.float())[:, 0]
         return scatter(batch, values) if per_token else values
@@ -242,7 +242,7 @@ def _at_targets(batch: ModelBatch, values: float | Tensor) -> Tensor:
     return torch.full(batch.target_ids.shape, values, device=batch.target_ids.device)
 
 
-def _hidden_states(hf: Any, batch: ModelBatch) -> Tensor:
+def hidden_states(hf: Any, batch: ModelBatch) -> Tensor:
     """Last hidden states of all positions, [B' * S, H]."""
     hidden: Tensor = hf.base_model(**_inputs(hf, batch)).last_hidden_state
     return hidden.flatten(0, 1)

@@ -22,8 +22,11 @@ def passes(
 
     Rows that follow one another with the same prompt have it computed once where that can be. `max_tokens` bounds one pass.
     """
-    [plan] = plan_rows(rows, max_tokens, 1, packed=layouts.packed, shared=layouts.shared)
+    # Without segments of attention a packed line is told apart by positions, which gaps would break.
+    packed = layouts.packed and (layouts.shared or all(row.positions is None for row in rows))
+    shared = packed and layouts.shared
+    [plan] = plan_rows(rows, max_tokens, 1, packed=packed, shared=shared)
     for done, places in enumerate(plan):
         tell(done, len(plan))
         part = [rows[place] for place in places]
-        yield places, collate(part, pad_id=0, packed=layouts.packed, shared=layouts.shared).to(on)
+        yield places, collate(part, pad_id=0, packed=packed, shared=shared).to(on)

@@ -17,6 +17,7 @@ class ScoredResponse:
     `text` is without special tokens; `response_ids` are exactly what was sampled. `columns` are the further columns of the
     prompt's row, by name; `step` is the round (from 0) that the response was drawn in, `finish_reason` "stop" where it ended
     and "length" where it was cut. Where an environment has spoken, `trajectory` is who said what, and `text` the model's last turn.
+    Tokens `hidden` [start, end) of `response_ids` are not attended to; models alone can read such a response.
     """
 
     prompt_id: str
@@ -29,6 +30,7 @@ class ScoredResponse:
     step: int = 0
     finish_reason: FinishReason = "stop"
     trajectory: Trajectory | None = None
+    hidden: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from data_processing.errors import ConfigError, DivergedError
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.device import device_for
+from rlhf_core.models.hiding import can_hide
 from rlhf_core.models.load import load_scorer, same_tokens
 from rlhf_core.models.modules import ScoreModule
 from rlhf_core.models.passes import Tell, passes
@@ -75,10 +77,26 @@ class RewardModelScorer(ModelScorer):
     def score(self, responses: Sequence[ScoredResponse], tell: Tell = lambda done, total: None) -> list[float]:
         """One raw score (logit of the head) a response; `tell` hears how many of all micro-batches are done.
 
-        Raises `DivergedError` for a score that is not finite.
+        Of a response with hidden tokens it is that of its last token that is not. Raises `DivergedError` for a score that is not
+        finite, `ConfigError` for a model that nothing can be hidden from.
         """
-        rows = [TokenRow.from_prompt_response(r.prompt_ids, r.response_ids) for r in responses]
+        rows = [self._row(response) for response in responses]
         return [value for [value] in self.values(rows, tell, per_target=False)]
+
+    def _row(self, response: ScoredResponse) -> TokenRow:
+        row, start = TokenRow.from_prompt_response(response.prompt_ids, response.response_ids), len(response.prompt_ids)
+        if response.hidden is None:
+            return row
+        if not self._can_hide:
+            raise ConfigError(
+                "counterfactual 'mask_attention': this reward model does not tell where its tokens stand by their positions, so nothing "
+                "can be hidden from it; use mask or delete"
+            )
+        return row.hiding(start + response.hidden[0], start + response.hidden[1])
+
+    @cached_property
+    def _can_hide(self) -> bool:
+        return can_hide(self._module, self._device)
 
 
 def loading(around: Around) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rlhf_core.settings.segments import SegmentMode
 
 Labels = Literal["letters+digits", "letters"]
 ThinkMode = Literal["exclude", "unit", "include"]
-Counterfactual = Literal["mask_truncate", "mask", "delete"]
+Counterfactual = Literal["mask_truncate", "mask", "delete", "mask_attention"]
 
 
 class CreditSettings(Settings):
@@ -56,7 +56,8 @@ class DrcaCredit(CreditSettings):
     entropy_shift: int = Field(0, ge=0, le=1, description="1: the token behind it opens the unit, as first published")
     counterfactual: Counterfactual = Field(
         "mask_truncate",
-        description="The response without a unit. mask_truncate: blanks instead, and nothing behind; mask: blanks; delete: closed up",
+        description="The response without a unit. mask_truncate: blanks instead, and nothing behind; mask: blanks; delete: closed up; "
+        "mask_attention: as it is, and the reward model does not attend to the unit",
     )
     think_mode: ThinkMode = Field(
         "exclude", description="What is thought before the answer is in no unit, is the first one, or is part of the answer"
