@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_processing.errors import ConfigError, DivergedError
+from rlhf_core.allocator import keep_freed_memory
 from rlhf_core.device import device_for
 from rlhf_core.engine.artifact import write_artifact
 from rlhf_core.engine.average import WeightAverage
@@ -57,6 +58,7 @@ class TrainingEngine:
 
         if total_steps < 1:
             raise ConfigError(f"total_steps={total_steps}: training needs at least one optimizer step")
+        keep_freed_memory()
         init_distributed(device_for(engine.gpus_per_rank))
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         module.train()

@@ -1,0 +1,22 @@
+"""What the C library does with memory that a process frees: gives it back, or keeps it for what comes next."""
+
+from __future__ import annotations
+
+import ctypes
+
+# Names of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 1 << 30
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep up to 1 GiB of what it frees, and allocate what is smaller than that from there.
+
+    For processes that need the same tensors round after round. By default glibc gives memory back above bounds that hang on which
+    sizes were freed before, and each page that is asked for again is cleared again: up to a tenth of a small training step. The most
+    that a step takes at once stays what it is. Does nothing where the C library has no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
