@@ -13,8 +13,9 @@ def keep_freed_memory() -> None:
     """Have this process keep up to 1 GiB of what it frees, and allocate what is smaller than that from there.
 
     For processes that need the same tensors round after round. By default glibc gives memory back above bounds that hang on which
-    sizes were freed before, and each page that is asked for again is cleared again: up to a tenth of a small training step. The most
-    that a step takes at once stays what it is. Does nothing where the C library has no such setting.
+    sizes were freed before, and each page that is asked for again is cleared again: a tenth and more of a small training step. In
+    return such a process stays at its peak between steps, and that may be higher, as what is kept lies in pieces. Does nothing where
+    the C library has no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
