@@ -63,7 +63,7 @@ def check_scorers(sources: Sequence[RewardSettings], inputs: Collection[str]) ->
     asked, given = rewards.inputs_of(sources), [name for name in inputs if name not in _OTHERS]
     if missing := sorted(asked.difference(given)):
         raise ConfigError(
-            f"its rewards ask the model '{missing[0]}', which is no input of it; {did_you_mean(missing[0], given)}name the entry "
+            f"its rewards ask the reward model '{missing[0]}', which is no input of it; {did_you_mean(missing[0], given)}name the entry "
             f"that makes it, as in {missing[0]}: rm"
         )
     if idle := [name for name in given if name not in asked and name != "reward_model"]:
