@@ -33,14 +33,14 @@ class EvaluationJob:
     base: Path
     data: Path
     reward_model: Path | None
-    generator: Path | None
-    baseline: Path | None
     output: Path
     seed: int
     events: EventLog
     counts: dict[TableName, RowCounts] = field(default_factory=dict)
     held_out: list[tuple[str, TokenRow]] = field(default_factory=list)
     loaded: dict[Path, PolicyModule] = field(default_factory=dict)
+    generator: Path | None = None
+    baseline: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
