@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any, get_args
 
 import numpy as np
@@ -27,6 +27,10 @@ from compare import machine
 from credit_model import small_model
 from methods import ROOT, run_preset
 
+from data_processing.procedures.checker import check
+from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
+from data_processing.procedures.optimal import optimal_procedure, render
+from data_processing.procedures.policy import draw_policy
 from data_processing.schemas import read_table
 from data_processing.turns import messages_of
 from data_processing.wording import path_of
@@ -54,10 +58,13 @@ MODELS, CURVES = ROOT / "benchmarks" / "credit.yaml", ROOT / "benchmarks" / "cre
 COUNTERFACTUALS: tuple[Counterfactual, ...] = get_args(Counterfactual)
 RESAMPLING = Resampling(resamples=2000, confidence=0.95, seed=0)
 SHARES = Bounds(0.0, 1.0)
-REPEATS = 4
-PROMPTS, SAMPLES = 6, 4
-ARMS = ("outcome", "drca", "segment", "token", "checker_outcome", "checker_drca")
+# Spoiled procedures that the checker itself is tried on.
+CHECKED = 1400
+REPEATS = 2
+PROMPTS, SAMPLES = 4, 4
+ARMS = ("outcome", "drca", "segment", "token", "checker_outcome", "checker_drca", "checker_drca_less")
 SCORE = "eval_reward/procedures"
+ROUNDS_SHOWN = (0, 8, 12, 16, 20, 28, 40)
 # Tokens in one pass of a reward model: those of the preset's online runs.
 MICRO_BATCH_TOKENS = 400
 
@@ -69,17 +76,19 @@ def main() -> None:
     """Run what it takes, measure, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figure", choices=list(FIGURES))
+    parser.add_argument("--table", action="store_true", help="only write the table, from the results that are there")
     asked = parser.parse_args()
     measure, table = FIGURES[asked.figure]
-    facts = machine.facts(None)
-    figures = measure()
     path = RESULTS / f"credit_{asked.figure}.json"
-    path.write_text(json.dumps({"machine": facts, "figures": figures}, indent=1) + "\n", encoding="utf-8")
+    if not asked.table:
+        result = {"machine": machine.facts(None), "figures": measure()}
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    figures = read_json(path)["figures"]
     begin, end = f"<!-- measured: python benchmarks/credit.py {asked.figure} -->", f"<!-- end of {asked.figure} -->"
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.partition(begin)[0], page.partition(end)[2]
     PAGE.write_text(f"{before}{begin}\n" + "\n".join(table(figures)) + f"\n{end}{after}", encoding="utf-8")
-    print(f"wrote {path} and {PAGE}")
+    print(f"wrote {PAGE} from {path}")
 
 
 def _large(until: str) -> Artifacts:
@@ -121,8 +130,9 @@ def localisation() -> Figures:
     """Of reward models: pairs judged right, and how often the faulty step earns least by each way to tell."""
     large, small = _large("convert"), _small("convert_tokens")
     asked = [("135M", large, name) for name in ("reward_model", "segments")]
-    asked += [("0.2M", small, name) for name in ("reward_model", "segments", "tokens")]
-    return [figure for model, found, name in asked for figure in _localisation_of(model, found, name)]
+    asked += [("0.2M", small, name) for name in ("reward_model", "long", "segments", "tokens")]
+    by_models = [figure for model, found, name in asked for figure in _localisation_of(model, found, name)]
+    return by_models + [_localisation_of_checker(difficulty, way) for difficulty in (2, 1) for way in COUNTERFACTUALS]
 
 
 def _localisation_of(model: str, found: Artifacts, name: str) -> Iterator[dict[str, Any]]:
@@ -142,6 +152,28 @@ def _localisation_of(model: str, found: Artifacts, name: str) -> Iterator[dict[s
         yield told
 
 
+def _localisation_of_checker(difficulty: int, way: Counterfactual) -> dict[str, Any]:
+    """The same with the checker's score in place of a reward model's; a blanked line is one that it skips."""
+    rng = random.Random(0)
+    hits: dict[str, list[float]] = defaultdict(list)
+    chances: dict[str, list[float]] = defaultdict(list)
+    names = list(CORRUPTIONS)
+    while sum(map(len, hits.values())) < CHECKED:
+        policy = draw_policy(rng, difficulty)
+        name = rng.choice(names)
+        spoiled = corrupt(name, optimal_procedure(policy), policy, rng)
+        if spoiled is None or len(lines := render(spoiled[0]).splitlines()) < 2:
+            continue
+        without = [lines[:i] if way == "mask_truncate" else [*lines[:i], *lines[i + 1 :]] for i in range(len(lines))]
+        worth = [check(policy.label(), "\n".join(rest)).score for rest in without]
+        # What is worth most without its step has the least difference.
+        lowest = [place for place, value in enumerate(worth) if value == max(worth)]
+        hits[name].append((spoiled[1] in lowest) / len(lowest))
+        chances[name].append(1 / len(lines))
+    told = {"model": f"difficulty {difficulty}", "reward_model": "the checker itself", "counterfactual": way}
+    return told | {"pairs_judged_right": None} | _summary(hits, chances)
+
+
 def _localised(job: EvaluationJob, scorer: RewardModelScorer) -> dict[str, Any]:
     rows = spoiled_rows(job)
     corruption = {row["id"]: json.loads(row["detail"])["corruption"] for row in rows}
@@ -152,13 +184,23 @@ def _localised(job: EvaluationJob, scorer: RewardModelScorer) -> dict[str, Any]:
     by_corruption: dict[str, list[str]] = defaultdict(list)
     for answer in hits:
         by_corruption[corruption[answer]].append(answer)
+    return _summary(
+        {name: [hits[answer] for answer in ids] for name, ids in by_corruption.items()},
+        {name: [chances[answer] for answer in ids] for name, ids in by_corruption.items()},
+    )
+
+
+def _summary(hits: Mapping[str, list[float]], chances: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Of hits and chances by corruption."""
+    found, by_chance = [value for own in hits.values() for value in own], [value for own in chances.values() for value in own]
+    beyond = [hit - chance for hit, chance in zip(found, by_chance, strict=True)]
     return {
-        "faulty_earns_least": _interval(list(hits.values())),
-        "chance": fmean(chances.values()),
-        "beyond_chance": _interval([hits[a] - chances[a] for a in hits], Bounds(-1.0, 1.0)),
+        "faulty_earns_least": _interval(found),
+        "chance": fmean(by_chance),
+        "beyond_chance": _interval(beyond, Bounds(-1.0, 1.0)),
         "by_corruption": {
-            name: {"n": len(ids), "faulty_earns_least": fmean(hits[a] for a in ids), "chance": fmean(chances[a] for a in ids)}
-            for name, ids in sorted(by_corruption.items())
+            name: {"n": len(hits[name]), "faulty_earns_least": fmean(hits[name]), "chance": fmean(chances[name])}
+            for name in sorted(hits)
         },
     }
 
@@ -190,8 +232,9 @@ def localisation_table(figures: Figures) -> Iterator[str]:
     for own in figures:
         way = own["counterfactual"]
         least, chance = own["faulty_earns_least"], own["chance"]
+        judged = own["pairs_judged_right"]
         yield (
-            f"| {own['model']} | `{own['reward_model']}` | {_shown(own['pairs_judged_right'])} | {f'`{way}`' if way else 'its segments'} | {_shown(least)} | "
+            f"| {own['model']} | {own['reward_model']} | {_shown(judged) if judged else '–'} | {f'`{way}`' if way else 'its segments'} | {_shown(least)} | "
             f"{chance:.2f} | {least['mean'] / chance:.2f} |"
         )
 
@@ -215,13 +258,17 @@ def cost() -> Figures:
     figures = []
     for way in COUNTERFACTUALS:
         drca = Drca(DrcaCredit(counterfactual=way), None)
-        plain: list[tuple[float, int]] = []
-        extra: list[tuple[float, int]] = []
-        without, with_units = partial(scorer.score, given.responses), partial(drca, given)
+        taken: dict[str, list[tuple[float, int]]] = {"plain": [], "extra": []}
         for turn in range(REPEATS):
-            for call in (without, with_units) if turn % 2 == 0 else (with_units, without):
-                (plain if call is without else extra).append(_taken(call, computed))
-        told = drca(given).metrics
+            for name in ("plain", "extra") if turn % 2 == 0 else ("extra", "plain"):
+                computed.clear()
+                started = time.process_time()
+                if name == "plain":
+                    scorer.score(given.responses)
+                else:
+                    told = drca(given).metrics
+                taken[name].append((time.process_time() - started, sum(computed)))
+        plain, extra = taken["plain"], taken["extra"]
         ratios = [e / p for (p, _), (e, _) in zip(plain, extra, strict=True)]
         figures.append(
             {
@@ -230,7 +277,7 @@ def cost() -> Figures:
                 "units": told["units"],
                 "extra_token_ratio": told["extra_token_ratio"],
                 "computed_token_ratio": extra[0][1] / plain[0][1],
-                "cpu_ratio": median(ratios),
+                "cpu_ratio": fmean(ratios),
                 "cpu_ratios": ratios,
                 "plain_cpu_s": [seconds for seconds, _ in plain],
                 "extra_cpu_s": [seconds for seconds, _ in extra],
@@ -241,14 +288,6 @@ def cost() -> Figures:
         )
         print(json.dumps(figures[-1]), flush=True)
     return figures
-
-
-def _taken(call: Callable[[], Any], computed: list[int]) -> tuple[float, int]:
-    """CPU-seconds of a call, and the tokens that went through the model."""
-    computed.clear()
-    started = time.process_time()
-    call()
-    return time.process_time() - started, sum(computed)
 
 
 def _untrained(model: Path, folder: Path) -> RewardModelScorer:
@@ -281,14 +320,14 @@ def _round(found: Artifacts, scorer: RewardModelScorer) -> Round:
 
 def cost_table(figures: Figures) -> Iterator[str]:
     """A counterfactual a row."""
-    yield "| counterfactual | N, units a response | CPU-seconds: counterfactuals / round | of N | tokens computed: the same | `credit/extra_token_ratio` |"
+    yield "| counterfactual | N, units a response | CPU-seconds, counterfactuals / round (ABBA) | tokens computed, the same | and with the round's prompts not shared | `credit/extra_token_ratio` |"
     yield "|---|---|---|---|---|---|"
     for own in figures:
-        units, ratio = own["units"], own["cpu_ratio"]
-        yield (
-            f"| `{own['counterfactual']}` | {units:.2f} | {ratio:.2f} ({min(own['cpu_ratios']):.2f} to {max(own['cpu_ratios']):.2f}) | "
-            f"{ratio / units:.2f} N | {own['computed_token_ratio']:.2f} | {own['extra_token_ratio']:.2f} |"
-        )
+        units, apart = own["units"], own["extra_tokens"] / own["unshared_tokens"]
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in own["cpu_ratios"])
+        shown = [f"{value:.2f} = {value / units:.2f} N" for value in (own["computed_token_ratio"], apart)]
+        mean = f"{own['cpu_ratio']:.2f} = {own['cpu_ratio'] / units:.2f} N ({ratios})"
+        yield f"| `{own['counterfactual']}` | {units:.2f} | {mean} | {shown[0]} | {shown[1]} | {own['extra_token_ratio']:.2f} |"
 
 
 def curves() -> Figures:
@@ -310,15 +349,22 @@ def _scores(folder: Path) -> dict[int, float]:
 
 def curves_table(figures: Figures) -> Iterator[str]:
     """A way to give credit a row: mean over the seeds and their standard deviation, by round."""
-    lines = {own["credit"]: [list(scores.items()) for scores in own["scores"].values()] for own in figures}
+    lines = {
+        own["credit"]: [[(int(number), score) for number, score in scores.items()] for scores in own["scores"].values()]
+        for own in figures
+    }
     plots.curves(ROOT / "docs" / "images" / "credit_curves.svg", lines, "rounds of 64 responses", "score, held-out prompts")
-    rounds = list(next(iter(figures[0]["scores"].values())))
-    yield "| credit | seeds | " + " | ".join(f"round {number}" for number in rounds) + " |"
-    yield "|---|---|" + "---|" * len(rounds)
-    for own in figures:
-        values = [[scores[number] for scores in own["scores"].values()] for number in rounds]
-        shown = [f"{fmean(each):.2f}" + (f" ± {stdev(each):.2f}" if len(set(each)) > 1 else "") for each in values]
-        yield f"| `{own['credit']}` | {len(own['scores'])} | " + " | ".join(shown) + " |"
+    yield "| credit | seeds | " + " | ".join(f"round {number}" for number in ROUNDS_SHOWN) + " |"
+    yield "|---|---|" + "---|" * len(ROUNDS_SHOWN)
+    for name, runs in lines.items():
+        shown = [_over_seeds([dict(run)[number] for run in runs if number in dict(run)]) for number in ROUNDS_SHOWN]
+        yield f"| `{name}` | {len(runs)} | " + " | ".join(shown) + " |"
+
+
+def _over_seeds(scores: Sequence[float]) -> str:
+    if not scores:
+        return "–"
+    return f"{fmean(scores):.2f}" + (f" ± {stdev(scores):.2f}" if len(set(scores)) > 1 else "")
 
 
 FIGURES: Mapping[str, tuple[Callable[[], Figures], Callable[[Figures], Iterator[str]]]] = {
