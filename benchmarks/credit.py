@@ -62,6 +62,7 @@ SHARES = Bounds(0.0, 1.0)
 CHECKED = 1400
 REPEATS = 2
 PROMPTS, SAMPLES = 4, 4
+LARGE, SMALL = ("reward_model", "segments"), ("reward_model", "long", "segments", "tokens")
 ARMS = ("outcome", "drca", "segment", "token", "checker_outcome", "checker_drca", "checker_drca_less")
 SCORE = "eval_reward/procedures"
 ROUNDS_SHOWN = (0, 8, 12, 16, 20, 28, 40)
@@ -128,9 +129,9 @@ def _scorer(found: Artifacts, reward_model: Path) -> RewardModelScorer:
 
 def localisation() -> Figures:
     """Of reward models: pairs judged right, and how often the faulty step earns least by each way to tell."""
-    large, small = _large("convert"), _small("convert_tokens")
-    asked = [("135M", large, name) for name in ("reward_model", "segments")]
-    asked += [("0.2M", small, name) for name in ("reward_model", "long", "segments", "tokens")]
+    large = _large("convert")
+    small = {node: path for name in SMALL for node, path in _small(f"convert_{name}").items()}
+    asked = [("135M", large, name) for name in LARGE] + [("0.2M", small, name) for name in SMALL]
     by_models = [figure for model, found, name in asked for figure in _localisation_of(model, found, name)]
     return by_models + [_localisation_of_checker(difficulty, way) for difficulty in (2, 1) for way in COUNTERFACTUALS]
 
@@ -349,7 +350,7 @@ def _scores(folder: Path) -> dict[int, float]:
 
 def curves_table(figures: Figures) -> Iterator[str]:
     """A way to give credit a row: mean over the seeds and their standard deviation, by round."""
-    lines = {
+    lines: dict[str, list[list[tuple[float, float]]]] = {
         own["credit"]: [[(int(number), score) for number, score in scores.items()] for scores in own["scores"].values()]
         for own in figures
     }

@@ -58,7 +58,7 @@ def curves(path: Path, lines: dict[str, list[list[tuple[float, float]]]], x_labe
         axes.plot(steps, means, color=f"C{place}", linewidth=1.8, label=name)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
 
 
