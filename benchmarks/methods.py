@@ -26,16 +26,16 @@ SCORE, KL, LENGTH = "procedures.score", "kl", "length"
 
 def main() -> None:
     """Run, unless a run is named, and write."""
-    run = Path(sys.argv[1]) if len(sys.argv) > 1 else _run()
+    run = Path(sys.argv[1]) if len(sys.argv) > 1 else run_preset(PRESET)
     text = PAGE.read_text(encoding="utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(table(gather(run))) + f"\n{END}{after}", encoding="utf-8")
     print(f"wrote {PAGE}")
 
 
-def _run() -> Path:
+def run_preset(preset: Path, *options: str) -> Path:
     """The folder of a run of the preset, which says where it is in its last line."""
-    command = [sys.executable, "-m", "flows.cli", "run", "--preset", str(PRESET)]
+    command = [sys.executable, "-m", "flows.cli", "run", "--preset", str(preset), *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = ""

@@ -1,4 +1,4 @@
-"""The plots of docs/performance.md, as SVG that stays the same while its figures do."""
+"""The plots of docs/performance.md and docs/credit.md, as SVG that stays the same while its figures do."""
 
 from __future__ import annotations
 
@@ -43,6 +43,22 @@ def growth(path: Path, lines: dict[str, list[tuple[float, float]]], x_label: str
         axes.set_xlabel(x_label)
         axes.set_title(y_label, fontsize=9)
         axes.grid(True, which="major", alpha=0.3)
+    _save(figure, path)
+
+
+def curves(path: Path, lines: dict[str, list[list[tuple[float, float]]]], x_label: str, y_label: str) -> None:
+    """Each name's mean over its runs, and a thin line for each of them."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    for place, (name, runs) in enumerate(lines.items()):
+        steps = [step for step, _ in runs[0]]
+        values = [[value for _, value in run] for run in runs]
+        for own in values:
+            axes.plot(steps, own, color=f"C{place}", linewidth=0.6, alpha=0.5)
+        means = [sum(each) / len(each) for each in zip(*values, strict=True)]
+        axes.plot(steps, means, color=f"C{place}", linewidth=1.8, label=name)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
 
 
