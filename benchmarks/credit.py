@@ -55,7 +55,9 @@ from tasks.runtime.contract.home import Home
 
 PAGE, RESULTS = ROOT / "docs" / "credit.md", ROOT / "benchmarks" / "results"
 MODELS, CURVES = ROOT / "benchmarks" / "credit.yaml", ROOT / "benchmarks" / "credit_curves.yaml"
-COUNTERFACTUALS: tuple[Counterfactual, ...] = get_args(Counterfactual)
+OF_MODELS: tuple[Counterfactual, ...] = get_args(Counterfactual)
+# In a text, as the checker reads it, nothing can be hidden.
+COUNTERFACTUALS = tuple(way for way in OF_MODELS if way != "mask_attention")
 RESAMPLING = Resampling(resamples=2000, confidence=0.95, seed=0)
 SHARES = Bounds(0.0, 1.0)
 # Spoiled procedures that the checker itself is tried on.
@@ -141,7 +143,7 @@ def _localisation_of(model: str, found: Artifacts, name: str) -> Iterator[dict[s
     scorer = _scorer(found, folder)
     is_of_segments = isinstance(scorer, SegmentScorer)
     accuracy = _interval(_pairs_judged_right(found, scorer))
-    for way in COUNTERFACTUALS[:1] if is_of_segments else COUNTERFACTUALS:
+    for way in OF_MODELS[:1] if is_of_segments else OF_MODELS:
         told = {
             "model": model,
             "reward_model": name,

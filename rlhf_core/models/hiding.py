@@ -17,8 +17,9 @@ from rlhf_core.models.modules import ScoreModule, hidden_states
 from rlhf_core.models.passes import passes
 
 _PROMPT_TOKENS, _RESPONSE_TOKENS, _HIDDEN = 6, 18, (9, 14)
-# How far apart equal readings may be (their last hidden states), relative to what hiding changes at all.
-_BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+# How far apart equal readings may be by rounding (their last hidden states, relative to their length): sound models differ by up to 4e-7 in
+# fp32 and 0.004 in bf16. Closing up moves them by more than twice that, or it is not seen whether positions count.
+_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 
 
 @torch.inference_mode()
@@ -34,10 +35,10 @@ def can_hide(module: ScoreModule, on: device) -> bool:
     gap = row.hiding(*_HIDDEN)
     [(_, without)] = passes([gap], module.layouts, len(row), on)
     [(_, closed)] = passes([replace(gap, positions=None)], module.layouts, len(row), on)
-    batches = (replace(whole, attention_mask=mask), without, closed, whole)
-    masked, left_out, closed_up, seen = (_last(module, batch.to(on)) for batch in batches)
-    bound = _BOUND[module.hf.dtype] * (masked - seen).norm()
-    return bool((masked - left_out).norm() <= bound < (closed_up - left_out).norm())
+    batches = (replace(whole, attention_mask=mask), without, closed)
+    masked, left_out, closed_up = (_last(module, batch.to(on)) for batch in batches)
+    apart = (masked - left_out).norm()
+    return bool(apart <= _ROUNDING[module.hf.dtype] * masked.norm() and 2 * apart < (closed_up - left_out).norm())
 
 
 def _last(module: ScoreModule, batch: ModelBatch) -> torch.Tensor:

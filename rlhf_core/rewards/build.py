@@ -95,7 +95,7 @@ class Around:
         """The folder of the scorer that the input `name` is; raises `ConfigError` where there is none."""
         if name not in self.scorers:
             raise ConfigError(
-                f"rewards: kind '{source.kind}' needs the model '{name}', and this run has {sorted(self.scorers) or 'none'}: name an "
+                f"rewards: kind '{source.kind}' needs the reward model '{name}', and this run has {sorted(self.scorers) or 'none'}: name an "
                 "entry that makes one as that input, or use another kind"
             )
         return self.scorers[name]
