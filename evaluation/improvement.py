@@ -22,11 +22,11 @@ def improvements(job: EvaluationJob, answers: Sequence[Answer], generator: Path,
     """Of each answer; one whose plan the generator cannot read has only what is told without it, and a warning says so."""
     settings = job.config.vr_cli
     scorer = scorer_with(settings, generator, Baseline.read(baseline), job.config.gpus)
-    for note in scorer.notes:
-        job.events.warn_once(note)
     # Answers to one prompt after the other, so that it is computed once for them.
     ordered = sorted(answers, key=lambda answer: answer.prompt.id)
     found = scorer.improved([answer.to_scored_response() for answer in ordered], teller(job, "completions"))
+    for note in scorer.notes:
+        job.events.warn_once(note)
     scores: list[Score] = []
     for answer, each in zip(ordered, found, strict=True):
         scores += [Score(answer.id, MARKED, float(each.plan.marked)), Score(answer.id, COPIED, each.copied)]

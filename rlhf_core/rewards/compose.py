@@ -30,6 +30,7 @@ class Rewards:
     of the single tokens of response i, weighted and summed, on top of its total; None where no source gave any. `running` are the
     statistics by source, after these, of those that are put on a scale of all responses so far. `failures[source][i]` says why a
     source gave NaN for response i, where it said so. `units[i]` are what pieces of response i have earned, where a source says.
+    `notes` are the sources' lines for people, as of now.
     """
 
     total: list[float | None]
@@ -40,6 +41,7 @@ class Rewards:
     running: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)
     failures: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     units: Sequence[Sequence[CreditedUnit] | None] = ()
+    notes: tuple[str, ...] = ()
 
     def with_rows(self, numbers: Sequence[int], others: Rewards) -> Rewards:
         """The same with the responses of these numbers replaced by those of `others`, in their order."""
@@ -60,6 +62,7 @@ class Rewards:
             others.running,
             all_placed(self.failures, others.failures),
             placed(self.units, others.units) if self.units or others.units else (),
+            others.notes,
         )
 
     def without(self, is_left_out: Sequence[bool]) -> Rewards:
@@ -213,7 +216,7 @@ class ComposedReward:
         }
         failures = {name: scores.failures for name, scores in found.items() if any(scores.failures)}
         units = next((scores.units for scores in found.values() if scores.units), ())
-        return Rewards(totals, by_source, tuple(asked_again), metrics, tokens, running, failures, units)
+        return Rewards(totals, by_source, tuple(asked_again), metrics, tokens, running, failures, units, self.notes)
 
     def _ask_all(self, responses: Sequence[ScoredResponse], asked_again: list[str], *, is_learnt: bool) -> dict[str, Scores]:
         """What each source says. Functions stay in this thread, which they may set alarms in."""

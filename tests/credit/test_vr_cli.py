@@ -288,6 +288,16 @@ class TestReward:
         assert rewards[0] == rewards[3]
         assert list(scorer.score(answers[::-1]).rewards) == pytest.approx(rewards[::-1], abs=1e-4)
 
+    def test_a_marker_that_is_never_used_is_told_until_one_is(self, model: Path, baseline: Path) -> None:
+        scorer = build(VrCliReward(), around(model, baseline))
+        assert scorer.notes == ()
+        scorer.score([response(RECORD, "late"), response(RECORD, "early")])
+        scorer.score([response(RECORD, "soon")])
+        [note] = scorer.notes
+        assert "none of 2 responses has one of the markers ['In summary:'" in note and "each is a plan as a whole" in note
+        scorer.score([response(RECORD, "In summary: late")])
+        assert scorer.notes == ()
+
     def test_no_plan_earns_what_is_set_without_a_pass(self, model: Path, baseline: Path) -> None:
         answers = [response(RECORD, "In summary: ")]
         for settings, wanted in (

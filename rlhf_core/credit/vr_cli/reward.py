@@ -54,11 +54,19 @@ class VrCliScorer:
     ) -> None:
         self._settings, self._how, self._generator, self._baseline = settings, how, generator, baseline
         self._is_checked = baseline is None
+        self._n_seen, self._n_marked = 0, 0
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The generator's."""
-        return self._generator.notes
+        """The generator's, and one where no response has had a marker yet."""
+        if not self._n_seen or self._n_marked or not self._settings.markers:
+            return self._generator.notes
+        what = "so each is a plan as a whole" if not self._settings.require_marker else "so none has a plan"
+        unmarked = (
+            f"reward '{self.name}': none of {self._n_seen} responses has one of the markers {self._settings.markers}, {what}; tell the policy "
+            "to use one (data.prompts[].instruction), or set markers"
+        )
+        return (*self._generator.notes, unmarked)
 
     def score(self, responses: Sequence[ScoredResponse]) -> Scores:
         """What each response's plan earns; NaN where the generator cannot read it. Raises as `improved` does."""
@@ -86,6 +94,8 @@ class VrCliScorer:
         known = self._baselines(responses, records)
         settings = self._settings
         plans = [extract_plan(r.text, settings.markers, require_marker=settings.require_marker) for r in responses]
+        self._n_seen = self._n_seen or len(plans)  # of the first responses: it is told once
+        self._n_marked += sum(plan.marked for plan in plans)
         cut = [self._generator.cut(plan.text, settings.max_plan_tokens) for plan in plans]
         found = [
             Improved(plan, tokens, copied_share(text, record.completion), nll, nll if not text else None)

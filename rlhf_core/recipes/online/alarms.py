@@ -57,6 +57,8 @@ def check_rewards(step: int, rewards: Rewards, config: OnlineConfig, events: Eve
 
     `failures` are those of environments, which leave their conversations without one.
     """
+    for note in rewards.notes:
+        events.warn_once(note)
     for reason in rewards.asked_again:
         events.warn(f"round {step + 1}: {reason}")
     if not rewards.invalid_share:

@@ -23,7 +23,7 @@ from rlhf_core.models.load import load_tokenizer
 from rlhf_core.recipes.online.run import run_online
 from rlhf_core.recipes.vr_cli_baseline import BaselineJob, compute_baseline
 from rlhf_core.settings.vr_cli import VrCliBaselineConfig
-from tests.online.runs import metric, online_job, rollouts
+from tests.online.runs import events, metric, online_job, rollouts
 from tests.tiny_models import tiny_model
 
 HOW = VrCliBaselineConfig(max_length_tokens=256)
@@ -88,9 +88,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def baseline(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("baseline")
-    events = EventLog(folder / "events.jsonl")
     (folder / "output").mkdir()
-    compute_baseline(BaselineJob(HOW, model, data, folder / "output", folder / "resume", events))
+    log = EventLog(folder / "events.jsonl")
+    compute_baseline(BaselineJob(HOW, model, data, folder / "output", folder / "resume", log))
     return folder / "output"
 
 
@@ -109,6 +109,8 @@ def test_plans_come_to_say_what_helps(model: Path, data: Path, baseline: Path, t
     improvement = metric(run, "reward/vr_cli/improvement/mean")
     assert improvement[0] < 0 < improvement[-1]
     assert improvement == pytest.approx(metric(run, "reward/mean"), abs=1e-5)
+    told = [event["message"] for event in events(run, "warning")]
+    assert sum("none of 32 responses has one of the markers" in line for line in told) == 1
     tokenizer = load_tokenizer(model)
     rows = rollouts(run).to_pylist()
     said = [tokenizer.decode(row["response_ids"], skip_special_tokens=True) for row in rows]
@@ -136,9 +138,9 @@ def test_answers_are_measured_as_plans(model: Path, data: Path, baseline: Path, 
         bootstrap_resamples=100,
         samples_per_prompt=4,
     )
-    events = EventLog(tmp_path / "events.jsonl")
+    log = EventLog(tmp_path / "events.jsonl")
     job = EvaluationJob(
-        config, model, "m", model, data, None, tmp_path / "out", seed=3, events=events, generator=model, baseline=baseline
+        config, model, "m", model, data, None, tmp_path / "out", seed=3, events=log, generator=model, baseline=baseline
     )
     (tmp_path / "out").mkdir()
     evaluate(job)
