@@ -19,6 +19,7 @@ from rlhf_core.models.weight_files import parameters_in
 from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.supervised import SftConfig
 from rlhf_core.settings.training import EngineSettings, TrainingConfig
+from rlhf_core.settings.vr_cli import VrCliBaselineConfig
 
 _PROCESS_GIB = 1.0  # an interpreter with torch and friends
 _START_S = 15.0  # to start one and load a model
@@ -59,6 +60,8 @@ def estimate(node: Node, config: PipelineConfig, parameters: int | None) -> Esti
         return _training(settings, _steps(settings, config.data) * _rows_a_step(settings), parameters)
     if isinstance(settings, EvaluateConfig):
         return _evaluation(settings, "reward_model" in node.inputs, parameters)
+    if isinstance(settings, VrCliBaselineConfig):
+        return _baseline(settings, config.data, parameters)
     return Estimate(_PROCESS_GIB + parameters * 8 / 2**30, _START_S)
 
 
@@ -94,10 +97,18 @@ def _online(settings: OnlineConfig, parameters: int) -> Estimate:
 
 def _evaluation(settings: EvaluateConfig, scores: bool, parameters: int) -> Estimate:
     answers = (settings.max_prompts or 1000) * (settings.samples_per_prompt + settings.greedy)
-    scoring = 2 * (1 + int("kl" in settings.metrics) + int(scores))
+    scoring = 2 * (1 + int("kl" in settings.metrics) + int(scores) + int("improvement" in settings.metrics))
     per_token = 1 / _SAMPLED_PER_S + scoring / _FLOPS[settings.precision]
     seconds = 2 * _START_S + parameters * answers * settings.max_new_tokens * per_token
     return Estimate(2 * _PROCESS_GIB + 4 * parameters * 4 / 2**30, None if settings.gpus else seconds)
+
+
+def _baseline(settings: VrCliBaselineConfig, data: DataConfig, parameters: int) -> Estimate:
+    task = data.procedures
+    rows = sum((task.prompt_rows, task.validation_rows, task.test_rows)) if task else None
+    flops = 2 * parameters * _TOKENS_A_ROW * (rows or 0)
+    seconds = None if settings.gpus or rows is None else _START_S + flops / _FLOPS[settings.precision]
+    return Estimate(_PROCESS_GIB + parameters * 4 / 2**30, seconds)
 
 
 def _steps(settings: TrainingConfig, data: DataConfig) -> float:
