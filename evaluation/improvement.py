@@ -11,7 +11,7 @@ from evaluation.scores import Measure, Score
 from rlhf_core.credit.vr_cli.baseline import Baseline
 from rlhf_core.credit.vr_cli.reward import scorer_with
 
-IMPROVEMENT = Measure("improvement", "Perplexity of the completion, less with the plan (%)", digits=1)
+IMPROVEMENT = Measure("improvement", "Improvement by the plan (% of perplexity)", digits=1)
 ABOVE_ZERO = Measure("improvement.above_zero", "Plans that help (share)", lowest=0.0, highest=1.0)
 EARNED = Measure("improvement.reward", "Reward of plans")
 MARKED = Measure("improvement.marked", "Plans behind a marker (share)", better="neither", lowest=0.0, highest=1.0)
@@ -29,13 +29,13 @@ def improvements(job: EvaluationJob, answers: Sequence[Answer], generator: Path,
         job.events.warn_once(note)
     scores: list[Score] = []
     for answer, each in zip(ordered, found, strict=True):
-        scores += [Score(answer.id, MARKED, float(each.plan.marked)), Score(answer.id, COPIED, each.copied)]
         if each.percent is None:
             job.events.warn_once(f"the plan of an answer could not be read, and has no improvement: {each.failure}")
-            continue
-        scores += [
-            Score(answer.id, IMPROVEMENT, each.percent),
-            Score(answer.id, ABOVE_ZERO, float(each.percent > 0)),
-            Score(answer.id, EARNED, scorer.worth(each)),
-        ]
+        else:
+            scores += [
+                Score(answer.id, IMPROVEMENT, each.percent),
+                Score(answer.id, ABOVE_ZERO, float(each.percent > 0)),
+                Score(answer.id, EARNED, scorer.worth(each)),
+            ]
+        scores += [Score(answer.id, MARKED, float(each.plan.marked)), Score(answer.id, COPIED, each.copied)]
     return scores
