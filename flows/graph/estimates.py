@@ -84,7 +84,8 @@ def _training_gib(settings: TrainingConfig, parameters: int) -> float:
 def _online(settings: OnlineConfig, parameters: int) -> Estimate:
     trainers = 2 if settings.has_critic else 1
     reference = settings.uses_kl and settings.lora.rank == 0
-    scorers = sum(source.computes for source in settings.rewards)
+    # A reward model of segments has the language model beside it that tells them.
+    scorers = sum(source.computes for source in settings.rewards) + int(settings.credit.kind == "segment")
     frozen = 1 + int(reference) + scorers  # the sampler, the reference, the scorers
     memory = trainers * (_PROCESS_GIB + _training_gib(settings, parameters)) + frozen * (_PROCESS_GIB + parameters * 4 / 2**30)
     samples = settings.steps * settings.prompts_per_step * settings.samples_per_prompt

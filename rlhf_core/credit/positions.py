@@ -139,18 +139,32 @@ def with_params(path: Path, names: Sequence[str], threshold: float, found: Posit
     return content
 
 
+class MissingFitError(ConfigError):
+    """There is no fit for what is asked, and nothing is wrong with the file."""
+
+
 def read_params(path: Path, names: Sequence[str], threshold: float) -> PositionFit:
-    """The fit under these names; thresholds are compared as numbers. Raises `ConfigError` that says what is there."""
+    """The fit under these names; thresholds are compared as numbers.
+
+    Raises `MissingFitError` that says what is there, `ConfigError` for a file that is damaged.
+    """
     try:
         place: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingFitError(f"{path}: there is no fit of segment rewards") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no fit of segment rewards can be read from it: {error}") from error
     for number, name in enumerate(names):
-        if not isinstance(place, dict) or name not in place:
-            there = sorted(place) if isinstance(place, dict) else place
-            raise ConfigError(f"{path}: no fit for {'/'.join(names[: number + 1])}; there are {there}")
+        if not isinstance(place, dict):
+            raise ConfigError(f"{path}: holds {place!r} where fits by {name} should be; it is damaged")
+        if name not in place:
+            raise MissingFitError(f"{path}: no fit for {'/'.join(names[: number + 1])}; there are {sorted(place)}")
         place = place[name]
-    values = next((value for key, value in place.items() if float(key) == threshold), None)
-    if not (isinstance(values, list) and len(values) == 4):
-        raise ConfigError(f"{path}: no fit for {'/'.join(names)} with threshold {threshold:g}; there are {sorted(place)}")
-    return PositionFit(*map(float, values))
+    try:
+        values = next((value for key, value in place.items() if float(key) == threshold), None)
+        found = None if values is None else PositionFit(*map(float, values))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: the fits for {'/'.join(names)} cannot be read ({error}); it is damaged") from error
+    if found is None:
+        raise MissingFitError(f"{path}: no fit for {'/'.join(names)} with threshold {threshold:g}; there are {sorted(place)}")
+    return found

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from data_processing.errors import ConfigError
 from data_processing.settings import Settings
-from rlhf_core.credit.positions import PositionFit, read_params
+from rlhf_core.credit.positions import MissingFitError, PositionFit, read_params
 from rlhf_core.credit.segments import segments
 from rlhf_core.credit.spans import Span, spell
 from rlhf_core.credit.units import content_region, thinking_end
@@ -71,14 +71,16 @@ def read_reading(folder: Path) -> Reading | None:
 
 
 def read_fit(folder: Path, reading: Reading) -> PositionFit:
-    """The fit by position that belongs to the reward model in `folder`; raises `ConfigError` where there is none."""
+    """The fit by position that belongs to the reward model in `folder`; raises `MissingFitError` where there is none, `ConfigError` for a damaged one."""
     try:
         return read_params(folder / PARAMS_NAME, OWN_FIT, reading.threshold_nats)
-    except ConfigError as error:
-        raise ConfigError(
+    except MissingFitError as error:
+        raise MissingFitError(
             f"{error}. The entry that trains the reward model (reward_model, with granularity 'segment') makes it; run that again, or set "
             "credit.normalize to false, or credit.allow_missing_fit to true to take rewards as they are"
         ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{error}; run the entry again that trains the reward model") from error
 
 
 def write_reading(folder: Path, reading: Reading, params: Mapping[str, Any]) -> None:

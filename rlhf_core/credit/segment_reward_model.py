@@ -13,7 +13,7 @@ import torch
 from data_processing.errors import ConfigError
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.batching.templates import Renderer
-from rlhf_core.credit.positions import PositionFit
+from rlhf_core.credit.positions import MissingFitError, PositionFit
 from rlhf_core.credit.reading import ENTROPY_MODEL_NAME, Reading, read_fit, spans_of
 from rlhf_core.credit.segments import is_penalised, normalised, penalty_rewards, token_rewards
 from rlhf_core.credit.spans import Span
@@ -98,7 +98,7 @@ class SpreadSegments:
         self._is_dense = settings.mode in DENSE_MODES
         self._fit = None
         if settings.normalize and self._is_dense:
-            with suppress(ConfigError) if settings.allow_missing_fit else nullcontext():
+            with suppress(MissingFitError) if settings.allow_missing_fit else nullcontext():
                 self._fit = read_fit(model, reading)
 
     @property

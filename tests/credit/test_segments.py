@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_processing.errors import ConfigError
-from rlhf_core.credit.positions import PositionFit, bins, fit, read_params, with_params
+from rlhf_core.credit.positions import MissingFitError, PositionFit, bins, fit, read_params, with_params
 from rlhf_core.credit.segments import WHOLE, normalised, penalty_rewards, segments, token_rewards
 from rlhf_core.objectives.reward import credit_entropy, pairwise_reward_loss
 from rlhf_core.settings.segments import DENSE_MODES, SegmentMode
@@ -136,5 +136,24 @@ def test_params_are_found_by_number_and_what_is_missing_is_named(tmp_path: Path)
         read_params(path, NAMES, 3.0)
     with pytest.raises(ConfigError, match=r"no fit for reward_model/other; there are \['preference'\]"):
         read_params(path, ("reward_model", "other", "peak", "avg"), 2.0)
-    with pytest.raises(ConfigError, match="no fit of segment rewards can be read"):
+    with pytest.raises(MissingFitError, match="there is no fit of segment rewards"):
         read_params(tmp_path / "absent.json", NAMES, 2.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        '{"reward_model": 3}',
+        '{"reward_model": {"preference": {"peak": {"avg": {"two": [1, 2, 3, 4]}}}}}',
+        '{"reward_model": {"preference": {"peak": {"avg": {"2.0": [1, 2, "x", 4]}}}}}',
+        '{"reward_model": {"preference": {"peak": {"avg": {"2.0": [1, 2, 3]}}}}}',
+        '{"reward_model": {"preference": {"peak": {"avg": [1]}}}}',
+    ],
+)
+def test_damaged_params_are_not_taken_for_missing_ones(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "params.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_params(path, NAMES, 2.0)
+    assert not isinstance(error.value, MissingFitError)

@@ -244,6 +244,9 @@ def test_what_is_missing_is_named_with_the_entry_that_makes_it(
         spread(without, models["llama"])
     assert spread(without, models["llama"], allow_missing_fit=True).score(responses(models["llama"], data)[:1]).tokens
     assert spread(without, models["llama"], mode="segment_last_avg").score(responses(models["llama"], data)[:1]).rewards
+    (without / "params.json").write_text('{"reward_model"')
+    with pytest.raises(ConfigError, match=r"can be read from it.*run the entry again"):
+        spread(without, models["llama"], allow_missing_fit=True)
     with pytest.raises(ConfigError, match="keep_best"):
         validate({"reward_model": {"granularity": "segment", "keep_best": "eval_loss"}})
 
