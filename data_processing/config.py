@@ -101,7 +101,7 @@ class TableSource(Settings):
 
     `path` is a Hugging Face dataset name, a file (.parquet, .jsonl, .ndjson, .json, .csv, .arrow, .txt, .tar; text and tar also
     .gz or .zst), a folder of such files or of `save_to_disk`, or `data_type@dir` (for example `jsonl@/data/chat`), which reads
-    every file of that type below the folder. With kind `stories` files are novels (.txt), or rows of chapters (docs/credit.md). With kind `reasoning_gym` it is the name of a dataset of that library, with kind
+    every file of that type below the folder. With kind `stories` files are novels (.txt), or rows of chapters (docs/vr_cli.md). With kind `reasoning_gym` it is the name of a dataset of that library, with kind
     `verifiers` that of an environment of that one.
     """
 
@@ -125,7 +125,7 @@ class TableSource(Settings):
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="Of kind 'reasoning_gym': settings of the dataset's generator; of 'verifiers': arguments of load_environment; of "
-        "'stories': heading, pieces_of_words, previous and others (docs/credit.md)",
+        "'stories': heading, pieces_of_words, previous and others (docs/vr_cli.md)",
     )
     into: Split | None = Field(None, description="Split that all its rows are put in; null: each by its prompt")
     instruction: str | None = Field(

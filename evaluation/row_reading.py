@@ -35,7 +35,7 @@ def read_prompts(job: EvaluationJob, renderer: Renderer) -> list[Prompt]:
 
     def render(row: Mapping[str, Any]) -> Prompt:
         ids = renderer.prompt_ids(messages_of(row, "prompt"), tools_of(row))
-        return Prompt(row["id"], row["prompt"], row["label"], row["source"], ids, extra_of(row))
+        return Prompt(row["id"], messages_of(row, "prompt"), row["label"], row["source"], ids, extra_of(row))
 
     prompts, refused = _rendered(job, "prompts", table, render)
     rows = [DrawnRow(prompt.id, prompt.source, len(prompt.ids)) for prompt in prompts]

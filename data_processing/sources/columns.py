@@ -13,6 +13,7 @@ from data_processing.schemas import TableName
 from data_processing.sources.recognise import BEFORE, Shape
 from data_processing.sources.record import Record
 from data_processing.sources.turn import BadRow, tools
+from data_processing.turns import ASKED
 
 Row = dict[str, Any]
 
@@ -55,6 +56,10 @@ def extra_columns(values: Row, shape: Shape, record: Record) -> Row:
     _, label = _found_label(values)
     used = {"id", *_TOOLS, *BEFORE, *(shape.uses - shape.answers)}
     taken = used if label in (None, "reward_model") else used | {label}
+    if values.get(ASKED) is not None:
+        raise BadRow(
+            f"has a column '{ASKED}', which is what a prompt is called here without its source's instruction: rename it with 'columns'"
+        )
     extra = {name: value for name, value in values.items() if value is not None and name not in taken}
     if not shape.answers and record.response is not None:
         extra["response" if extra.get("response") in (None, "") else "last_answer"] = record.response

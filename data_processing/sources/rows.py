@@ -177,10 +177,6 @@ class SourceRows:
 def _instruct(row: Row, instruction: str) -> None:
     """Put an instruction behind the prompt, which stays among the further columns as it was."""
     extra = json.loads(row["extra"]) if row.get("extra") else {}
-    if ASKED in extra:
-        raise BadRow(
-            f"has a column '{ASKED}', where the prompt without the source's instruction is kept: rename it with 'columns'"
-        )
     *before, last = asked = row["prompt"]
     row["prompt"] = [*before, {**last, "content": f"{last['content']}\n\n{instruction}"}]
     row["extra"] = json_text({**extra, ASKED: asked}, "extra")

@@ -6,6 +6,7 @@ of next-chapter prediction have beside it: plan, summary, characters, synopsis.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,9 @@ def read_stories(files: Sequence[Path], source: TableSource, position: Position,
             if raw.values is None or any(not isinstance(raw.values.get(name), str) for name in _NEEDED):
                 problem = raw.problem or f"has no {' and '.join(_NEEDED)}, which a row of kind 'stories' needs"
                 yield raw._replace(values=None, problem=problem)
+                continue
+            if not _is_number(index := raw.values.get("chapter_index")):
+                yield raw._replace(values=None, problem=f"'chapter_index' is {index!r}, expected a whole number")
                 continue
             prompt = story_prompt(raw.values)
             if reason := reason_to_leave(raw.values, prompt, options):
@@ -163,6 +167,10 @@ def _row(values: Mapping[str, Any], prompt: str) -> dict[str, Any]:
     if values.get("story_id") is not None and values.get("chapter_index") is not None:
         aside.setdefault("id", f"{values['story_id']}:{values['chapter_index']}")
     return {**aside, "messages": messages}
+
+
+def _is_number(index: Any) -> bool:
+    return index is None or (isinstance(index, (int, float)) and math.isfinite(index) and index == int(index))
 
 
 def _told(value: Any) -> str:

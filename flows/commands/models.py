@@ -104,7 +104,9 @@ def _export_of(home: Home, store: ArtifactStore, name: str, how: Exported) -> Ca
             f"export: {given} is a training checkpoint; name the model that its training started from, as in --base MODEL"
         )
     base = find_model(home, store, how.base).folder(store)
-    if how.tag is None and (given / POLICY_NAME).is_file():
+    if (given / POLICY_NAME).is_file():
+        if how.tag:
+            raise ConfigError(f"export: --tag is for checkpoints of other trainers; {given} holds one step, leave it out")
         return partial(_convert, given, base, precision, {})
     return partial(_from_zero, given, base, precision, how.tag)
 

@@ -61,7 +61,7 @@ def try_reward(asked: Asked) -> None:
     _check_out(asked.out)
     tokenizer, engine = _tokenizer(asked, sources), EngineSettings(dtype="fp32")
     answers = read_answers(asked.on, asked.rows, tokenizer)
-    policy = next(iter(asked.scorers.values()), Path())
+    policy = next(iter(_models(asked)), Path())
     around = Around(policy, engine, asked.scorers, allowed_hosts=tuple(asked.allowed_hosts))
     tried = list(try_rewards(sources, answers, around))
     by_source = {each.name: each.scores.rewards for each in tried}
@@ -110,12 +110,16 @@ def _tokenizer(asked: Asked, sources: Sequence[RewardSettings]) -> Any:
     # What completions are worth without a plan is computed where it is not given.
     if missing := sorted(inputs_of(sources) - asked.scorers.keys() - {BASELINE}):
         raise ConfigError(f"--scorer: the rewards ask the model '{missing[0]}'; give its folder, as in --scorer {missing[0]}=DIR")
-    folder = asked.tokenizer or next(iter(asked.scorers.values()), None)
+    folder = asked.tokenizer or next(iter(_models(asked)), None)
     if folder is None:
         return None
     from rlhf_core.models.load import load_tokenizer
 
     return load_tokenizer(folder)
+
+
+def _models(asked: Asked) -> list[Path]:
+    return [folder for name, folder in asked.scorers.items() if name != BASELINE]
 
 
 def _heading(asked: Asked, answers: Sequence[TriedAnswer], unit: str) -> str:

@@ -30,6 +30,7 @@ from rlhf_core.settings.vr_cli import VrCliBaselineConfig
 # What a stop costs at most.
 _ROWS_A_PART = 64
 _NAMED = 5
+_MOST_PERPLEXITY = 1e6
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def compute_baseline(job: BaselineJob) -> dict[str, float]:
             own = [baseline_row(each.row_id, each.split, each.record, nll) for each, nll in zip(part, found, strict=True)]
             _write(place, own)
         rows += json.loads(place.read_text(encoding="utf-8"))
+    _check_perplexities(rows)
     write_baseline(job.output, rows, job.generator, config)
     return _facts(rows)
 
@@ -116,6 +118,14 @@ def _check_lengths(asked: Sequence[_Asked], most: int) -> None:
         raise DataError(
             f"{len(too_long)} of {len(asked)} prompts ({', '.join(too_long[:_NAMED])}, ...) are longer with their completion than "
             f"max_length_tokens={most}, and a completion is never cut: raise vr_cli_baseline.max_length_tokens, or leave these rows out"
+        )
+
+
+def _check_perplexities(rows: Sequence[dict[str, Any]]) -> None:
+    if broken := [f"{row['id']} ({row['baseline_ppl']:.3g})" for row in rows if not 1 <= row["baseline_ppl"] < _MOST_PERPLEXITY]:
+        raise DataError(
+            f"the completions of {len(broken)} of {len(rows)} prompts ({', '.join(broken[:_NAMED])}, ...) have perplexities that are no "
+            f"numbers, or {_MOST_PERPLEXITY:.0e} and more: look at these rows, and at the generator's weights and precision"
         )
 
 

@@ -13,7 +13,7 @@ from data_processing.config import TableSource
 from data_processing.errors import DataError
 from data_processing.sources.recognise import recognise
 from data_processing.sources.rows import SourceRows
-from data_processing.turns import extra_of
+from data_processing.turns import extra_of, messages_of
 from rlhf_core.rewards.base import ScoredResponse, Scores
 from rlhf_core.rewards.build import Around, build_scorer
 from rlhf_core.settings.rewards.base import RewardSettings
@@ -69,9 +69,10 @@ def _answers(row: dict[str, Any], values: dict[str, Any], tokenizer: Any) -> Ite
     texts = {side: text for side, text in _texts(values) if text is not None}
     if not texts and row["label"] is not None:
         texts = {LABEL: row["label"]}
+    prompt = messages_of(row, "prompt")
     for side, text in texts.items():
-        prompt_ids, response_ids = _ids(row["prompt"], text, tokenizer)
-        response = ScoredResponse(row["id"], row["prompt"], row["label"], prompt_ids, response_ids, text, extra_of(row))
+        prompt_ids, response_ids = _ids(prompt, text, tokenizer)
+        response = ScoredResponse(row["id"], prompt, row["label"], prompt_ids, response_ids, text, extra_of(row))
         yield TriedAnswer(row["id"], side, response)
 
 

@@ -258,7 +258,9 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
                 raise ValueError(
                     "credit 'drca' with a reward that is normalised by group: a response without a unit has no group; use 'running' or null"
                 )
-            others = [source.kind for source in self.rewards if source.kind != "reward_model" and source.weight]
+            others = [
+                source.kind for source in self.rewards if source.kind != "reward_model" and (source.weight or source.final_weight)
+            ]
             if self.credit.counterfactual == "mask_attention" and others:
                 raise ValueError(
                     f"counterfactual 'mask_attention' with a reward of kind '{others[0]}': a unit can be hidden from a trained reward model "

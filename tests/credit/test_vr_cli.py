@@ -247,6 +247,13 @@ def test_the_completion_is_the_column_that_is_named_or_the_answer() -> None:
     assert Record.of(longer, "L", columns, None) == Record(ASKED, "L")
     assert Record.of(longer, "L", columns, "gold") == Record(ASKED, "G")
     assert Record.of(ASKED, None, {}, None) is None
+    for answer in (
+        [{"from": "gpt", "value": "R"}],
+        {"role": "assistant", "content": "R"},
+        [{"role": "assistant", "content": [{"type": "text", "text": "R"}]}],
+        '[{"role": "assistant", "content": "R"}]',
+    ):
+        assert Record.of(ASKED, None, {"response": answer}, None) == Record(ASKED, "R")
 
 
 @pytest.fixture(scope="module")

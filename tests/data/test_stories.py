@@ -143,6 +143,13 @@ def test_an_instruction_is_for_the_policy_alone(tmp_path: Path) -> None:
         assert extra_of(row)["response"] == extra_of(bare)["response"]
 
 
+@pytest.mark.parametrize("index", ["Epilogue", 2.5])
+def test_a_chapter_without_a_number_is_refused_by_row(tmp_path: Path, index: object) -> None:
+    path = tmp_path / "chapters.jsonl"
+    path.write_text(json.dumps({"story_text": "a", "next_chapter": "word " * 300, "chapter_index": index}) + "\n")
+    assert "'chapter_index' is" in read(path, max_bad_fraction=1.0).bad[0]["reason"]
+
+
 def test_a_column_that_an_instruction_would_hide_is_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "Why?", "asked": "mine"}) + "\n")

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from data_processing.schemas import canonical_json
+from data_processing.sources.messages import json_messages, messages
+from data_processing.sources.turn import BadRow
 from data_processing.turns import ASKED
 from rlhf_core.batching.chat_template import Message
 from rlhf_core.batching.rendering import read_rendering
@@ -53,10 +55,19 @@ class Record:
         given = next((value for value in found if value not in (None, "")), None)
         if given is None:
             return None
-        if isinstance(given, list) and given and isinstance(given[-1], dict) and "content" in given[-1]:
-            given = given[-1]["content"]  # an answer as messages
-        text = given if isinstance(given, str) else canonical_json(given).decode()
-        return cls(columns.get(ASKED) or prompt, text)
+        text = _text_of(given)
+        return cls(columns.get(ASKED) or prompt, text) if text else None
+
+
+def _text_of(given: Any) -> str:
+    """An answer as text: that of its last turn where it is messages, in any form that sources have them; else as JSON. Empty for calls alone."""
+    turns = json_messages(given) if isinstance(given, str) else given
+    if isinstance(turns, dict) or (isinstance(turns, list) and turns and isinstance(turns[-1], dict)):
+        try:
+            return str(messages(turns, "completion", "assistant")[-1]["content"])
+        except BadRow:
+            return canonical_json(given).decode()
+    return given if isinstance(given, str) else canonical_json(given).decode()
 
 
 class CompletionRow(NamedTuple):

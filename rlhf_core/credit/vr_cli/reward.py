@@ -155,7 +155,7 @@ class VrCliScorer:
         looked_at = list(some.values())[:_LOOKED_AT]
         again = self._generator.nll([self._generator.row(record) for record, _ in looked_at])
         worst = max(abs(improvement_percent(nll, now.mean)) for (_, nll), now in zip(looked_at, again, strict=True))
-        if worst > self._settings.max_noise_percent:
+        if not worst <= self._settings.max_noise_percent:  # also where it is no number
             raise ConfigError(
                 f"a baseline that was computed again differs by {worst:.3g} %, more than max_noise_percent={self._settings.max_noise_percent}: "
                 "rewards below that are noise. Compute it in fp32 (vr_cli_baseline.dtype), run its entry again on this kind of machine, or "
