@@ -202,6 +202,8 @@ class DataConfig(Settings):
         "up to it they are dropped and counted",
     )
 
+    preview_rows: int = operational(3, "Rows of each table shown in the stage's summary", ge=0, le=20)
+
     @field_validator("sft", "preference", "unpaired", "stepwise")
     @classmethod
     def _instructions_are_for_prompts(cls, sources: list[TableSource]) -> list[TableSource]:
@@ -209,7 +211,10 @@ class DataConfig(Settings):
             raise ValueError("instruction is for sources of the prompts table; remove it, and put what is learnt into the rows")
         return sources
 
-    preview_rows: int = operational(3, "Rows of each table shown in the stage's summary", ge=0, le=20)
+    @property
+    def asks_for_procedures(self) -> bool:
+        """Whether prompts of the built-in task are labelled with their policies: not where they ask for plans."""
+        return self.procedures is not None and self.procedures.plan_instruction is None
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ content alone; the keys are JSON in the column `turns`, each with the column and
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Message = dict[str, Any]
@@ -54,6 +54,12 @@ def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """The functions that the conversation of a table's row may call, as the chat template takes them; None without any."""
     tools: list[dict[str, Any]] | None = json.loads(row["tools"]) if row.get("tools") else None
     return tools
+
+
+def with_text_behind(prompt: Sequence[Mapping[str, Any]], text: str) -> list[Message]:
+    """The prompt with a text behind its last turn."""
+    *before, last = prompt
+    return [*map(dict, before), {**last, "content": last["content"] + text}]
 
 
 def extra_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,13 +22,11 @@ def improvements(job: EvaluationJob, answers: Sequence[Answer], generator: Path,
     """Of each answer; one whose plan the generator cannot read has only what is told without it, and a warning says so."""
     settings = job.config.vr_cli
     scorer = scorer_with(settings, generator, Baseline.read(baseline), job.config.gpus)
-    # Answers to one prompt after the other, so that it is computed once for them.
-    ordered = sorted(answers, key=lambda answer: answer.prompt.id)
-    found = scorer.improved([answer.to_scored_response() for answer in ordered], teller(job, "completions"))
+    found = scorer.improved([answer.to_scored_response() for answer in answers], teller(job, "completions"))
     for note in scorer.notes:
         job.events.warn_once(note)
     scores: list[Score] = []
-    for answer, each in zip(ordered, found, strict=True):
+    for answer, each in zip(answers, found, strict=True):
         if each.percent is None:
             job.events.warn_once(f"the plan of an answer could not be read, and has no improvement: {each.failure}")
         else:

@@ -34,8 +34,9 @@ def read_prompts(job: EvaluationJob, renderer: Renderer) -> list[Prompt]:
         raise DataError("table 'prompts', split 'test' has no rows; give it some, for example by data.test_fraction")
 
     def render(row: Mapping[str, Any]) -> Prompt:
-        ids = renderer.prompt_ids(messages_of(row, "prompt"), tools_of(row))
-        return Prompt(row["id"], messages_of(row, "prompt"), row["label"], row["source"], ids, extra_of(row))
+        messages = messages_of(row, "prompt")
+        ids = renderer.prompt_ids(messages, tools_of(row))
+        return Prompt(row["id"], messages, row["label"], row["source"], ids, extra_of(row))
 
     prompts, refused = _rendered(job, "prompts", table, render)
     rows = [DrawnRow(prompt.id, prompt.source, len(prompt.ids)) for prompt in prompts]

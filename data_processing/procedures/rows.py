@@ -17,7 +17,7 @@ from data_processing.procedures.corruptions import CORRUPTIONS, corrupt
 from data_processing.procedures.optimal import Procedure, optimal_procedure, render
 from data_processing.procedures.policy import RULE_COUNTS, Policy, draw_policy, parse_policy, prompt_text
 from data_processing.schemas import TableName, content_id
-from data_processing.turns import ASKED
+from data_processing.turns import ASKED, with_text_behind
 
 Row = dict[str, Any]
 SOURCE = "procedures"
@@ -101,9 +101,8 @@ def _plan_rows(instruction: str, drawer: _Drawer, rng: random.Random, count: int
     rows = []
     for row in _prompt_rows(drawer, rng, count):
         procedure = render(optimal_procedure(parse_policy(row["label"])))
-        [asked] = row["prompt"]
-        told = {**asked, "content": f"{asked['content']}\n\n{instruction}"}
-        rows.append({**row, "prompt": [told], "label": procedure, "extra": json.dumps({ASKED: [asked]})})
+        told = with_text_behind(row["prompt"], f"\n\n{instruction}")
+        rows.append({**row, "prompt": told, "label": procedure, "extra": json.dumps({ASKED: row["prompt"]})})
     return rows
 
 

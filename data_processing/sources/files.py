@@ -11,6 +11,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -74,14 +75,26 @@ def read_files(files: list[Path], position: Position | None = None) -> Iterator[
     """
     position = position or Position(files)
     for file in files:
-        data_type = str(data_type_of(file))
-        try:
-            yield from READERS[data_type](file, position)
-            position.end_file(file)
-        except _UNREADABLE as error:
-            if getattr(error, "errno", None) in _OF_THE_MACHINE:
-                raise
-            raise DataError(f"{file}: not a readable {data_type} file: {error}; write it again or remove it") from error
+        with _read_to_its_end(file, position):
+            yield from READERS[str(data_type_of(file))](file, position)
+
+
+def read_whole_text(file: Path, position: Position) -> str:
+    """The text of a file of UTF-8, decompressed, in one piece; raises as `read_files` does."""
+    with _read_to_its_end(file, position), _open(file, position) as stream:
+        return io.TextIOWrapper(stream, encoding="utf-8-sig").read()
+
+
+@contextmanager
+def _read_to_its_end(file: Path, position: Position) -> Iterator[None]:
+    """A file is read while inside; raises `DataError` for one that is none of its type."""
+    try:
+        yield
+        position.end_file(file)
+    except _UNREADABLE as error:
+        if getattr(error, "errno", None) in _OF_THE_MACHINE:
+            raise
+        raise DataError(f"{file}: not a readable {data_type_of(file)} file: {error}; write it again or remove it") from error
 
 
 def _open(file: Path, position: Position) -> IO[bytes]:

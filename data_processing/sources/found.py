@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from data_processing.config import TableSource
 from data_processing.errors import ConfigError
+from data_processing.file_hash import file_sha256
 
 # Types of data files by their endings; several endings may mean one type.
 TYPES = {"parquet": "parquet", "jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "arrow": "arrow", "tar": "tar"}
@@ -74,12 +74,7 @@ def compression_of(file: Path) -> str | None:
 
 def file_fingerprint(source: TableSource, field: str) -> list[dict[str, Any]]:
     """Name, size in bytes and sha256 of every file that a source names."""
-    return [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in found_files(source, field).files]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return [{"name": f.name, "bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in found_files(source, field).files]
 
 
 def _below(folder: Path, wanted: str | None, field: str) -> Found:

@@ -24,7 +24,7 @@ from data_processing.sources.recognise import BEFORE, WORSE, Shape, recognise
 from data_processing.sources.record import Record, check
 from data_processing.sources.stories import read_stories
 from data_processing.sources.turn import BadRow, refuse_media
-from data_processing.turns import ASKED, TEXT_ROLE, pack_turns
+from data_processing.turns import ASKED, TEXT_ROLE, pack_turns, with_text_behind
 
 LISTED_BAD_ROWS = 20
 LISTED_COLUMNS = 10
@@ -177,9 +177,8 @@ class SourceRows:
 def _instruct(row: Row, instruction: str) -> None:
     """Put an instruction behind the prompt, which stays among the further columns as it was."""
     extra = json.loads(row["extra"]) if row.get("extra") else {}
-    *before, last = asked = row["prompt"]
-    row["prompt"] = [*before, {**last, "content": f"{last['content']}\n\n{instruction}"}]
-    row["extra"] = json_text({**extra, ASKED: asked}, "extra")
+    row["extra"] = json_text({**extra, ASKED: row["prompt"]}, "extra")
+    row["prompt"] = with_text_behind(row["prompt"], f"\n\n{instruction}")
 
 
 def _listed(names: list[str]) -> str:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from data_processing.config import StoryOptions, TableSource
 from data_processing.errors import DataError
-from data_processing.sources.files import Position, RawRow, read_files
-from data_processing.sources.found import compression_of, data_type_of
+from data_processing.sources.files import Position, RawRow, read_files, read_whole_text
+from data_processing.sources.found import data_type_of
 
 # What a row may tell of the story, in the order in which a prompt has it, and its title there.
 _PARTS = {
@@ -46,7 +46,7 @@ def read_stories(files: Sequence[Path], source: TableSource, position: Position,
     options = StoryOptions.model_validate(source.options)
     for file in files:
         if data_type_of(file) == "txt":
-            rows: Iterator[RawRow] = _rows_of_novel(file, options)
+            rows: Iterator[RawRow] = _rows_of_novel(file, options, position)
         else:
             rows = read_files([file], position)
         for raw in rows:
@@ -120,9 +120,9 @@ def pieces(text: str, least_words: int) -> list[str]:
     return found
 
 
-def _rows_of_novel(file: Path, options: StoryOptions) -> Iterator[RawRow]:
+def _rows_of_novel(file: Path, options: StoryOptions, position: Position) -> Iterator[RawRow]:
     """A row for each chapter but the first ones."""
-    text = _text(file)
+    text = read_whole_text(file, position)
     cut = chapters(text, options.heading)
     if not cut and not options.pieces_of_words:
         raise DataError(
@@ -142,23 +142,6 @@ def _rows_of_novel(file: Path, options: StoryOptions) -> Iterator[RawRow]:
             "next_chapter": chapter.text,
         }
         yield RawRow(f"{file.name} {'piece' if options.pieces_of_words else 'chapter'}", number, values)
-
-
-def _text(file: Path) -> str:
-    import gzip
-
-    import pyarrow as pa
-
-    data = file.read_bytes()
-    compression = compression_of(file)
-    if compression == "gzip":
-        data = gzip.decompress(data)
-    elif compression:
-        data = pa.CompressedInputStream(pa.BufferReader(data), compression).read()
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file.name} is no text in UTF-8 ({error}); convert it") from error
 
 
 def _row(values: Mapping[str, Any], prompt: str) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def deciding_metric(graph: Graph) -> str | None:
     evaluation = graph[next(iter(graph["compare"].inputs.values()))]
     data = graph[evaluation.inputs["data"]].settings
     measured = {
-        "procedures": isinstance(data, DataConfig) and data.procedures is not None and data.procedures.plan_instruction is None,
+        "procedures": isinstance(data, DataConfig) and data.asks_for_procedures,
         "reward": _SCORER_INPUT in evaluation.inputs,
         "improvement": True,
         "perplexity": True,
@@ -145,21 +145,26 @@ def _evaluation(entries: Expansion, model: Variant) -> Node:
 
 def _scorer(entries: Expansion) -> Variant | None:
     """The scorer of the metric 'reward': the one that is named, or the only one; None where there is none."""
-    place, named, makers = "evaluate.reward_model", entries.config.evaluate.reward_model, entries.makers(_SCORER)
-    if named is None and len(makers) > 1:
-        raise ConfigError(f"{place}: say which entry scores answers for the metric 'reward'; allowed are {', '.join(makers)}")
-    if named is None and not makers:
-        return None
-    return entries.one(place, named or makers[0], _SCORER)
+    return _maker(entries, "reward_model", _SCORER, "scores answers for the metric 'reward'")
 
 
 def _baseline(entries: Expansion) -> Variant:
     """What the metric 'improvement' compares with: the entry that is named, or the only one."""
-    place, named, makers = "evaluate.baseline", entries.config.evaluate.baseline, entries.makers(BASELINE)
-    if named is None and len(makers) != 1:
-        allowed = ", ".join(makers) or "none here; add an entry of stage vr_cli_baseline, or take the metric out"
-        raise ConfigError(f"{place}: say which entry the metric 'improvement' compares with; allowed are {allowed}")
-    return entries.one(place, named or makers[0], BASELINE)
+    found = _maker(entries, BASELINE, BASELINE, "the metric 'improvement' compares with")
+    if found is None:
+        raise ConfigError(
+            "evaluate.baseline: say which entry the metric 'improvement' compares with; allowed are none here; add an entry of stage "
+            "vr_cli_baseline, or take the metric out"
+        )
+    return found
+
+
+def _maker(entries: Expansion, setting: str, role: str, what: str) -> Variant | None:
+    """The entry with this role that a setting of `evaluate` names, or the only one; None where there is none."""
+    place, named, makers = f"evaluate.{setting}", getattr(entries.config.evaluate, setting), entries.makers(role)
+    if named is None and len(makers) > 1:
+        raise ConfigError(f"{place}: say which entry {what}; allowed are {', '.join(makers)}")
+    return entries.one(place, named or makers[0], role) if named or makers else None
 
 
 def _comparison(entries: Expansion, models: list[Variant]) -> Node:

@@ -159,6 +159,6 @@ def _data_of(node: Node, plan: Plan) -> DataConfig | None:
 
 def _has_policies(data: DataConfig, seed: int) -> bool:
     """Whether prompts are those of the built-in task, or labelled as they are."""
-    if data.procedures is not None and data.procedures.plan_instruction is None:
+    if data.asks_for_procedures:
         return True
     return any(row["label"] is not None and is_policy(row["label"]) for row in first_prompts(data, 1, seed))

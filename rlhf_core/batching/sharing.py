@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from rlhf_core.batching.balance import micro_batches
 from rlhf_core.batching.rows import TokenRow
 from rlhf_core.collector import collector_off
+
+
+def shared_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def runs_of_a_prompt(rows: Sequence[TokenRow]) -> list[list[int]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from data_processing.errors import ConfigError, DataError
@@ -21,6 +20,7 @@ from rlhf_core.batching.growing import GrowingTokens, always_splits
 from rlhf_core.batching.literal import LiteralText
 from rlhf_core.batching.rendering import Rendering, read_rendering
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.sharing import shared_beginning
 from rlhf_core.batching.shown import check_shown
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Renderer:
             starts.append(answer.index(step, end))
             end = starts[-1] + len(step)
         ids = self._tokens(opening, answer)
-        ends = [_shared(ids, self._tokens(opening, answer[:start])) - 1 for start in starts[1:]] + [len(ids) - 1]
+        ends = [shared_beginning(ids, self._tokens(opening, answer[:start])) - 1 for start in starts[1:]] + [len(ids) - 1]
         is_target = [i in ends for i in range(len(ids))]
         if sum(is_target) < len(steps) or ends[0] < len(self._tokens(opening, "")):
             raise DataError(
@@ -191,11 +191,6 @@ class Renderer:
             )
         ids = self._literal.encode((bos if adds_bos else "") + bare + eos)
         return TokenRow(ids, [False] + [True] * (len(ids) - 1))
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_processing.file_hash import file_sha256
 from rlhf_core.engine.distributed import barrier, rank
 
 MANIFEST_NAME = "manifest.json"
@@ -49,7 +49,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         files: dict[str, str] = manifest["files"]
-        whole = all(_sha256(folder / name) == digest for name, digest in files.items())
+        whole = all(file_sha256(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return manifest["facts"] if whole else None
@@ -98,7 +98,7 @@ def _write_manifest(part: Path, facts: dict[str, Any]) -> None:
     files = sorted(path for path in part.rglob("*") if path.is_file())
     for path in files:
         _fsync(path)
-    manifest = {"facts": facts, "files": {str(path.relative_to(part)): _sha256(path) for path in files}}
+    manifest = {"facts": facts, "files": {str(path.relative_to(part)): file_sha256(path) for path in files}}
     (part / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _fsync(part / MANIFEST_NAME)
     for directory in (part, *(path for path in part.rglob("*") if path.is_dir())):
@@ -116,11 +116,6 @@ def _replace(part: Path, folder: Path) -> None:
     else:
         part.rename(folder)
     _fsync(folder.parent)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_processing.errors import ConfigError
-from rlhf_core.engine.artifact import LATEST_NAME
-from rlhf_core.engine.convert import check_reloaded, put_in, zero_tensors
-from rlhf_core.models.load import load_lm, load_tokenizer
-from rlhf_core.models.tokenizer_files import copy_tokenizer
+from rlhf_core.engine.artifact import LATEST_NAME, PolicyDescription
+from rlhf_core.engine.convert import check_reloaded, publish, put_in, zero_tensors
+from rlhf_core.models.load import load_lm
 from rlhf_core.precision import Dtype
 
 # What trainers put before the names of a model's own weights.
@@ -46,8 +45,6 @@ def export_zero(checkpoint: Path, base: Path, output: Path, *, dtype: Dtype, tag
         ((name.removeprefix(prefix), value) for name, value in state.items()),
         {name for name, _ in model.named_parameters()},
     )
-    output.mkdir(parents=True, exist_ok=True)
-    copy_tokenizer(base, output)
-    model.save_pretrained(output)
+    policy = PolicyDescription(head="lm", lora=None, dtype=dtype, architecture=type(model).__name__)
+    publish(model, policy, base, base, output)
     check_reloaded(model, load_lm(output, dtype=dtype, attention="auto", trust_remote_code=True), output)
-    load_tokenizer(output, trust_remote_code=True)

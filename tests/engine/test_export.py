@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -54,3 +55,12 @@ def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "other", "gpt2")
     with pytest.raises(ConfigError, match="checkpoint and base model do not fit"):
         export_zero(tmp_path / "run" / "zero", other, tmp_path / "model", dtype="fp32")
+
+
+def test_what_is_published_is_set_as_its_base(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    trained(base, tmp_path / "run", "lm", rank=0, zero_stage=1)
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.25}))
+    export_zero(tmp_path / "run" / "zero", base, tmp_path / "model", dtype="fp32")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["attention_dropout"] == 0.25

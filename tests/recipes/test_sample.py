@@ -142,16 +142,16 @@ def test_a_stopped_attempt_leaves_its_answers_to_the_next(
     monkeypatch.setattr(sample, "PROMPTS_A_PART", 16)
     whole, broken = (sample_job(tmp_path / name, model, data, max_prompts=36) for name in ("whole", "broken"))
     sample_table(whole)
-    written = sample._write
+    written = sample.write_part
 
     def stop_after_the_first(place: Path, value: Any) -> None:
         written(place, value)
         (broken.resume / STOP_FILE_NAME).touch()
 
-    monkeypatch.setattr(sample, "_write", stop_after_the_first)
+    monkeypatch.setattr(sample, "write_part", stop_after_the_first)
     with pytest.raises(PreemptedError):
         sample_table(broken)
-    monkeypatch.setattr(sample, "_write", written)
+    monkeypatch.setattr(sample, "write_part", written)
     (broken.resume / STOP_FILE_NAME).unlink()
     assert [part.name for part in (broken.resume / "sampled").iterdir()] == ["part-000000.json"]
     sample_table(broken)

@@ -14,9 +14,10 @@ from typing import Any, Self
 from pydantic import Field, ValidationError
 
 from data_processing.errors import ConfigError
+from data_processing.file_hash import file_sha256
 from data_processing.schemas import read_table, to_table, write_table
 from data_processing.settings import Settings
-from rlhf_core.credit.vr_cli.completions import FrozenGenerator, Nll, Record
+from rlhf_core.credit.vr_cli.completions import Nll, Record
 from rlhf_core.credit.vr_cli.improvement import perplexity
 from rlhf_core.settings.vr_cli import VrCliBaselineConfig
 
@@ -25,7 +26,7 @@ FORMAT = 1
 # What of a model's folder decides what it computes.
 _DECIDING = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py")
 _ASIDE = ("manifest.json",)
-MAKER = "an entry of stage vr_cli_baseline makes it"
+_MAKER = "an entry of stage vr_cli_baseline makes it"
 
 
 class About(Settings):
@@ -33,8 +34,7 @@ class About(Settings):
 
     format: int = Field(FORMAT, description="Of table and file")
     generator: str = Field(description="sha256 of the generator's folder: weights, config, tokenizer, template")
-    dtype: str = Field(description="What was computed in")
-    settings: VrCliBaselineConfig = Field(description="How the generator was asked")
+    settings: VrCliBaselineConfig = Field(description="How the generator was asked, and what was computed in")
     rows: int = Field(description="Of the table")
 
 
@@ -50,12 +50,12 @@ class Baseline:
         try:
             about = About.model_validate_json((folder / ABOUT_NAME).read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
-            raise ConfigError(f"{folder} holds no baseline of completions ({ABOUT_NAME}: {_line(error)}); {MAKER}") from error
+            raise ConfigError(f"{folder} holds no baseline of completions ({ABOUT_NAME}: {_line(error)}); {_MAKER}") from error
         if about.format != FORMAT:
-            raise ConfigError(f"baseline {folder} is of format {about.format}, and {FORMAT} is read; {MAKER}, so run that again")
+            raise ConfigError(f"baseline {folder} is of format {about.format}, and {FORMAT} is read; {_MAKER}, so run that again")
         rows = {row["id"]: row for row in read_table("baseline", folder / TABLE_NAME).to_pylist()}
         if len(rows) != about.rows:
-            raise ConfigError(f"baseline {folder} has {len(rows)} rows and should have {about.rows}; {MAKER}, so run that again")
+            raise ConfigError(f"baseline {folder} has {len(rows)} rows and should have {about.rows}; {_MAKER}, so run that again")
         return cls(about, rows)
 
     def mean_nll(self, row_id: str, record: Record) -> float:
@@ -64,7 +64,7 @@ class Baseline:
         if row is None or row["record"] != record.id:
             what = "has no row" if row is None else "has another text"
             raise ConfigError(
-                f"the baseline {what} for prompt '{row_id}', so it was made from other data: {MAKER}; give it the same 'data' as "
+                f"the baseline {what} for prompt '{row_id}', so it was made from other data: {_MAKER}; give it the same 'data' as "
                 "this entry"
             )
         return float(row["mean_nll"])
@@ -74,7 +74,7 @@ class Baseline:
         if (found := generator_sha256(folder)) != self.about.generator:
             raise ConfigError(
                 f"the generator {folder.name} (sha256 {found[:12]}) is not the model that the baseline was computed with "
-                f"({self.about.generator[:12]}): {MAKER}; give that entry as 'model' what this one has as 'generator'"
+                f"({self.about.generator[:12]}): {_MAKER}; give that entry as 'model' what this one has as 'generator'"
             )
 
 
@@ -93,7 +93,8 @@ def baseline_row(row_id: str, split: str, record: Record, nll: Nll) -> dict[str,
 
 def write_baseline(folder: Path, rows: Sequence[Mapping[str, Any]], generator: Path, settings: VrCliBaselineConfig) -> None:
     """Table and description, into an artifact's folder."""
-    about = About(generator=generator_sha256(generator), dtype=settings.precision, settings=settings, rows=len(rows))
+    settled = settings.model_copy(update={"dtype": settings.precision})
+    about = About(generator=generator_sha256(generator), settings=settled, rows=len(rows))
     write_table("baseline", to_table("baseline", map(dict, rows)), folder / TABLE_NAME)
     (folder / ABOUT_NAME).write_text(about.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -101,16 +102,11 @@ def write_baseline(folder: Path, rows: Sequence[Mapping[str, Any]], generator: P
 def generator_sha256(folder: Path) -> str:
     """Of the names and bytes of the files that decide what a model computes."""
     files = {
-        path.name: hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
+        path.name: file_sha256(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and path.suffix in _DECIDING and path.name not in _ASIDE
     }
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-
-
-def load_generator(folder: Path, settings: VrCliBaselineConfig, gpus: float) -> FrozenGenerator:
-    """The generator of an entry; code that comes with its folder was trusted when it was taken in."""
-    return FrozenGenerator(folder, settings, gpus=gpus, trust_remote_code=True)
 
 
 def _line(error: Exception) -> str:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ import torch
 from data_processing.schemas import canonical_json
 from data_processing.sources.messages import json_messages, messages
 from data_processing.sources.turn import BadRow
-from data_processing.turns import ASKED
+from data_processing.turns import ASKED, with_text_behind
 from rlhf_core.batching.chat_template import Message
 from rlhf_core.batching.rendering import read_rendering
 from rlhf_core.batching.rows import TokenRow
+from rlhf_core.batching.sharing import shared_beginning
 from rlhf_core.batching.templates import Renderer
 from rlhf_core.credit.vr_cli.record_id import record_id
 from rlhf_core.device import device_for
@@ -101,15 +102,16 @@ def scored_span(
 class FrozenGenerator:
     """A model that finds completions likely or not, and is never trained; `settings` say how it is asked and computes."""
 
-    def __init__(self, folder: Path, settings: VrCliBaselineConfig, *, gpus: float, trust_remote_code: bool = False) -> None:
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    def __init__(self, folder: Path, settings: VrCliBaselineConfig, *, gpus: float) -> None:
+        # Code that comes with its folder was trusted when that was taken in.
+        tokenizer = load_tokenizer(folder, trust_remote_code=True)
         self._settings, self._device = settings, device_for(gpus)
         self._renderer = Renderer(tokenizer)
         if _THINKING in re.findall(r"\w+", self._renderer.template):
             rendering = read_rendering(folder)
             silent = rendering.model_copy(update={"chat_template_kwargs": {**rendering.chat_template_kwargs, _THINKING: False}})
             self._renderer = Renderer(tokenizer, rendering=silent)
-        model = load_lm(folder, dtype=settings.precision, attention=settings.attention, trust_remote_code=trust_remote_code)
+        model = load_lm(folder, dtype=settings.precision, attention=settings.attention, trust_remote_code=True)
         self._module = PolicyModule(model.to(self._device)).eval()
 
     @property
@@ -122,11 +124,6 @@ class FrozenGenerator:
     def tokenizer(self) -> Any:
         """Its tokenizer."""
         return self._renderer.tokenizer
-
-    @property
-    def template(self) -> str:
-        """Its chat template."""
-        return self._renderer.template
 
     def row(self, record: Record, plan: str = "") -> CompletionRow:
         """The completion behind its prompt, and behind the plan where that says something. Raises `DataError` as the renderer does."""
@@ -160,14 +157,13 @@ class FrozenGenerator:
         return [found[tuple(row.ids)] for row in rows]
 
 
-def told(asked: Sequence[Message], plan: str, settings: VrCliBaselineConfig) -> list[Message]:
+def told(asked: Sequence[Message], plan: str, settings: VrCliBaselineConfig) -> Sequence[Message]:
     """What the generator is asked: the record's own messages, the plan where it says something, and the instruction."""
     instruction = settings.instruction
     if plan and settings.plan_instruction is not None:
         instruction = settings.plan_instruction
     block = settings.plan_block.replace(PLAN_PLACE, plan) if plan else "\n\n" if instruction else ""
-    *before, last = asked
-    return [*before, {**last, "content": last["content"] + block + instruction}]
+    return with_text_behind(asked, block + instruction)
 
 
 def _sharing_their_beginning(rows: Sequence[CompletionRow]) -> list[TokenRow]:
@@ -178,9 +174,6 @@ def _sharing_their_beginning(rows: Sequence[CompletionRow]) -> list[TokenRow]:
     found: list[TokenRow] = []
     for _, run in groupby(rows, key=lambda row: row.of):
         own = list(run)
-        alike = [
-            sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own[0].ids, row.ids, strict=False))) for row in own
-        ]
-        prompt = min(*alike, *(row.start for row in own))
+        prompt = min(*(shared_beginning(own[0].ids, row.ids) for row in own), *(row.start for row in own))
         found += [TokenRow.from_prompt_response(row.ids[:prompt], row.ids[prompt:]) for row in own]
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_processing.errors import ConfigError, DataError
-from rlhf_core.credit.vr_cli.baseline import Baseline, load_generator
+from rlhf_core.credit.vr_cli.baseline import Baseline
 from rlhf_core.credit.vr_cli.completions import CompletionRow, FrozenGenerator, Record
 from rlhf_core.credit.vr_cli.improvement import improvement_percent, improvement_reward, perplexity
 from rlhf_core.credit.vr_cli.plans import Plan, copied_share, extract_plan
@@ -176,4 +176,4 @@ def scorer_with(settings: VrCliReward, generator: Path, baseline: Baseline | Non
     how = VrCliBaselineConfig() if baseline is None else baseline.about.settings
     if baseline is not None:
         baseline.check_generator(generator)
-    return VrCliScorer(settings, how, load_generator(generator, how, gpus), baseline)
+    return VrCliScorer(settings, how, FrozenGenerator(generator, how, gpus=gpus), baseline)

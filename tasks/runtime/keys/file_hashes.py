@@ -6,10 +6,10 @@ three is what a full verification is for.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
+from data_processing.file_hash import file_sha256
 from tasks.runtime.contract.spec import write_json
 
 
@@ -37,12 +37,6 @@ class HashCache:
         """Keep what was computed for the next reader."""
         if self._changed:
             write_json(self._place, self._known)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's content, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _load(place: Path) -> dict[str, list[int | str]]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_processing.errors import ConfigError
+from data_processing.file_hash import file_sha256
 from tasks.runtime.contract.context import ArtifactRef
 from tasks.runtime.contract.folders import make_folder
-from tasks.runtime.keys.file_hashes import file_sha256
 from tasks.runtime.keys.stage_key import canonical_json
 from tasks.runtime.store.artifacts import Store
 from tasks.runtime.store.base import reference
