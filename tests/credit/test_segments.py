@@ -157,3 +157,9 @@ def test_damaged_params_are_not_taken_for_missing_ones(tmp_path: Path, content: 
     with pytest.raises(ConfigError) as error:
         read_params(path, NAMES, 2.0)
     assert not isinstance(error.value, MissingFitError)
+
+
+def test_params_that_cannot_be_opened_are_not_taken_for_missing_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_params(tmp_path, NAMES, 2.0)
+    assert not isinstance(error.value, MissingFitError)
