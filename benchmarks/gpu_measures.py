@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import random
 import re
@@ -200,6 +201,8 @@ def release() -> None:
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)  # engines have the process keep what it frees, and a peak is seen above that only
 
 
 def _sft_step(size: Size, model: Path, parts: Sequence[Sequence[TokenRow]], packed: bool) -> tuple[float, float]:

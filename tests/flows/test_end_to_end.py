@@ -360,11 +360,11 @@ def test_a_wrong_parameter_is_refused_before_a_run_is_made(installation: Install
 
 def test_an_mlflow_that_was_killed_is_seen_and_started_again(installation: Installation) -> None:
     record = next(record for record in Records(installation.home.pids).all() if record.name == "mlflow")
-    assert record.process is not None
+    assert (process := record.process) is not None
     assert [p for p in record.family if "job" in " ".join(p.cmdline())] == [], "nothing here asks for MLflow's job consumers"
     others = len(record.family) - 1
-    record.process.kill()
-    record.process.wait(10)
+    process.kill()
+    process.wait(10)
     assert f"ended; left {others} process" in " ".join(installation.run("flows.cli", "status").stdout.split())
     answer = installation.up()
     assert answer.returncode == 0, answer.stderr
