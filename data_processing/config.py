@@ -131,7 +131,7 @@ class TableSource(Settings):
     instruction: str | None = Field(
         None,
         min_length=1,
-        description="Of the prompts table: appended to the last turn of each prompt, for the policy alone; the prompt without it goes "
+        description="Of the prompts table: appended to the user's last turn of each prompt, for the policy alone; the prompt without it goes "
         "along as column 'asked'",
     )
     columns: dict[str, str] = Field(

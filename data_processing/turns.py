@@ -57,9 +57,14 @@ def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def with_text_behind(prompt: Sequence[Mapping[str, Any]], text: str) -> list[Message]:
-    """The prompt with a text behind its last turn."""
-    *before, last = prompt
-    return [*map(dict, before), {**last, "content": last["content"] + text}]
+    """The prompt with a text behind what was asked last: the user's last turn, also where a function has answered since.
+
+    Without a turn of a user it is behind the last one.
+    """
+    turns = [dict(turn) for turn in prompt]
+    asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), turns[-1])
+    asked["content"] += text
+    return turns
 
 
 def extra_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from data_processing.errors import ConfigError
 from data_processing.settings import Settings, operational
 from rlhf_core.precision import Dtype, Native, native_dtype
 from rlhf_core.settings.credit import DrcaCredit
+from rlhf_core.settings.rewards.base import RewardSettings
 from rlhf_core.settings.rewards.vr_cli import VrCliReward
 from rlhf_core.settings.rollout import RolloutEngine
 from rlhf_core.settings.training import ChosenDtype
@@ -70,6 +71,15 @@ class EvaluateConfig(Settings):
     )
     threads: int = operational(1, "OpenMP threads", ge=1)
     kv_cache_mib: int = operational(256, "vLLM's key-value cache on CPU, in MiB", ge=16)
+
+    @field_validator("vr_cli")
+    @classmethod
+    def _nothing_is_summed(cls, value: VrCliReward) -> VrCliReward:
+        """A weight and what else is of a sum of rewards would change nothing here."""
+        for name, field in RewardSettings.model_fields.items():
+            if name != "kind" and (given := getattr(value, name)) != field.default:
+                raise ValueError(f"{name}={given!r}: that is of a reward that others are added to; take it out")
+        return value
 
     @field_validator("localisation")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -46,6 +46,17 @@ def pass_rate(values: Row) -> float | None:
     """The share of tries that got the row right, where it has a column for it; in the prompts table that is among `extra`."""
     given = values.get("pass_rate")
     return None if given is None or given == "" else _number(given, "pass_rate")
+
+
+def renamed(values: Row, columns: Mapping[str, str]) -> Row:
+    """The row with its columns under the names that `columns` gives them; raises `BadRow` where two get one name."""
+    if not columns:
+        return values
+    found = {columns.get(name, name): value for name, value in values.items()}
+    if len(found) < len(values):
+        names = [columns.get(name, name) for name in values]
+        raise BadRow(f"has two columns {next(n for n in names if names.count(n) > 1)!r} once they are renamed by 'columns'")
+    return found
 
 
 def extra_columns(values: Row, shape: Shape, record: Record) -> Row:

@@ -13,7 +13,7 @@ from data_processing.config import LOCAL, SourceKind, Split, TableSource
 from data_processing.errors import DataError
 from data_processing.keys import RowKey, source_row_key
 from data_processing.schemas import TableName
-from data_processing.sources.columns import OWN_COLUMNS, ROW_BUILDERS, extra_columns, json_text, pass_rate, row_tools
+from data_processing.sources.columns import OWN_COLUMNS, ROW_BUILDERS, extra_columns, json_text, pass_rate, renamed, row_tools
 from data_processing.sources.files import Position, RawRow, read_files
 from data_processing.sources.found import found_files
 from data_processing.sources.from_verifiers import read_environment
@@ -93,7 +93,9 @@ class SourceRows:
     def _row(self, raw: RawRow) -> tuple[Row, RowKey]:
         if raw.values is None:
             raise BadRow(raw.problem)
-        values = self._renamed(raw.values)
+        # Chapters are read by the names that their columns are given.
+        is_renamed = self._source.kind is SourceKind.stories
+        values = raw.values if is_renamed else renamed(raw.values, self._source.columns)
         refuse_media(values, "column ")
         record, shape = recognise(values, self.table)
         check(record, self.table)
@@ -108,15 +110,6 @@ class SourceRows:
         if self._source.instruction:
             _instruct(row, self._source.instruction)
         return self._finished(row, record, values)
-
-    def _renamed(self, values: Row) -> Row:
-        if not self._source.columns:
-            return values
-        renamed = {self._source.columns.get(name, name): value for name, value in values.items()}
-        if len(renamed) < len(values):
-            names = [self._source.columns.get(name, name) for name in values]
-            raise BadRow(f"has two columns {next(n for n in names if names.count(n) > 1)!r} once they are renamed by 'columns'")
-        return renamed
 
     def _note_unused(self, values: Row, shape: Shape, record: Record, row: Row) -> None:
         """Columns and keys that are not used; in the prompts table the columns travel with the row instead."""
@@ -151,7 +144,10 @@ class SourceRows:
 
     def _check(self) -> None:
         if not self.n_read:
-            raise DataError(f"{self.place}: source '{self._source.path}' has no rows; check the file, or remove the source")
+            why = "".join(f"; {count} chapters were left out: {why}" for why, count in self._left_out.items())
+            raise DataError(
+                f"{self.place}: source '{self._source.path}' has no rows{why}; check {'its options' if why else 'the file'}, or remove the source"
+            )
         if self.n_bad > self._max_bad_fraction * self.n_read:
             listed = "".join(f"\n  {bad['row']}: {bad['reason']}" for bad in self.bad)
             raise DataError(

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 from data_processing.config import StoryOptions, TableSource
 from data_processing.errors import DataError
+from data_processing.sources.columns import renamed
 from data_processing.sources.files import Position, RawRow, read_files, read_whole_text
 from data_processing.sources.found import data_type_of
+from data_processing.sources.turn import BadRow
 
 # What a row may tell of the story, in the order in which a prompt has it, and its title there.
 _PARTS = {
@@ -46,9 +48,9 @@ def read_stories(files: Sequence[Path], source: TableSource, position: Position,
     options = StoryOptions.model_validate(source.options)
     for file in files:
         if data_type_of(file) == "txt":
-            rows: Iterator[RawRow] = _rows_of_novel(file, options, position)
+            rows: Iterator[RawRow] = _rows_of_novel(file, options, position, left_out)
         else:
-            rows = read_files([file], position)
+            rows = (_renamed(raw, source.columns) for raw in read_files([file], position))
         for raw in rows:
             if raw.values is None or any(not isinstance(raw.values.get(name), str) for name in _NEEDED):
                 problem = raw.problem or f"has no {' and '.join(_NEEDED)}, which a row of kind 'stories' needs"
@@ -120,8 +122,18 @@ def pieces(text: str, least_words: int) -> list[str]:
     return found
 
 
-def _rows_of_novel(file: Path, options: StoryOptions, position: Position) -> Iterator[RawRow]:
-    """A row for each chapter but the first ones."""
+def _renamed(raw: RawRow, columns: Mapping[str, str]) -> RawRow:
+    """The row under the names that its columns are given."""
+    if raw.values is None:
+        return raw
+    try:
+        return raw._replace(values=renamed(raw.values, columns))
+    except BadRow as error:
+        return raw._replace(values=None, problem=str(error))
+
+
+def _rows_of_novel(file: Path, options: StoryOptions, position: Position, left_out: Counter[str]) -> Iterator[RawRow]:
+    """A row for each chapter but the first and last ones, which are counted."""
     text = read_whole_text(file, position)
     cut = chapters(text, options.heading)
     if not cut and not options.pieces_of_words:
@@ -132,8 +144,14 @@ def _rows_of_novel(file: Path, options: StoryOptions, position: Position) -> Ite
     if options.pieces_of_words:
         whole = "\n\n".join(chapter.text for chapter in cut) or text
         cut = [Chapter("", piece) for piece in pieces(whole, options.pieces_of_words)]
-    for number in range(options.previous, len(cut) - options.left_at_the_end):
-        chapter, before = cut[number], cut[number - options.previous : number]
+    for number, chapter in enumerate(cut):
+        if number < options.previous:
+            left_out[f"fewer than {options.previous} before it"] += 1
+            continue
+        if number >= len(cut) - options.left_at_the_end:
+            left_out[f"of the last {options.left_at_the_end} of a text"] += 1
+            continue
+        before = cut[number - options.previous : number]
         values = {
             "story_id": file.name.partition(".")[0],
             "chapter_index": number,

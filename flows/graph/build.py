@@ -34,9 +34,29 @@ def build_graph(config: PipelineConfig, native: Native = native_dtype) -> Graph:
     if models := _models(entries):
         nodes |= {f"evaluate_{model.node}": _evaluation(entries, model) for model in models}
         nodes["compare"] = _comparison(entries, models)
+    _check_generators(nodes)
     taken = {made_by for node in nodes.values() for made_by in node.inputs.values()}
     unused = {source for source in (BASE, DATA) if source not in config.pipeline and source not in taken}
     return {name: replace(node, settings=settled(node.settings, native)) for name, node in nodes.items() if name not in unused}
+
+
+def _as_named(node: Node) -> str:
+    """How people name what a node makes: a conversion by what it converts."""
+    return node.inputs.get("checkpoint", node.name)
+
+
+def _check_generators(nodes: Graph) -> None:
+    """Raise `ConfigError` where plans would be judged by another model than the one that the baseline was computed with."""
+    for node in nodes.values():
+        if not {GENERATOR, BASELINE} <= {*node.inputs}:
+            continue
+        baseline = nodes[node.inputs[BASELINE]]
+        asked, computed_with = (_as_named(nodes[name]) for name in (node.inputs[GENERATOR], baseline.inputs["model"]))
+        if asked != computed_with:
+            raise ConfigError(
+                f"pipeline.{node.name}.{GENERATOR}: got '{asked}', and its baseline '{baseline.name}' is computed with '{computed_with}'; "
+                f"use {GENERATOR}: {computed_with}, or give pipeline.{baseline.name} the model '{asked}'"
+            )
 
 
 def settled(settings: Settings, native: Native = native_dtype) -> Settings:
@@ -105,7 +125,7 @@ def told_of_unused(graph: Graph) -> list[str]:
     """Of a whole pipeline, a line for each entry whose result nothing takes and nothing evaluates, though that is what it is for: models and data."""
     taken = {made_by for node in graph.values() for made_by in node.inputs.values()}
     idle = [node for node in graph.values() if node.name not in taken and load_stage(node.stage).kind in ("model", "data")]
-    owners = {node.inputs.get("checkpoint", node.name) for node in idle}
+    owners = {_as_named(node) for node in idle}
     entries = dict.fromkeys(node.entry for node in graph.values() if node.entry and node.name in owners)
     return [
         f"nothing uses entry '{entry}'; take it out (--set pipeline.{entry}=null), or name it as an input" for entry in entries

@@ -192,6 +192,8 @@ def _judge(
         part = drawn[first : first + PROMPTS_A_PART]
         responses = [scored_response(prompt, g, renderer.tokenizer) for prompt, group in part for g in group]
         rewards = reward.score(responses)
+        for note in rewards.notes:
+            job.events.warn_once(note)
         if rewards.invalid_share:
             job.events.warn(f"{rewards.invalid_share:.0%} of {len(responses)} answers are left out: {rewards.why_invalid()}")
         for name, numbers in {"": rewards.worth, **{f"/{name}": own for name, own in rewards.by_source.items()}}.items():

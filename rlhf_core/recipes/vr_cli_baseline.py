@@ -107,10 +107,15 @@ def _records(job: BaselineJob) -> Iterator[tuple[str, str, Record]]:
         else:
             yield row["id"], split, record
     if lacking:
-        what = "neither a label nor an answer" if gold is None else f"nothing in their column '{gold}'"
+        what, remedy = "neither a label nor an answer", "name its column in vr_cli_baseline.gold"
+        if gold is not None:
+            what, remedy = (
+                f"nothing in their column '{gold}'",
+                "leave vr_cli_baseline.gold null if that column became their label",
+            )
         raise DataError(
             f"{len(lacking)} of {len(rows)} prompts ({', '.join(lacking[:_NAMED])}, ...) have {what} to be a completion: add it to the "
-            "rows, or name its column in vr_cli_baseline.gold"
+            f"rows, or {remedy}"
         )
 
 

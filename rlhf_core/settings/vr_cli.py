@@ -21,7 +21,7 @@ class VrCliBaselineConfig(Settings):
         None,
         description="Column of the prompts' source that holds the completion; null: the label, else the answer of the row's conversation",
     )
-    instruction: str = Field("", description="What the generator is told last; appended to the last turn")
+    instruction: str = Field("", description="What the generator is told last; appended to the user's last turn")
     plan_block: str = Field(
         "\n\n### Plan ###\n{plan}\n", description="How a plan is shown to it, before the instruction; {plan} is the plan"
     )

@@ -51,7 +51,10 @@ def test_a_chapter_is_the_completion_of_the_one_before(tmp_path: Path, name: str
     [asked] = messages_of(first, "prompt")
     assert "In chapter 2 it rained." in asked["content"] and "CHAPTER 2" in asked["content"]
     assert asked["content"].endswith("### Heading of the next chapter ###\nCHAPTER 3")
-    assert found.notes == ["data.prompts[0]: 1 chapters were left out: before chapter 2"]
+    reasons = ("fewer than 1 before it", "before chapter 2", "of the last 2 of a text")
+    assert found.notes == [
+        f"data.prompts[0]: {n} chapters were left out: {why}" for n, why in zip((1, 1, 2), reasons, strict=True)
+    ]
     assert first["source"] == name
 
 
@@ -116,6 +119,25 @@ def test_rows_of_chapters_are_told_part_after_part(tmp_path: Path) -> None:
     assert found.n_bad == 1 and "story_text and next_chapter" in found.bad[0]["reason"]
 
 
+def test_columns_of_chapters_are_renamed_before_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "chapters.jsonl"
+    row = {"before": "Before.", "after": "word " * 300, "story_text": "not this", "id": 7}
+    path.write_text(json.dumps(row) + "\n")
+    columns = {"before": "story_text", "after": "next_chapter", "story_text": "other"}
+    [got] = read(path, columns=columns).rows
+    assert got["prompt"][0]["content"].endswith("### Previous chapter ###\nBefore.")
+    assert (got["id"], extra_of(got)["other"]) == ("7", "not this")
+    twice = read(path, max_bad_fraction=1.0, columns={"before": "story_text", "after": "next_chapter"})
+    assert "two columns 'story_text'" in twice.bad[0]["reason"]
+
+
+def test_when_no_chapter_is_left_it_says_why(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"has no rows; 1 chapters .*before it; 1 .*before chapter 2; 2 .*not between 9999 and .*its options"
+    ):
+        read(novel(tmp_path), options={"least_words": 9999, "most_words": 20000})
+
+
 def test_words_are_counted_between_single_spaces() -> None:
     assert words("a few  words") == 4
 
@@ -141,6 +163,20 @@ def test_an_instruction_is_for_the_policy_alone(tmp_path: Path) -> None:
         assert row["prompt"][-1]["content"] == bare["prompt"][-1]["content"] + "\n\nThink first."
         assert extra_of(row)[ASKED] == bare["prompt"]
         assert extra_of(row)["response"] == extra_of(bare)["response"]
+
+
+def test_an_instruction_stands_where_the_user_spoke_last(tmp_path: Path) -> None:
+    call = {"type": "function", "id": "1", "function": {"name": "clock", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "What time is it?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "noon", "tool_call_id": "1"},
+    ]
+    path = tmp_path / "calls.jsonl"
+    path.write_text(json.dumps({"prompt": turns, "label": "12"}) + "\n")
+    source = TableSource(path=str(path), instruction="Think.")
+    [row] = read_source("prompts", source, "data.prompts[0]", 0.0).rows
+    assert [turn["content"] for turn in row["prompt"]] == ["What time is it?\n\nThink.", "", "noon"]
 
 
 @pytest.mark.parametrize("index", ["Epilogue", 2.5])

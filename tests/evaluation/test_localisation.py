@@ -93,6 +93,11 @@ def test_units_by_entropy_are_refused() -> None:
         validate({"evaluate": {"localisation": {"unit_extraction": "entropy"}}})
 
 
+def test_what_only_a_sum_of_rewards_has_is_refused_of_a_metric() -> None:
+    with pytest.raises(ConfigError, match=r"weight=0.5: that is of a reward that others are added to"):
+        validate({"evaluate": {"vr_cli": {"weight": 0.5}}})
+
+
 class OfSegments(SegmentScorer):
     """Each token a segment; those of the faulty step are the worst."""
 

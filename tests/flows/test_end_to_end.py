@@ -360,7 +360,8 @@ def test_a_wrong_parameter_is_refused_before_a_run_is_made(installation: Install
 
 def test_an_mlflow_that_was_killed_is_seen_and_started_again(installation: Installation) -> None:
     record = next(record for record in Records(installation.home.pids).all() if record.name == "mlflow")
-    assert (process := record.process) is not None
+    process = record.process
+    assert process is not None
     assert [p for p in record.family if "job" in " ".join(p.cmdline())] == [], "nothing here asks for MLflow's job consumers"
     others = len(record.family) - 1
     process.kill()

@@ -122,6 +122,15 @@ def test_a_table_that_the_data_do_not_give_is_named(
         refuse(home, until, **OWN, **own, **given(sources, *tables), **settings)
 
 
+def test_a_generator_that_the_baseline_is_not_of_is_named() -> None:
+    trained = {"pipeline.sft": {"stage": "sft"}, "pipeline.vr_cli": {"generator": "sft"}}
+    said = r"pipeline\.vr_cli\.generator: got 'sft', and its baseline 'baseline' is computed with 'base'; use generator: base, or"
+    with pytest.raises(ConfigError, match=said):
+        build_graph(resolve("vr_cli", overrides=trained))
+    both = build_graph(resolve("vr_cli", overrides=trained | {"pipeline.baseline": {"model": "sft"}}))
+    assert both["vr_cli"].inputs["generator"] == both["evaluate_vr_cli"].inputs["generator"] == "convert_sft"
+
+
 def test_kto_is_content_with_either_table(home: Home, sources: Any) -> None:
     for table in ("preference", "unpaired"):
         refuse(home, "preference", **OWN, **given(sources, "sft", table), **{"preference.method": "kto"})
