@@ -82,13 +82,14 @@ def _training_gib(settings: TrainingConfig, parameters: int) -> float:
 
 
 def _online(settings: OnlineConfig, parameters: int) -> Estimate:
-    trainers = 2 if settings.has_critic else 1
+    trainers = 1 + len({"critic", "proposal"} & {*settings.row.roles})
     reference = settings.uses_kl and settings.lora.rank == 0
     # A reward model of segments has the language model beside it that tells them.
     scorers = sum(source.computes for source in settings.rewards) + int(settings.credit.kind == "segment")
     frozen = 1 + int(reference) + scorers  # the sampler, the reference, the scorers
     memory = trainers * (_PROCESS_GIB + _training_gib(settings, parameters)) + frozen * (_PROCESS_GIB + parameters * 4 / 2**30)
-    samples = settings.steps * settings.prompts_per_step * settings.samples_per_prompt
+    sets = 1 + settings.repulse.proposal_updates * settings.has_proposal
+    samples = settings.steps * settings.prompts_per_step * settings.samples_per_prompt * sets
     response_tokens = samples * settings.rollout.max_new_tokens
     all_tokens = samples * min(settings.max_length_tokens, _TOKENS_A_ROW + settings.rollout.max_new_tokens)
     passes = trainers * settings.updates_per_step * 6 + frozen * 2

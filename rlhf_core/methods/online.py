@@ -11,7 +11,7 @@ from rlhf_core.methods.row import Row
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum_mean", "constant_length"]
 KlKind = Literal["k1", "k2", "k3"]
 KlPlace = Literal["reward", "loss"]
-Role = Literal["critic", "teacher"]
+Role = Literal["critic", "teacher", "proposal"]
 
 _ADVANTAGES, _LOSSES = "rlhf_core.objectives.advantages", "rlhf_core.objectives.policy"
 
@@ -24,7 +24,7 @@ class OnlineMethod(Row):
     settings of the stage; `whiten` says whether its advantages are whitened over the whole round. `loss` is that of a loss
     `(logprobs, old_logprobs, advantages, mask, **settings) -> PolicyLoss`, `loss_reads` likewise, and `aggregation` makes one number of its
     tokens. `kl_estimate` of the KL to the reference, and where it goes. `roles` are the models that take part beside the policy.
-    A method that compares samples of one prompt needs `min_samples` of them.
+    A method that compares samples of one prompt needs `min_samples` of them. `further_reads` are settings that the run itself reads for it.
     """
 
     advantages: str
@@ -35,17 +35,40 @@ class OnlineMethod(Row):
     whiten: bool = False
     roles: tuple[Role, ...] = ()
     min_samples: int = 1
+    further_reads: tuple[str, ...] = ()
     advantages_reads: Mapping[str, str] = field(default_factory=dict)
     loss_reads: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> frozenset[str]:
         """The settings that the estimator, the loss and the further models read."""
-        critic = CRITIC_SETTINGS if "critic" in self.roles else ()
-        return frozenset((*self.advantages_reads.values(), *self.loss_reads.values(), *critic))
+        further = (setting for role in self.roles for setting in ROLE_SETTINGS[role])
+        return frozenset((*self.advantages_reads.values(), *self.loss_reads.values(), *self.further_reads, *further))
 
 
-CRITIC_SETTINGS = ("critic.learning_rate", "critic.value_clip", "critic.warmup_steps")
+# Of RePULSe: what the term that makes bad responses rarer is computed with, by the parameter of an estimator.
+_BAD = {
+    "alpha": "repulse.alpha",
+    "beta": "repulse.target_beta",
+    "weights_beta": "repulse.weights_beta",
+    "reduction": "repulse.negative_reduction",
+    "weights": "repulse.weights",
+    "below": "repulse.below",
+}
+_STARTS = ("repulse.start_alpha", "repulse.start_target_beta")
+# What is read where a model takes part.
+ROLE_SETTINGS: Mapping[Role, tuple[str, ...]] = {
+    "critic": ("critic.learning_rate", "critic.value_clip", "critic.warmup_steps"),
+    "teacher": (),
+    "proposal": (
+        *_BAD.values(),
+        *_STARTS,
+        "repulse.proposal_learning_rate",
+        "repulse.proposal_updates",
+        "repulse.second_term",
+        "repulse.first",
+    ),
+}
 
 _GAE = {"gamma": "gamma", "lam": "critic.gae_lambda"}
 _CLIP = {"clip_low": "clip_low", "clip_high": "clip_high"}
@@ -71,6 +94,15 @@ _GROUPS = replace(
     defaults={},
 )
 
+_REINFORCE = replace(
+    _RETURNS,
+    advantages=f"{_ADVANTAGES}:returns_less_others",
+    advantages_reads={"gamma": "gamma"},
+    loss=f"{_LOSSES}:reinforce_loss",
+    loss_reads={},
+    aggregation="sequence_mean",
+)
+
 ONLINE: dict[str, OnlineMethod] = {
     "ppo": replace(
         _RETURNS,
@@ -81,13 +113,8 @@ ONLINE: dict[str, OnlineMethod] = {
         roles=("critic",),
     ),
     "reinforce": replace(
-        _RETURNS,
+        _REINFORCE,
         about="returns less the mean return of the prompt's other samples, no clipping (Williams 1992; arXiv 2402.14740)",
-        advantages=f"{_ADVANTAGES}:returns_less_others",
-        advantages_reads={"gamma": "gamma"},
-        loss=f"{_LOSSES}:reinforce_loss",
-        loss_reads={},
-        aggregation="sequence_mean",
     ),
     "reinforce_pp": replace(
         _RETURNS,
@@ -139,6 +166,20 @@ ONLINE: dict[str, OnlineMethod] = {
         about="bounded weights on the likelihood, no token without a gradient (arXiv 2506.13585)",
         loss=f"{_LOSSES}:cispo_loss",
         loss_reads={"clip_high": "clip_high"},
+    ),
+    "repulse": replace(
+        _REINFORCE,
+        about="REINFORCE that makes bad responses rarer, which a second policy learns to find (arXiv 2510.21184)",
+        min_samples=2,
+        roles=("proposal",),
+    ),
+    "repulse_base": replace(
+        _REINFORCE,
+        about="RePULSe without a second policy: the samples of the policy itself are weighed (arXiv 2510.21184, appendix C)",
+        advantages="rlhf_core.objectives.twisted:returns_less_others_and_bad",
+        advantages_reads={"gamma": "gamma", **_BAD},
+        further_reads=_STARTS,
+        min_samples=2,
     ),
     "opd": replace(
         _GROUPS,

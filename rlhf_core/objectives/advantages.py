@@ -21,7 +21,8 @@ class Earned:
 
     Token `rewards` [B, T] and the `mask` [B, T] of the tokens that count, which is 0 on responses that are not `valid` [B] (they
     have no reward); `values` [B, T] of a critic, for methods with one; for those with a teacher the log-probs (nats) [B, T] of the
-    tokens under it and under the policy before the update.
+    tokens under it and under the policy before the update. `scores` [B] are what the responses are worth, without a KL, a transform
+    or a bound.
     """
 
     rewards: Tensor
@@ -31,6 +32,7 @@ class Earned:
     samples_per_prompt: int
     logprobs: Tensor | None = None
     teacher_logprobs: Tensor | None = None
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

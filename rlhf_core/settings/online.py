@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from data_processing.settings import Settings, local_path, operational
 from rlhf_core.methods.online import ONLINE, Aggregation, KlKind, KlPlace, OnlineMethod
 from rlhf_core.settings.credit import CreditSource, DrcaCredit, OutcomeCredit
 from rlhf_core.settings.environment import EnvironmentSettings
+from rlhf_core.settings.repulse import RepulseSettings, RewardTransformSettings
 from rlhf_core.settings.rewards.kinds import RewardSource, the_reward_model
 from rlhf_core.settings.rollout import RolloutCorrection, RolloutSettings
 from rlhf_core.settings.training import MethodConfig
@@ -60,6 +61,11 @@ class GateSettings(Settings):
     min_entropy_nats: float | None = Field(None, ge=0.0, description="Entropy a token that the sampler draws with; null: any")
     max_length_growth: float | None = Field(
         None, gt=1.0, description="Mean length of the responses, as a multiple of the first round's; null: any"
+    )
+    min_effective_samples: float | None = Field(
+        None,
+        ge=1.0,
+        description="Of repulse: the proposal's samples a prompt that count, of samples_per_prompt, on average; null: any",
     )
 
 
@@ -142,6 +148,9 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
         None, description="Estimate of the KL a token; null: the method's own, and k3 where that would be k1 in the loss"
     )
     adaptive_kl: AdaptiveKlSettings = Field(default_factory=AdaptiveKlSettings, description="Steering of kl_coef")
+    reward_transform: RewardTransformSettings = Field(
+        default_factory=RewardTransformSettings, description="What low rewards are turned into"
+    )
     score_clip: float | None = Field(None, gt=0.0, description="Scores are clipped to +- this; null: not at all")
     overlong_penalty: OverlongPenaltySettings = Field(default_factory=OverlongPenaltySettings, description="Long answers")
     max_refills: int | None = Field(
@@ -168,6 +177,7 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
         "max_new_tokens); null: the method's own",
     )
     critic: CriticSettings = Field(default_factory=CriticSettings, description="What methods with a critic alone read")
+    repulse: RepulseSettings = Field(default_factory=RepulseSettings, description="What repulse and repulse_base alone read")
     rollout: RolloutSettings = Field(default_factory=RolloutSettings, description="Sampling")
     async_steps: int = Field(
         0,
@@ -189,6 +199,9 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     )
     environment: EnvironmentSettings = Field(
         default_factory=EnvironmentSettings, description="What answers between the policy's turns"
+    )
+    keep_below: float | None = Field(
+        None, description="Responses worth less are gathered in bad_samples.parquet, whoever drew them; null: none"
     )
     gates: GateSettings = Field(default_factory=GateSettings, description="Signs that a run goes wrong")
     canary: CanarySettings = operational(
@@ -269,6 +282,25 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
         return self
 
     @model_validator(mode="after")
+    def _a_proposal_takes_turns(self) -> OnlineConfig:
+        if not self.has_proposal:
+            return self
+        unfit = {
+            "async_steps": (self.async_steps > 0, "its sampler draws for two policies in turn; use 0"),
+            "environment": (self.environment.is_given, "its proposal draws answers of one turn; leave it out"),
+            "entropy_coef": (self.entropy_coef > 0, "its policy also learns from what the proposal drew; use 0"),
+            "kl_place": (self.kl_in("loss"), "its policy also learns from what the proposal drew; use 'reward'"),
+        }
+        if found := next((name for name, (is_set, _) in unfit.items() if is_set), None):
+            value = "given" if found == "environment" else getattr(self, found)
+            raise ValueError(f"{found}={value!r} with method '{self.method}': {unfit[found][1]}")
+        if any(source.normalise == "group" for source in self.rewards):
+            raise ValueError(
+                f"a reward that is normalised by group with method '{self.method}', which compares two policies' samples: use 'running' or null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_best_is_measured(self) -> OnlineConfig:
         if self.keep_best is not None and not self.keep_best.startswith("eval_reward"):
             raise ValueError(
@@ -316,6 +348,16 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
     def has_teacher(self) -> bool:
         """Whether a teacher says what the policy's tokens are worth."""
         return "teacher" in self.row.roles
+
+    @property
+    def has_proposal(self) -> bool:
+        """Whether a second policy looks for bad responses."""
+        return "proposal" in self.row.roles
+
+    def at(self, step: int) -> Self:
+        """With the values that hold in round `step` (from 0), where some change over the run."""
+        share = step / max(self.steps - 1, 1)
+        return self.model_copy(update={"repulse": self.repulse.at(share)})
 
     @property
     def uses_kl(self) -> bool:

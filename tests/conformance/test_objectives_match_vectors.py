@@ -10,6 +10,7 @@ import pytest
 import torch
 from conformance_operations import OPERATIONS
 from credit_operations import CREDIT_OPERATIONS
+from repulse_operations import REPULSE_OPERATIONS
 from segment_operations import SEGMENT_OPERATIONS
 from torch import Tensor
 from vr_cli_operations import FP64_OPERATIONS, VR_CLI_OPERATIONS
@@ -32,6 +33,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 def test_operation_gives_the_expected_values(case: dict[str, Any], dtype: torch.dtype) -> None:
+    if case["op"] in REPULSE_OPERATIONS:
+        outputs = REPULSE_OPERATIONS[case["op"]](**case["inputs"], **case["params"], dtype=dtype)
+        _check_values(outputs, case, dtype)
+        return
     if case["op"] in PLAIN_OPERATIONS:
         _check_plain(case, dtype)
         return
@@ -49,7 +54,10 @@ def _check_plain(case: dict[str, Any], dtype: torch.dtype) -> None:
     """An operation on plain values; numbers with a fraction are rounded to the precision under test first."""
     exact = case["op"] in FP64_OPERATIONS
     rounded = {name: value if exact else _rounded(value, dtype) for name, value in case["inputs"].items()}
-    outputs = PLAIN_OPERATIONS[case["op"]](**rounded, **case.get("params", {}))
+    _check_values(PLAIN_OPERATIONS[case["op"]](**rounded, **case.get("params", {})), case, dtype)
+
+
+def _check_values(outputs: dict[str, Any], case: dict[str, Any], dtype: torch.dtype) -> None:
     tolerance = case["tol"] if dtype == torch.float64 else FP32_TOLERANCE
     for name, expected in case["expected"].items():
         _same(outputs[name], expected, tolerance, name)

@@ -61,6 +61,7 @@ EARNED = Earned(
     samples_per_prompt=2,
     logprobs=-torch.tensor([[1.0, 2, 3], [4, 5, 9], [1, 1, 1], [2, 2, 9]]),
     teacher_logprobs=-torch.tensor([[1.5, 1, 3], [4, 5, 9], [2, 1, 1], [2, 3, 9]]),
+    scores=torch.tensor([1.1, 3.2, 2.0, 1.0]),
 )
 
 
@@ -70,7 +71,7 @@ def test_a_token_is_worth_what_the_teacher_finds_it_likelier() -> None:
 
 
 def test_no_two_online_methods_are_the_same() -> None:
-    """In advantages, loss, how it becomes one number, where the KL goes, what is clipped, or what is drawn again."""
+    """In advantages, loss, how it becomes one number, where the KL goes, what is clipped or drawn again, or who takes part."""
     found = {}
     for name, row in ONLINE.items():
         config = OnlineConfig(method=name)
@@ -78,7 +79,7 @@ def test_no_two_online_methods_are_the_same() -> None:
         settings = {setting: config.value(setting) for setting in OnlineConfig.otherwise}
         found[name] = (
             *(estimate.advantages.flatten().tolist(), row.whiten, row.loss, row.aggregation),
-            *(config.estimate_of_kl, config.kl_in("loss"), settings),
+            *(config.estimate_of_kl, config.kl_in("loss"), settings, row.roles),
         )
     for one, other in combinations(found, 2):
         assert found[one] != found[other], (one, other)

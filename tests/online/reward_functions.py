@@ -25,6 +25,12 @@ def infinite_once_trained(prompts: Sequence[Any], responses: Sequence[str], labe
     return [*values[:-1], float("inf")] if _call_number(labels) == 3 else values
 
 
+def infinite_for_a_proposal(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
+    """The same for the sixth call: with two updates of a proposal a round, its second samples of the second round."""
+    values = vowels(prompts, responses, labels)
+    return [*values[:-1], float("inf")] if _call_number(labels) == 6 else values
+
+
 def away_once_trained(prompts: Sequence[Any], responses: Sequence[str], labels: Sequence[str | None]) -> list[float]:
     """The labels name a file that counts the calls; the third and the fourth find no network."""
     if _call_number(labels) in (3, 4):

@@ -127,7 +127,13 @@ def test_groups_that_do_not_fit_into_mini_batches_are_cut() -> None:
     assert plan != mini_batch_plan(8, 4, passes=1, mini_batches=4, seed=0, step=1)
 
 
-GATES = {"max_flat_fraction": 0.8, "max_mismatch_kl_nats": 0.1, "min_entropy_nats": 0.05, "max_length_growth": 2.0}
+GATES = {
+    "min_effective_samples": 1.5,
+    "max_flat_fraction": 0.8,
+    "max_mismatch_kl_nats": 0.1,
+    "min_entropy_nats": 0.05,
+    "max_length_growth": 2.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +144,10 @@ GATES = {"max_flat_fraction": 0.8, "max_mismatch_kl_nats": 0.1, "min_entropy_nat
         ({"zero_variance_share": 1.0}, "rewards of each prompt are equal"),
         ({"policy/grad_norm": 0.0}, "gradient is exactly 0"),
         ({"zero_variance_share": 0.9}, "all rewards of 90% of the prompts each are equal"),
+        (
+            {"proposal/effective_samples": 1.2},
+            "of 4 samples of the proposal to a prompt 1.20 count on average, fewer than gates.min_",
+        ),
         ({"mismatch_kl": 0.3}, "0.3 nats a token from what was sampled, more than gates.max_mismatch_kl_nats=0.1"),
         ({"sampled_entropy": 0.01}, "entropy is 0.01 nats a token, less than gates.min_entropy_nats=0.05"),
         ({"length_growth": 2.5}, "2.50 times as long as at first, more than gates.max_length_growth=2"),

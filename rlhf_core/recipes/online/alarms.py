@@ -84,7 +84,7 @@ def conditions(config: OnlineConfig, metrics: Mapping[str, float]) -> dict[str, 
     `metrics` are a round's, with its `length_growth`.
     """
     gates, truncated, mean_reward = config.gates, metrics["truncated_share"], metrics.get("reward/mean", math.nan)
-    grouped = config.samples_per_prompt > 1
+    grouped, effective = config.samples_per_prompt > 1, metrics.get("proposal/effective_samples", math.nan)
     has_rewards = metrics["reward/invalid_share"] < 1.0
     flat = metrics["zero_variance_share"] if grouped else float(metrics.get("reward/std") == 0.0)
     of_whom = f"of {flat:.0%} of the prompts each" if grouped and flat < 1 else "of each prompt" if grouped else "of the round"
@@ -112,6 +112,12 @@ def conditions(config: OnlineConfig, metrics: Mapping[str, float]) -> dict[str, 
             None if gates.min_entropy_nats is None else -gates.min_entropy_nats,
             f"the policy's entropy is {metrics['sampled_entropy']:.3g} nats a token, less than gates.min_entropy_nats="
             f"{gates.min_entropy_nats}: it says the same over and over; raise entropy_coef or kl_coef, or lower the learning rate.",
+        ),
+        "effective_samples": _above(
+            -effective,
+            None if gates.min_effective_samples is None else -gates.min_effective_samples,
+            f"of {config.samples_per_prompt} samples of the proposal to a prompt {effective:.2f} count on average, fewer than "
+            f"gates.min_effective_samples={gates.min_effective_samples}: bring repulse.target_beta nearer to 0, or draw more samples.",
         ),
         "length": _above(
             metrics["length_growth"],

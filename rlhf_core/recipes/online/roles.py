@@ -15,7 +15,7 @@ def processes(config: OnlineConfig) -> dict[str, int]:
     counts = {"policy": ranks, "reward": 1, "rollout": 1}
     if config.uses_kl and config.lora.rank == 0:
         counts["reference"] = 1
-    return counts | {role: ranks if role == "critic" else 1 for role in config.row.roles}
+    return counts | {role: 1 if role == "teacher" else ranks for role in config.row.roles}
 
 
 def bundle_of(role: str, config: OnlineConfig) -> Bundle:

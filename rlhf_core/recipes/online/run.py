@@ -45,6 +45,8 @@ from rlhf_core.recipes.online.targets import Targets, compute_targets
 from rlhf_core.recipes.online.updates import Scored, Updates, added, response_logprobs, scores_policy
 from rlhf_core.recipes.online.workers import Workers, start_workers
 from rlhf_core.recipes.prompts import Limits, Prompt, digest, read_prompts
+from rlhf_core.recipes.repulse.bad_samples import BAD_SAMPLES, write_bad_samples
+from rlhf_core.recipes.repulse.proposal import PROPOSAL_MODEL, PROPOSALS, Proposal
 from rlhf_core.recipes.stop import stop_requested
 from rlhf_core.rewards.base import ScoredResponse
 from rlhf_core.rewards.compose import Rewards
@@ -122,6 +124,7 @@ class OnlineRun:
     evaluation: Evaluation = field(init=False)
     canary: Canary = field(init=False)
     credit: Credit | None = field(init=False)
+    proposal: Proposal | None = field(init=False)
     checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -132,6 +135,9 @@ class OnlineRun:
         self.updates = Updates(self.job, self.workers, self._wait)
         self.evaluation = Evaluation(self.job, self.workers, self.sampler, self.renderer, self.validation, self._wait)
         self.credit = build_credit(self.job.config)
+        self.proposal = None
+        if self.job.config.has_proposal:
+            self.proposal = Proposal(self.job, self.workers, self.sampler, self._wait, self._stop_if_asked)
         self.canary = Canary(self.job, self.workers, self.renderer, self._wait)
         parts: dict[str, Kept] = {
             "alarms": self.alarms,
@@ -171,14 +177,20 @@ class OnlineRun:
 
     def _round(self, step: int) -> dict[str, float]:
         """Round `step` (from 0): returns its metrics."""
-        clock, config = Stopwatch(), self.job.config
+        clock, config = Stopwatch(), self.job.config.at(step)
         rollouts = self._sample(step, clock)
         self._say(step, f"scoring {len(rollouts.rows)} responses", clock)
         known = self.canary.look(step)
         rollouts, rewards = self._without_flat_groups(step, rollouts, clock)
         self.evaluation.begin(step)
+        if self.proposal is not None:
+            self.proposal.begin(step, rollouts)
         scored = self._score(step, rollouts, rewards, clock)
         credited = self._credit(step, rollouts, scored, clock)
+        if self.proposal is not None:
+            self._say(step, "waiting for the proposal's responses", clock)
+            self.proposal.draw(step)
+            clock.lap("propose")
         self._say(step, "training on them", clock)
         targets = compute_targets(
             config,
@@ -344,7 +356,11 @@ class OnlineRun:
         """Train on the round's rollouts, and keep them apart where that breaks the run."""
         self.checkpoints.round_begins_to_train()
         try:
-            return self.updates.run(step, rollouts, scored, targets)
+            if self.proposal is None:
+                return self.updates.run(step, rollouts, scored, targets)
+            further, metrics = self.proposal.lesson(step, rollouts, scored.rewards.is_valid)
+            metrics |= self.updates.run(step, rollouts, scored, targets, further)
+            return metrics | self.proposal.catch_up(step)
         except DivergedError:
             shutil.copy2(self._rollouts_path(step), self.job.resume / "bad_rollouts.parquet")
             raise
@@ -356,10 +372,21 @@ class OnlineRun:
         else:
             take_kept(best, self.job.output)
         shutil.copytree(self.job.resume / "rollouts", self.job.output / "rollouts", dirs_exist_ok=True)
+        self._keep_proposal()
         write_reward_facts(self.job.output / "rollouts", self.job.output / REWARD_FACTS)
         if self.job.config.environment.is_given:
             write_conversations(self.job.output / "rollouts", self.prompts, self.job.output / CONVERSATIONS)
         write_credit(self.job.output / "rollouts", self.prompts, self.renderer.tokenizer, self.job.output / CREDIT)
+
+    def _keep_proposal(self) -> None:
+        """Beside the policy what the second one drew, and the second one itself."""
+        job = self.job
+        if self.proposal is not None:
+            shutil.copytree(job.resume / PROPOSALS, job.output / PROPOSALS, dirs_exist_ok=True)
+            self._wait(self.workers["proposal"].call("save_final", job.output / PROPOSAL_MODEL))
+        if (limit := job.config.keep_below) is not None:
+            folders = [job.output / "rollouts", job.output / PROPOSALS]
+            write_bad_samples(folders, limit, self.renderer.tokenizer, job.output / BAD_SAMPLES)
 
     def _wait(self, *calls: Sequence[Call], may_stop: bool = False, beside: Sequence[Call] = ()) -> list[list[Any]]:
         return wait(

@@ -53,6 +53,7 @@ class Sampler:
         self._begun: dict[int, int] = {}
         self._rounds: dict[int, _Round] = {}
         self._apart: list[Call] = []
+        self._proposed: list[Call] = []
 
     @property
     def in_flight(self) -> list[Call]:
@@ -60,7 +61,7 @@ class Sampler:
         if self._sending and are_done(self._sending):
             wait(self._sending, timeout_s=self._job.config.stall_after_s)
             self._sending = []
-        return [*self._sending, *self._apart, *(call for drawn in self._rounds.values() for call in drawn.calls)]
+        return [*self._sending, *self._apart, *self._proposed, *(call for drawn in self._rounds.values() for call in drawn.calls)]
 
     def begin(self, step: int, version: int) -> None:
         """Start drawing round `step` (from 0) with the policy's present weights, of `version`; nothing if it is begun."""
@@ -101,6 +102,21 @@ class Sampler:
         self._apart = []
         found: Sampled = sampled
         return found
+
+    def draw_proposals(self, prompts: Sequence[Prompt], step: int, number: int) -> None:
+        """Start drawing responses of the proposal to these prompts, the `number`-th (from 0) such draw of round `step`."""
+        samples = self._job.config.samples_per_prompt
+        draws = step * self._job.config.repulse.proposal_updates + number
+        # Far from the seeds of rounds: the policy's draws and these must not be the same where the two policies are.
+        seed = (self._job.seed * 1_000_003 + 2**30 + draws * self._job.config.prompts_per_step * samples) % 2**31
+        self._send_weights(step, role="proposal")
+        self._proposed = self._call(prompts, seed, n=samples, greedy=False)
+
+    def collect_proposals(self, prompts: Sequence[Prompt], step: int, meanwhile: Callable[[], None] | None = None) -> Rollouts:
+        """What `draw_proposals` was asked for."""
+        [[sampled]] = wait(self._proposed, timeout_s=self._job.config.stall_after_s, meanwhile=meanwhile)
+        self._proposed = []
+        return collect_rollouts(prompts, sampled, self._renderer, step)
 
     def _take(self, count: int) -> int:
         """The place of the next `count` prompts, which nobody else gets."""
@@ -196,15 +212,15 @@ class Sampler:
             drawn.calls = []
         return drawn.sampled
 
-    def _send_weights(self, version: int, *, averaged: bool = False) -> None:
-        """Give the actor the policy's weights, or their average; they go from actor to actor, not through this process.
+    def _send_weights(self, version: int, *, role: str = "policy", averaged: bool = False) -> None:
+        """Give the actor a policy's weights, or their average; they go from actor to actor, not through this process.
 
         Waited for where the actor has nothing else to do: they would have to be there before anything is drawn.
         """
         is_idle = not self.in_flight
-        ranks = self._workers["policy"].call("weights", self._job.config.engine.precision, averaged)
+        ranks = self._workers[role].call("weights", self._job.config.engine.precision, averaged)
         self._sending = self._workers["rollout"].call("update_weights", ranks[0].ref, version)
-        self._sent_version = None if averaged else version
+        self._sent_version = None if averaged or role != "policy" else version
         if is_idle:
             wait(self._sending, timeout_s=self._job.config.stall_after_s)
             self._sending = []

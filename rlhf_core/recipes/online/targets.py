@@ -12,7 +12,9 @@ from torch import Tensor
 from rlhf_core.imported import imported
 from rlhf_core.objectives.advantages import Earned, whiten
 from rlhf_core.objectives.kl import kl_estimate, shape_rewards
+from rlhf_core.objectives.twisted import less_exponential, less_indicator
 from rlhf_core.settings.online import OnlineConfig
+from rlhf_core.settings.repulse import RewardTransformSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +57,24 @@ def compute_targets(
     if config.kl_in("reward"):
         assert logprobs is not None and reference is not None, "a KL in the rewards needs both scoring passes"
         kl = kl_estimate(logprobs, reference, config.estimate_of_kl, mask)
-    earned = shape_rewards(torch.tensor([score or 0.0 for score in scores]), kl, mask, kl_coef, config.score_clip)
+    worth = torch.tensor([score or 0.0 for score in scores])
+    earned = shape_rewards(transformed(worth, config.reward_transform), kl, mask, kl_coef, config.score_clip)
     if token_rewards is not None:
         earned = earned + token_rewards * mask
     estimator = imported(method.advantages, "advantages", "my_estimators:my_advantages")
     estimate = estimator(
-        Earned(earned, mask, valid, values, config.samples_per_prompt, logprobs, teacher),
+        Earned(earned, mask, valid, values, config.samples_per_prompt, logprobs, teacher, worth),
         **_settings(config, turn_ends),
     )
     advantages = whiten(estimate.advantages, mask) if method.whiten else estimate.advantages
     return Targets(earned, advantages, estimate.returns, kl_coef)
+
+
+def transformed(worth: Tensor, how: RewardTransformSettings) -> Tensor:
+    """Rewards [B] as the settings say that they count."""
+    if how.kind == "exponential":
+        return less_exponential(worth, how.alpha, how.beta)
+    return less_indicator(worth, how.alpha, how.threshold) if how.kind == "indicator" else worth
 
 
 def _settings(config: OnlineConfig, turn_ends: Tensor | None) -> dict[str, Any]:

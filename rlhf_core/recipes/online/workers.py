@@ -22,7 +22,7 @@ from rlhf_core.rewards.compose import Retries
 from rlhf_core.settings.online import OnlineConfig
 
 # The roles whose weights change.
-TRAINED = ("policy", "critic")
+TRAINED = ("policy", "critic", "proposal")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ _CLASSES: dict[str, type] = {
     "rollout": RolloutWorker,
     "reference": ScoringWorker,
     "critic": CriticWorker,
+    "proposal": PolicyWorker,
     "teacher": ScoringWorker,
 }
 
@@ -113,6 +114,7 @@ def _setups(job: OnlineJob, pad_id: int) -> dict[str, Callable[[], Any]]:
         "policy": partial(_model_setup, job, pad_id),
         "reference": partial(_model_setup, job, pad_id),
         "critic": partial(_critic_setup, job, pad_id),
+        "proposal": partial(_proposal_setup, job, pad_id),
         "teacher": partial(_teacher_setup, job, pad_id),
         "rollout": partial(_rollout_setup, job),
         "reward": partial(_reward_setup, job),
@@ -150,6 +152,17 @@ def _model_setup(job: OnlineJob, pad_id: int) -> ModelSetup:
         new_head=False,
         trust_remote_code=job.trust_remote_code,
         ema_decay=config.ema_decay,
+    )
+
+
+def _proposal_setup(job: OnlineJob, pad_id: int) -> ModelSetup:
+    """It starts where the policy does, and is no average of anything."""
+    settings, own = job.config.repulse, _model_setup(job, pad_id)
+    return replace(
+        own,
+        optimizer=own.optimizer.model_copy(update={"learning_rate": settings.proposal_learning_rate}),
+        total_steps=job.config.steps * settings.proposal_updates,
+        ema_decay=None,
     )
 
 
