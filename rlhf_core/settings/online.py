@@ -214,6 +214,16 @@ class OnlineConfig(MethodConfig[OnlineMethod]):
             raise ValueError(
                 f"samples_per_prompt={self.samples_per_prompt} with method '{self.method}': it compares the samples of a prompt, and needs at least {self.row.min_samples}"
             )
+        if self.samples_per_prompt == 1 and any(source.normalise == "group" for source in self.rewards):
+            raise ValueError(
+                "samples_per_prompt=1 with a reward that is normalised by group: a single response has nothing to be compared with; draw "
+                "more, or use normalise 'running' or null"
+            )
+        if self.row.min_samples > 1 and self.prompts_per_step % self.mini_batches:
+            raise ValueError(
+                f"mini_batches={self.mini_batches} with prompts_per_step={self.prompts_per_step} and method '{self.method}', which compares the "
+                "samples of a prompt: they would be cut apart, and what they share computed twice; take a divisor of prompts_per_step"
+            )
         if (self.prompts_per_step * self.samples_per_prompt) % self.mini_batches:
             raise ValueError(
                 f"mini_batches={self.mini_batches} does not divide prompts_per_step * samples_per_prompt = {self.prompts_per_step * self.samples_per_prompt}"

@@ -131,6 +131,19 @@ def test_a_generator_that_the_baseline_is_not_of_is_named() -> None:
     assert both["vr_cli"].inputs["generator"] == both["evaluate_vr_cli"].inputs["generator"] == "convert_sft"
 
 
+def test_a_teacher_that_the_method_does_not_ask_is_refused() -> None:
+    entry = {
+        "stage": "online",
+        "model": "base",
+        "teacher": "base",
+        "set": {"method": "grpo", "rewards": [{"kind": "procedures"}]},
+    }
+    with pytest.raises(
+        ConfigError, match=r"pipeline\.online: the input 'teacher' is for methods.*'grpo' does not.*use method 'opd'"
+    ):
+        build_graph(resolve("quickstart", overrides={"pipeline.online": entry}))
+
+
 def test_kto_is_content_with_either_table(home: Home, sources: Any) -> None:
     for table in ("preference", "unpaired"):
         refuse(home, "preference", **OWN, **given(sources, "sft", table), **{"preference.method": "kto"})

@@ -106,6 +106,16 @@ def test_a_return_is_compared_with_the_whole_returns_of_the_others() -> None:
         (PreferenceConfig, {"method": "rlhf_core.methods.online:ONLINE"}, "is a dict, expected a PreferenceMethod"),
         (PreferenceConfig, {"method": "cdpo", "label_smoothing": 0.0}, r"label_smoothing=0 with method 'cdpo'.*0.1 is taken"),
         (OnlineConfig, {"method": "rloo", "samples_per_prompt": 1}, r"samples_per_prompt=1 with method 'rloo'.*at least 2"),
+        (
+            OnlineConfig,
+            {"method": "grpo", "prompts_per_step": 2, "mini_batches": 4},
+            r"mini_batches=4 with prompts_per_step=2 and method 'grpo', which compares.*cut apart.*divisor",
+        ),
+        (
+            OnlineConfig,
+            {"samples_per_prompt": 1, "rewards": [{"kind": "procedures", "normalise": "group"}]},
+            r"samples_per_prompt=1 with a reward that is normalised by group",
+        ),
         (OnlineConfig, {"max_refills": 2, "samples_per_prompt": 1}, r"max_refills=2 with samples_per_prompt=1"),
         (OnlineConfig, {"rewards": []}, r"rewards=\[\] with method 'ppo', which learns from them"),
         (OnlineConfig, {"kl_place": "loss", "kl_estimate": "k1"}, r"kl_estimate='k1' in the loss: its gradient is 0"),
