@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,6 +19,10 @@ class Record(NamedTuple):
     rejected: list[Message] | None = None
 
 
+# What stands in a text for what is not text: at its beginning or end, the names of HTML's elements on a line of their own.
+_PLACEHOLDER = re.compile(r"\A\s*<image>|\A\s*<(audio|video)>\s*\n|<image>\s*\Z|\n\s*<(audio|video)>\s*\Z")
+
+
 def check(record: Record, table: TableName) -> None:
     """Raise `BadRow` with the reason where no stage could use the record as a row of the table, whatever the chat template.
 
@@ -31,6 +36,12 @@ def check(record: Record, table: TableName) -> None:
         return
     if "user" not in roles:
         raise BadRow("has no user turn before the answer")
+    for message in record.prompt:
+        if message["role"] == "user" and ">" in message["content"] and (found := _PLACEHOLDER.search(message["content"])):
+            raise BadRow(
+                f"has {found[0].strip()!r} in the place of an image, audio or video, which it would learn as a word: the models here "
+                "read text only; remove the row, or write it otherwise"
+            )
     if roles[-1] == "assistant":
         raise BadRow("the prompt ends with an assistant turn")
     if table == "prompts":

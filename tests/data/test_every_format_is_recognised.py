@@ -89,6 +89,12 @@ def test_columns_and_keys_that_are_not_used_are_named_once_and_those_of_prompts_
         ({"messages": [user("Why?"), assistant("So.", reasoning="a", thinking="b")]}, "two different reasonings"),
         ({"messages": [{**user("Why?"), "reasoning": "a"}, assistant("So.")]}, "which only assistant turns have"),
         ({"messages": [user("Why?"), assistant("So.")], "audio": "a.wav"}, "holds an image, audio or video"),
+        ({"messages": [user("<image>A ferry?"), assistant("So.")]}, "'<image>' in the place of an image"),
+        (
+            {"messages": [user("Why?"), assistant("So."), user("And\n<image>"), assistant("So.")]},
+            "'<image>' in the place of an image",
+        ),
+        ({"prompt": "<audio>\nWho speaks?", "response": "Ann."}, "'<audio>' in the place of an image"),
         ({"messages": [system("One."), user("Why?"), assistant("So.")], "system": "Two."}, "two system prompts that differ"),
         ({"prompt": "Why?", "response": "So.", "system": ["x"]}, "'system' is a list"),
         ({"prompt": "Why?", "response": "So.", "history": [["a"]]}, r"history\[0\]' is no pair"),
@@ -99,6 +105,18 @@ def test_columns_and_keys_that_are_not_used_are_named_once_and_those_of_prompts_
 def test_what_carries_a_meaning_is_used_or_refused(tmp_path: Path, row: Row, reason: str) -> None:
     with pytest.raises(DataError, match=f"line 1: .*{reason}"):
         prepared(tmp_path, "sft", [row])
+
+
+def test_elements_of_html_are_text(tmp_path: Path) -> None:
+    said = (
+        "What does <video> do?",
+        "Is it <image> or <img>?",
+        "<video> does not play",
+        "```\n<svg><image></svg>\n```",
+        "a <audio>",
+    )
+    _, summary = prepared(tmp_path, "sft", [{"prompt": text, "response": "So."} for text in said])
+    assert summary["bad_rows"]["count"] == 0
 
 
 def test_weights_of_turns_and_conditions_of_rows_reach_the_sft_table(tmp_path: Path) -> None:
