@@ -34,6 +34,7 @@ from rlhf_core.methods.preference import PREFERENCE
 from rlhf_core.settings.online import OnlineConfig
 from rlhf_core.settings.preference import PreferenceConfig
 from rlhf_core.settings.training import MethodConfig, TrainingConfig
+from rlhf_core.settings.vr_cli import VrCliBaselineConfig
 from tasks.runtime.contract.home import Home
 
 
@@ -158,7 +159,7 @@ def precisions(graph: Graph) -> Iterator[str]:
     chosen = {
         stage: (settings.engine if isinstance(settings, TrainingConfig) else settings).precision
         for stage, settings in found.items()
-        if isinstance(settings, (TrainingConfig, EvaluateConfig))
+        if isinstance(settings, (TrainingConfig, EvaluateConfig, VrCliBaselineConfig))
     }
     for dtype in dict.fromkeys(chosen.values()):
         yield f"computes in {dtype}: {', '.join(stage for stage in chosen if chosen[stage] == dtype)}"

@@ -134,6 +134,11 @@ def test_plan_lists_every_node_and_runs_nothing(tmp_path: Path, alignflow: Comma
         assert node in answer.stdout
     assert "15 of 15 stages run" in answer.stdout
     assert "compares preference, online with sft; decides by procedures.score" in answer.stdout
+    computed = re.search(
+        r"computes in (bf16|fp32): sft, reward_model, preference, online, evaluate$", answer.stdout, re.MULTILINE
+    )
+    assert computed is not None, answer.stdout
+    assert f"dtype auto is {computed[1]}" in " ".join(alignflow(tmp_path / "home", "doctor").stdout.split())
     assert list((tmp_path / "home" / "store").iterdir()) == []
 
 
