@@ -36,12 +36,7 @@ def check(record: Record, table: TableName) -> None:
         return
     if "user" not in roles:
         raise BadRow("has no user turn before the answer")
-    for message in record.prompt:
-        if message["role"] == "user" and ">" in message["content"] and (found := _PLACEHOLDER.search(message["content"])):
-            raise BadRow(
-                f"has {found[0].strip()!r} in the place of an image, audio or video, which it would learn as a word: the models here "
-                "read text only; remove the row, or write it otherwise"
-            )
+    _refuse_placeholders(record.prompt)
     if roles[-1] == "assistant":
         raise BadRow("the prompt ends with an assistant turn")
     if table == "prompts":
@@ -62,6 +57,15 @@ def check(record: Record, table: TableName) -> None:
         raise BadRow("starts with an assistant turn: put a user or system turn before it, or remove it")
     if table == "sft" and not any(_is_learnt(message) for message in (*record.prompt, *record.response)):
         raise BadRow("nothing is learnt from it: every assistant turn has weight 0")
+
+
+def _refuse_placeholders(prompt: Iterable[Message]) -> None:
+    for message in prompt:
+        if message["role"] == "user" and ">" in message["content"] and (found := _PLACEHOLDER.search(message["content"])):
+            raise BadRow(
+                f"has {found[0].strip()!r} in the place of an image, audio or video, which would be learnt as a word: the models here "
+                "read text only; remove the row, or write it otherwise"
+            )
 
 
 def _check_answer(turns: list[Message], name: str) -> None:

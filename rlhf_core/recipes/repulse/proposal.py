@@ -24,6 +24,7 @@ from rlhf_core.objectives.twisted import (
     target_weights,
     twist_weights,
 )
+from rlhf_core.recipes.online.alarms import check_rewards
 from rlhf_core.recipes.online.job import OnlineJob
 from rlhf_core.recipes.online.losses import LOGPROBS
 from rlhf_core.recipes.online.metrics import sampler_gap_metrics, update_metrics
@@ -79,6 +80,7 @@ class Proposal:
         self._job, self._config, self._workers, self._sampler, self._wait = job, job.config, workers, sampler, wait
         self._samples = job.config.samples_per_prompt
         self._drawn: Proposed | None = None
+        self._has_warned = False
 
     def begin(self, step: int, rollouts: Rollouts) -> None:
         """Start drawing for the prompts of round `step` (from 0), as soon as the sampler has nothing of the policy's to draw."""
@@ -124,6 +126,7 @@ class Proposal:
         calls = [workers[role].call("predict", forward, rows) for role in ("policy", "proposal")]
         [rewards], policy, own = self._wait(scoring, *calls, may_stop=may_stop)
         found = Proposed(rollouts, rewards, added(policy)[LOGPROBS], added(own)[LOGPROBS])
+        check_rewards(step, rewards, self._config, self._job.events)
         gap = sampler_gap_metrics(found.own, rollouts.sampler_logprobs, rollouts.mask)
         check_sampler(f"round {step + 1}, proposal", gap, self._config, self._workers.engine)
         name = f"step-{step + 1:05d}.parquet" if not number else f"step-{step + 1:05d}-{number + 1}.parquet"
@@ -183,15 +186,23 @@ class Proposal:
         effective = effective_samples(weights)
         scale = settings.alpha / (self._samples if settings.negative_reduction == "mean_k" else 1)
         worth = drawn.worth[drawn.valid].double()
-        if (mean := float(effective.mean())) < _HARDLY_MORE_THAN_ONE:
-            self._job.events.warn_once(
+        if (mean := float(effective.mean())) < _HARDLY_MORE_THAN_ONE and not self._has_warned:
+            self._has_warned = True
+            self._job.events.warn(
                 f"repulse: of {self._samples} samples of the proposal to a prompt {mean:.2f} count on average, so one decides for each: a "
                 "target_beta nearer to 0 or more samples_per_prompt make more of them count"
             )
+        of_rewards = (
+            {
+                "proposal/reward": worth.mean(),
+                "proposal/reward_min": worth.min(),
+                "proposal/weighted_reward": (weights.flatten() * drawn.worth).sum() / (effective > 0).sum(),
+            }
+            if len(worth)
+            else {}
+        )
         return {
-            "proposal/reward": float(worth.mean()) if len(worth) else float("nan"),
-            "proposal/reward_min": float(worth.min()) if len(worth) else float("nan"),
-            "proposal/weighted_reward": float((weights.flatten() * drawn.worth).sum() / max(1, int((effective > 0).sum()))),
+            **{name: float(value) for name, value in of_rewards.items()},
             "proposal/effective_samples": mean,
             "proposal/effective_samples_min": float(effective.min()),
             # Of single samples, so that of q from p: what the two policies differ by on what the proposal draws.
