@@ -42,6 +42,9 @@ class EvaluateConfig(Settings):
         le=1.0,
         description="Share of the drawn rows too long for the model, or refused by its template, above which the stage stops (exit 11)",
     )
+    bad_below: float | None = Field(
+        None, description="Answers whose reward is less are bad: the share of them is told as reward.bad; null: not told"
+    )
     temperature: float = Field(1.0, gt=0.0, description="Temperature of the sampled answers")
     samples_per_prompt: int = Field(1, ge=1, description="Sampled answers a prompt; their mean counts once")
     greedy: bool = Field(True, description="Also answer greedily, beside the sampled answers")

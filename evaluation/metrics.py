@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
+import numpy as np
+
 from data_processing.procedures.checker import check
 from data_processing.procedures.faults import procedure_faults
 from data_processing.procedures.policy import is_policy
@@ -32,6 +34,7 @@ PROCEDURES = {
     "efficiency": Measure("procedures.efficiency", "Efficiency (share of the optimum)", lowest=0.0, highest=1.0),
 }
 REWARD = Measure("reward", "Reward model score")
+BAD = Measure("reward.bad", "Bad answers (share)", better="lower", digits=4, lowest=0.0, highest=1.0)
 KL = Measure("kl", "KL to the base (nats a response)", better="neither", digits=1)
 KL_PER_TOKEN = Measure("kl_per_token", "KL to the base (nats a token)", better="neither", digits=3)
 LENGTH = Measure("length", "Length (tokens)", better="neither", digits=0, lowest=0.0)
@@ -63,12 +66,22 @@ def procedures(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
 
 
 def reward(job: EvaluationJob, answers: Sequence[Answer]) -> list[Score]:
-    """The reward model's score of each answer."""
+    """The reward model's score of each answer, and whether it is below what the settings call bad."""
     scorer = _scorer(job)
     # Answers to one prompt after the other, so that it is computed once for them.
     ordered = sorted(answers, key=lambda answer: answer.prompt.id)
     values = scorer.score([answer.to_scored_response() for answer in ordered], teller(job, "reward model scores"))
-    return [Score(answer.id, REWARD, value) for answer, value in zip(ordered, values, strict=True)]
+    scores = [Score(answer.id, REWARD, value) for answer, value in zip(ordered, values, strict=True)]
+    if (limit := job.config.bad_below) is None:
+        return scores
+    bad = [Score(score.answer_id, BAD, float(score.value < limit)) for score in scores]
+    if not any(score.value for score in bad):
+        lowest = ", ".join(f"{value:.3g}" for value in np.quantile(values, (0.0, 0.01, 0.1)))
+        job.events.warn(
+            f"no answer is worth less than evaluate.bad_below={limit:g}: the lowest is worth, and the lowest 1% and 10% are below, {lowest}; "
+            "sample more, or raise it"
+        )
+    return scores + bad
 
 
 def _scorer(job: EvaluationJob) -> RewardModelScorer:

@@ -180,6 +180,21 @@ def test_the_reward_is_what_transformers_gives_for_the_sampled_tokens(world: Wor
     assert checked >= 1
 
 
+def test_bad_answers_are_those_worth_less(world: World, measured: Path, tmp_path: Path) -> None:
+    worth = [s["value"] for own in read_evaluation(measured).scores_by_answer.values() for s in own if s["metric"] == "reward"]
+    median = sorted(worth)[len(worth) // 2]
+    for limit, name in ((median, "some"), (min(worth), "none")):
+        job = world.job(tmp_path / name, world.other, metrics=["reward"], bad_below=limit)
+        evaluate(job)
+        own = [score for scores in read_evaluation(tmp_path / name).scores_by_answer.values() for score in scores]
+        values = {metric: [s["value"] for s in own if s["metric"] == metric] for metric in ("reward", "reward.bad")}
+        assert values["reward.bad"] == [float(value < limit) for value in values["reward"]]
+        told = [line["message"] for line in events_of(job, "warning") if "evaluate.bad_below" in line["message"]]
+        assert len(told) == (name == "none") and all(f"is worth less than evaluate.bad_below={limit:g}" in line for line in told)
+        share = metrics_of(tmp_path / name)["sampled"]["reward.bad"]
+        assert 0.0 <= share["low"] <= share["mean"] <= share["high"] <= 1.0 and (share["high"] > 0.3)
+
+
 def test_kl_of_a_model_to_itself_is_exactly_zero(world: World, tmp_path: Path) -> None:
     copy = shutil.copytree(world.base, tmp_path / "copy")
     for dtype, model in (("fp32", world.base), ("fp32", copy), ("bf16", copy)):
