@@ -72,8 +72,11 @@ class SourceRows:
         """A line on the columns that were not used, and one on the files that are no data, if there are any."""
         told = {"columns that were not used": sorted(self._unused), "passed over": self._passed_over}
         lines = [f"{self.place}: {what}: {_listed(names)}" for what, names in told.items() if names]
-        left_out = [f"{self.place}: {count} chapters were left out: {why}" for why, count in self._left_out.items()]
-        return lines + left_out
+        return lines + [f"{self.place}: {line}" for line in self._what_was_left_out]
+
+    @property
+    def _what_was_left_out(self) -> list[str]:
+        return [f"{count} chapters were left out: {why}" for why, count in self._left_out.items()]
 
     @property
     def into(self) -> Split | None:
@@ -144,10 +147,9 @@ class SourceRows:
 
     def _check(self) -> None:
         if not self.n_read:
-            why = "".join(f"; {count} chapters were left out: {why}" for why, count in self._left_out.items())
-            raise DataError(
-                f"{self.place}: source '{self._source.path}' has no rows{why}; check {'its options' if why else 'the file'}, or remove the source"
-            )
+            told = "; ".join(["has no rows", *self._what_was_left_out])
+            place = "its options" if self._left_out else "the file"
+            raise DataError(f"{self.place}: source '{self._source.path}' {told}; check {place}, or remove the source")
         if self.n_bad > self._max_bad_fraction * self.n_read:
             listed = "".join(f"\n  {bad['row']}: {bad['reason']}" for bad in self.bad)
             raise DataError(

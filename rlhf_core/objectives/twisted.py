@@ -104,17 +104,14 @@ def twist_weights(
     mask_BT: Tensor,
     samples_per_prompt: int,
     valid_B: Tensor,
-    *,
-    drawn_logprobs_BT: Tensor | None = None,
 ) -> Tensor:
     """v [B, T] in fp64: how the samples of a prompt weigh by their beginnings, up to each token, under p psi / q.
 
-    psi = q / p of the token itself, so on policy the beginning is what stands before it, and the first token has 1/K. A response that
-    has ended keeps its last weight. `drawn_logprobs_BT` are those of the proposal that drew the responses; None: of the present one.
+    psi = q / p of the token itself. The proposal is the one that drew the responses, so the beginning is what stands before a token, and
+    the first token has 1/K. A response that has ended keeps its last weight.
     """
-    drawn = proposal_logprobs_BT if drawn_logprobs_BT is None else drawn_logprobs_BT
-    p, q, q_drawn = (masked(x.detach().double(), mask_BT) for x in (logprobs_BT, proposal_logprobs_BT, drawn))
-    logs = (p - q_drawn).cumsum(1) + (q - p)
+    p, q = (masked(x.detach().double(), mask_BT) for x in (logprobs_BT, proposal_logprobs_BT))
+    logs = (p - q).cumsum(1) + (q - p)
     shape = (-1, samples_per_prompt, logs.shape[1])
     valid = valid_B.view(-1, samples_per_prompt, 1)
     weights = torch.softmax(logs.view(shape).masked_fill(~valid, -torch.inf), dim=1)

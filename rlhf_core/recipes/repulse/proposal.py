@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,12 +129,8 @@ class Proposal:
         gap = sampler_gap_metrics(found.own, rollouts.sampler_logprobs, rollouts.mask)
         check_sampler(f"round {step + 1}, proposal", gap, self._config, self._workers.engine)
         name = f"step-{step + 1:05d}.parquet" if not number else f"step-{step + 1:05d}-{number + 1}.parquet"
-        write_rollouts(self._folder / name, step + 1, rollouts, rewards)
+        write_rollouts(self._job.resume / PROPOSALS / name, step + 1, rollouts, rewards)
         return found
-
-    @property
-    def _folder(self) -> Path:
-        return self._job.resume / PROPOSALS
 
     def _train(self, step: int, number: int, drawn: Proposed, settings: RepulseSettings) -> dict[str, float]:
         """One optimizer step on all its samples."""
